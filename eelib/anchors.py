@@ -1,0 +1,105 @@
+"""Default boxes and the box coder of SSD.
+
+Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016, section 2.2;
+layout and rounding follow ``torchvision.models.detection.anchor_utils.DefaultBoxGenerator``,
+so that weights trained there decode here (held by a parity test).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# SSD's variances 0.1 and 0.2, written as the reciprocal weights of torchvision's BoxCoder.
+CODER_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+# exp() of a regressed size is capped here (R-CNN's convention), so a wild output stays finite.
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+
+def default_boxes(
+    grid_sizes_hw: Sequence[tuple[int, int]],
+    scales: Sequence[float],
+    aspect_ratios: Sequence[Sequence[float]],
+    image_size_hw: tuple[int, int],
+) -> Tensor:
+    """Default boxes of a feature pyramid, cell by cell, map by map.
+
+    Args:
+        grid_sizes_hw: height and width of each feature map, finest first.
+        scales: box scale of each map as a share of the image, and one more for the last
+            map's intermediate scale: ``len(grid_sizes_hw) + 1`` values in (0, 1].
+        aspect_ratios: for each map the ratios r > 1; a cell gets boxes of ratio 1 (two
+            scales), r and 1/r: ``2 + 2 * len(ratios)`` boxes.
+        image_size_hw: size of the network's input in pixels.
+
+    Returns:
+        ``boxes_xyxy`` in pixels, float32, shape (A, 4); not clipped to the image.
+
+    Raises:
+        ValueError: the three sequences disagree in length.
+
+    Source: SSD, section 2.2, "Choosing scales and aspect ratios for default boxes".
+    """
+    if len(scales) != len(grid_sizes_hw) + 1 or len(aspect_ratios) != len(grid_sizes_hw):
+        raise ValueError(
+            f"{len(grid_sizes_hw)} feature maps need {len(grid_sizes_hw) + 1} scales and "
+            f"{len(grid_sizes_hw)} lists of aspect ratios; got {len(scales)} and {len(aspect_ratios)}"
+        )
+    height, width = image_size_hw
+    boxes = []
+    for k, (rows, columns) in enumerate(grid_sizes_hw):
+        between = math.sqrt(scales[k] * scales[k + 1])
+        sizes_wh = [(scales[k], scales[k]), (between, between)]
+        for ratio in aspect_ratios[k]:
+            long, short = scales[k] * math.sqrt(ratio), scales[k] / math.sqrt(ratio)
+            sizes_wh += [(long, short), (short, long)]
+        wh = torch.tensor(sizes_wh, dtype=torch.float32).clamp(0, 1)  # (K, 2)
+        cy = (torch.arange(rows, dtype=torch.float32) + 0.5) / rows
+        cx = (torch.arange(columns, dtype=torch.float32) + 0.5) / columns
+        grid_y, grid_x = torch.meshgrid(cy, cx, indexing="ij")
+        centres = torch.stack((grid_x, grid_y), -1).reshape(-1, 1, 2)  # (H*W, 1, 2)
+        corners = torch.cat((centres - 0.5 * wh, centres + 0.5 * wh), -1)  # (H*W, K, 4)
+        boxes.append(corners.reshape(-1, 4))
+    return torch.cat(boxes) * torch.tensor([width, height, width, height], dtype=torch.float32)
+
+
+def _centre_form(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    size = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
+    return boxes_xyxy[..., :2] + 0.5 * size, size
+
+
+def encode(boxes_xyxy: Tensor, defaults_xyxy: Tensor) -> Tensor:
+    """Regression target of a box relative to its default box.
+
+    Args:
+        boxes_xyxy: objects in pixels, shape (..., 4), positive width and height.
+        defaults_xyxy: default boxes in pixels, shape (..., 4).
+
+    Returns:
+        Offsets (dx, dy, dw, dh), shape (..., 4), scaled by ``CODER_WEIGHTS``.
+
+    Source: SSD, section 2.2, equation 2.
+    """
+    weights = boxes_xyxy.new_tensor(CODER_WEIGHTS)
+    centre, size = _centre_form(boxes_xyxy)
+    default_centre, default_size = _centre_form(defaults_xyxy)
+    offsets = torch.cat(((centre - default_centre) / default_size, (size / default_size).log()), -1)
+    return offsets * weights
+
+
+def decode(bbox_regression: Tensor, defaults_xyxy: Tensor) -> Tensor:
+    """Boxes from regressed offsets; the inverse of :func:`encode`.
+
+    Args:
+        bbox_regression: offsets, shape (..., A, 4).
+        defaults_xyxy: default boxes in pixels, shape (A, 4).
+
+    Returns:
+        ``boxes_xyxy`` in pixels, shape (..., A, 4), not clipped.
+    """
+    offsets = bbox_regression / bbox_regression.new_tensor(CODER_WEIGHTS)
+    default_centre, default_size = _centre_form(defaults_xyxy)
+    centre = default_centre + offsets[..., :2] * default_size
+    size = default_size * offsets[..., 2:].clamp(max=MAX_LOG_SCALE).exp()
+    return torch.cat((centre - 0.5 * size, centre + 0.5 * size), -1)
