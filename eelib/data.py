@@ -223,6 +223,7 @@ class DetectionDataset(Dataset):
         keep_crowd: bool = False,
         negatives: bool = True,
         limit: int | None = None,
+        sample: str = "seeded",
         seed: int = 0,
     ):
         path = annotation_path(split, root)
@@ -239,7 +240,10 @@ class DetectionDataset(Dataset):
             ids = [i for i in ids if self.annotations[i]]
         if limit is not None and limit < len(ids):
             order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
-            ids = sorted(ids[i] for i in order[:limit])
+            # "first" is the record's way: the first ids in the order of the annotation file
+            ids = list(dict.fromkeys(i for i in self.coco.imgs if i in set(ids)))[:limit] if sample == "first" else sorted(
+                ids[i] for i in order[:limit]
+            )
         self.image_ids = ids
         self.images = [read_image(self.folder / self.coco.imgs[i]["file_name"]) for i in ids]
 

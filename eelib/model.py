@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V3_Large_Weights
 from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights, ssdlite320_mobilenet_v3_large
-from torchvision.ops import Conv2dNormActivation, batched_nms, clip_boxes_to_image
+from torchvision.ops import Conv2dNormActivation, clip_boxes_to_image, nms
 
 from eelib.anchors import decode, default_boxes
 
@@ -232,13 +232,25 @@ def postprocess(
         nms_threshold: IoU above which the weaker of two boxes goes, in [0, 1].
         topk: boxes that enter the suppression, and at most leave it.
     """
-    boxes = clip_boxes_to_image(decode(output.bbox_regression, output.default_boxes), size_hw)
+    boxes = decode(output.bbox_regression, output.default_boxes)
     scores = output.cls_logits.softmax(-1)[..., 1]
+    return keep_best(boxes, scores, size_hw, score_threshold, nms_threshold, topk)
+
+
+def keep_best(
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    size_hw: tuple[int, int],
+    score_threshold: float = 0.001,
+    nms_threshold: float = 0.55,
+    topk: int = 300,
+) -> list[Detections]:
+    """Clip boxes (B, A, 4), keep the best by score (B, A) and suppress; arguments as in :func:`postprocess`."""
     detections = []
-    for image_boxes, image_scores in zip(boxes, scores, strict=True):
+    for image_boxes, image_scores in zip(clip_boxes_to_image(boxes_xyxy, size_hw), scores, strict=True):
         kept = torch.where(image_scores > score_threshold)[0]
         best, order = image_scores[kept].topk(min(topk, len(kept)))
         candidates = image_boxes[kept][order]
-        keep = batched_nms(candidates, best, torch.zeros_like(order), nms_threshold)
+        keep = nms(candidates, best, nms_threshold)
         detections.append(Detections(candidates[keep], best[keep]))
     return detections

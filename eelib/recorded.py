@@ -144,6 +144,7 @@ class RecordedDetector(nn.Module):
         self.heads = RecordedExits(config.temperature.start, config.model.context_recomputed)
         self.normalise = config.data.normalise
         self.backbone.requires_grad_(config.model.train_trunk)
+        self.heads.temperatures.requires_grad_(config.temperature.from_routing)
         if config.model.context_projection == "frozen":
             self.heads.projections.requires_grad_(False)
 
@@ -270,7 +271,7 @@ def recorded_loss(
     total = sum(w * part for w, part in zip(exit_weights(config, epoch), losses, strict=True))
     total = total + loss.cascade * cascade + loss.confidence_order * order
     parts = {f"loss_{name}": float(part.detach()) for name, part in zip(EXIT_NAMES, losses, strict=True)}
-    parts |= {"loss_cascade": float(cascade), "loss_order": float(order)}
+    parts |= {"loss_cascade": float(cascade.detach()), "loss_order": float(order.detach())}
     parts |= {f"confidence_{name}": float(v.detach().mean()) for name, v in zip(EXIT_NAMES, c, strict=True)}
     parts |= {f"confidence_std_{name}": float(v.detach().std()) for name, v in zip(EXIT_NAMES, c, strict=True)}
     return total, {"loss": float(total.detach()), **parts}

@@ -11,9 +11,12 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from eelib.config import PhaseConfig
+from eelib.config import PhaseConfig, resolve
 from eelib.data import DetectionDataset, as_input, build_transform, loader
+from eelib.losses import detection_loss
+from eelib.model import EarlyExitSSDLite, ExitOutput
 
 
 class TrainingError(RuntimeError):
@@ -90,7 +93,7 @@ class WeightAverage:
     def update(self, model: nn.Module) -> None:
         """Move the average towards the model."""
         self.step += 1
-        weight = 1 - min(self.decay, (1 + self.step) / (10 + self.step))
+        weight = 1 - min(self.decay, (1 + self.step) / (10 + self.step))  # 1 when decay is 0
         for key, value in model.state_dict().items():
             if value.is_floating_point():
                 self.state[key].lerp_(value, weight)
@@ -119,88 +122,74 @@ def make_fabric(config: PhaseConfig) -> Fabric:
 
 
 def parameter_groups(model: nn.Module, config: PhaseConfig) -> list[dict]:
-    """Weights with decay, norms and biases without; the trunk at its own learning rate."""
-    optim = config.optim
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    """Weights with decay, norms and biases without; the trunk and the temperatures at their own rate."""
+    optim, temperature = config.optim, config.temperature
+    groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name.startswith("backbone"), parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": optim.lr * (optim.trunk_lr_factor if trunk else 1.0),
-            "weight_decay": optim.weight_decay if decays else 0.0,
-        }
-        for (trunk, decays), parameters in groups.items()
-    ]
+        if not parameter.requires_grad:
+            continue
+        lr = optim.lr * (optim.trunk_lr_factor if name.startswith("backbone") else 1.0)
+        decay = optim.weight_decay if parameter.ndim > 1 else 0.0
+        if name.endswith("temperatures"):
+            lr, decay = temperature.lr, temperature.weight_decay
+        groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
 
 
 def fit(
     model: nn.Module,
-    loss_fn: Callable[[object, list[dict], int], dict[str, Tensor]],
+    step_loss: Callable[[nn.Module, object, float], tuple[Tensor, dict[str, float]]],
+    epoch_batches: Callable[[int], DataLoader],
     config: PhaseConfig,
     out: Path | str,
     *,
     resume: bool = False,
     evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
     log: Callable[[str], None] = print,
-    forward: Callable[[nn.Module, Tensor], object] | None = None,
 ) -> list[dict]:
     """Train a model by a configuration; a checkpoint and a CSV line after every epoch.
 
     Args:
-        model: called on images (B, 3, S, S) in [0, 1].
-        loss_fn: (outputs, targets, step) to a dict of scalars; their sum is minimised.
-        config: the run's configuration; ``optim`` and ``data`` are used.
+        model: its parameters that require a gradient are trained.
+        step_loss: (model, batch, fractional epoch) to the loss and its parts for the log.
+        epoch_batches: the loader of an epoch; its order must depend on the seed and the epoch alone.
+        config: the run's configuration; ``optim`` and ``seed`` are used.
         out: folder of ``last.pth`` and ``losses.csv``.
         resume: continue from ``last.pth`` to the same weights as an uninterrupted run.
-        evaluate: called on the averaged model every ``optim.eval_every`` epochs.
+        evaluate: called on the averaged model every ``optim.eval_every`` epochs and after the last.
         log: receives one line an epoch.
-        forward: replaces ``model(images)``, for training a part of a model.
 
     Returns:
-        One dict an epoch: losses, learning rate, seconds, and what ``evaluate`` gave.
+        One dict an epoch: means of the parts, learning rate, seconds, and what ``evaluate`` gave.
+        The model holds the averaged weights.
 
     Raises:
         TrainingError: a loss is not finite, or the checkpoint belongs to another configuration.
     """
-    out, optim, data = Path(out), config.optim, config.data
+    out, optim = Path(out), config.optim
     fabric = make_fabric(config)
-    torch.manual_seed(config.seed)
-    dataset = DetectionDataset(
-        "train", data.root, keep_crowd=not data.drop_crowd, negatives=data.negatives, limit=data.limit, seed=config.seed
-    )
-    steps_per_epoch = len(loader(dataset, optim.batch_size, shuffle=True))
-    total = steps_per_epoch * optim.epochs
     average = WeightAverage(model, optim.ema_decay)
     raw = model
     optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=optim.lr)
     base = [group["lr"] for group in optimizer.param_groups]
-    model, optimizer = fabric.setup(model.to(memory_format=torch.channels_last), optimizer)
+    model, optimizer = fabric.setup(model, optimizer)
     history, first = [], 0
     if resume and (out / "last.pth").exists():
         history, first = _restore(out / "last.pth", raw, optimizer, average, config)
         log(f"resumed after epoch {first} of {optim.epochs}")
-    call = forward or (lambda network, images: network(images))
-    if optim.compile:
-        call = torch.compile(call, dynamic=False)
     for epoch in range(first, optim.epochs):
         began = time.perf_counter()
-        size = image_size_at(epoch, data.image_sizes)
-        dataset.transform = build_transform(size, data.augment, data.rescale_boxes, data.flip_boxes)
-        batches = fabric.setup_dataloaders(
-            loader(dataset, optim.batch_size, shuffle=True, epoch=epoch, workers=optim.workers)
-        )
+        torch.manual_seed(config.seed * 1_000_003 + epoch)
+        batches = fabric.setup_dataloaders(epoch_batches(epoch))
+        steps = len(batches)
         model.train()
         sums: dict[str, float] = {}
-        for index, (images, targets) in enumerate(batches):
-            step = epoch * steps_per_epoch + index
+        for index, batch in enumerate(batches):
+            factor = learning_rate_factor(epoch * steps + index, steps * optim.epochs, optim.warmup_steps)
             for group, lr in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = lr * learning_rate_factor(step, total, optim.warmup_steps)
-            losses = loss_fn(call(model, as_input(images)), targets, step)
-            loss = torch.stack(list(losses.values())).sum()
-            parts = {name: float(value.detach()) for name, value in losses.items()}
-            if not math.isfinite(sum(parts.values())):
+                group["lr"] = lr * factor
+            loss, parts = step_loss(model, batch, epoch + index / steps)
+            if not math.isfinite(float(loss.detach())):
                 raise TrainingError(f"loss is not finite at epoch {epoch + 1}, batch {index + 1}: {parts}")
             optimizer.zero_grad()
             fabric.backward(loss)
@@ -209,9 +198,8 @@ def fit(
             optimizer.step()
             average.update(raw)
             for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value
-        row = {"epoch": epoch + 1, "image_size": size, "lr": optimizer.param_groups[0]["lr"]}
-        row |= {name: value / steps_per_epoch for name, value in sums.items()}
+                sums[name] = sums.get(name, 0.0) + value / steps
+        row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **sums}
         row["seconds"] = round(time.perf_counter() - began, 1)
         if evaluate and ((epoch + 1) % optim.eval_every == 0 or epoch + 1 == optim.epochs):
             row |= _evaluate_average(raw, average, evaluate, epoch)
@@ -263,3 +251,88 @@ def _restore(path, model, optimizer, average, config) -> tuple[list[dict], int]:
     optimizer.load_state_dict(state["optimizer"])
     average.state, average.step = state["model"], state["average_step"]
     return state["history"], state["epoch"]
+
+
+def build_model(config: PhaseConfig) -> EarlyExitSSDLite:
+    """The SSDLite of a configuration, from its start weights; the trunk frozen where it says so.
+
+    Raises:
+        TrainingError: the start checkpoint does not fit.
+    """
+    torch.manual_seed(config.seed)
+    weights = None if config.model.weights == "none" or config.model.start else config.model.weights
+    model = EarlyExitSSDLite(early=config.model.exits, weights=weights)
+    if config.model.start:
+        start = load_checkpoint(resolve(config.model.start))["model"]
+        early = {k: v for k, v in model.state_dict().items() if k.startswith("early.") and k not in start}
+        model.load_state_dict(start | early)
+    if not config.model.train_trunk:
+        model.requires_grad_(False)
+        model.early.requires_grad_(True)
+    return model
+
+
+def detection_step(config: PhaseConfig) -> Callable:
+    """``step_loss`` of :func:`fit` for an SSDLite with or without exits."""
+    frozen = not config.model.train_trunk
+
+    def outputs(network: nn.Module, images: Tensor) -> list:
+        return [(o.name, o.cls_logits, o.bbox_regression, o.default_boxes) for o in network(images)]
+
+    call = torch.compile(outputs, dynamic=False) if config.optim.compile else outputs
+
+    def step_loss(model: nn.Module, batch: tuple, epoch: float) -> tuple[Tensor, dict[str, float]]:
+        images, targets = batch
+        if frozen:  # statistics of the trunk stay as they are: the full path must not move
+            model.module.backbone.eval()
+            model.module.head.eval()
+        total, parts = torch.zeros(()), {}
+        weights = dict(zip(("exit1", "exit2", "full"), config.loss.exit_weights, strict=True))
+        for output in (ExitOutput(*o) for o in call(model, as_input(images))):
+            if frozen and output.name == "full":
+                continue
+            losses = detection_loss(
+                output,
+                targets,
+                iou_threshold=config.targets.iou_threshold,
+                classification=config.loss.classification,
+                box=config.loss.box,
+            )
+            for name, value in losses.items():
+                total = total + weights[output.name] * value
+                parts[f"{output.name}_{name}"] = float(value.detach())
+        return total, {"loss": float(total.detach()), **parts}
+
+    return step_loss
+
+
+def training_batches(config: PhaseConfig) -> Callable[[int], DataLoader]:
+    """``epoch_batches`` of :func:`fit` for the training split of a configuration."""
+    data, optim = config.data, config.optim
+    dataset = DetectionDataset(
+        "train",
+        resolve(data.root),
+        keep_crowd=not data.drop_crowd,
+        negatives=data.negatives,
+        limit=data.limit,
+        seed=config.seed,
+    )
+
+    def epoch_batches(epoch: int) -> DataLoader:
+        size = image_size_at(epoch, data.image_sizes)
+        dataset.transform = build_transform(size, data.augment, data.rescale_boxes, data.flip_boxes)
+        return loader(dataset, optim.batch_size, shuffle=True, epoch=epoch, workers=optim.workers)
+
+    return epoch_batches
+
+
+def load_released(path: Path | str) -> EarlyExitSSDLite:
+    """A released detector; it has exits when its checkpoint holds them.
+
+    Raises:
+        TrainingError: no checkpoint, or one of another architecture.
+    """
+    early = any(key.startswith("early.") for key in load_checkpoint(path)["model"])
+    model = EarlyExitSSDLite(early=early)
+    load_weights(model, path)
+    return model

@@ -1,0 +1,33 @@
+# The two commands of the README: `make reproduce` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+CORES ?= 2
+
+.PHONY: reproduce test lab lint clean
+.DEFAULT_GOAL := reproduce
+
+# Installed from the lock alone; a changed lock installs again.
+$(VENV)/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+reproduce: $(VENV)/ready
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --quiet rules
+
+test: $(VENV)/ready
+	$(BIN)/ruff check eelib tests
+	$(BIN)/pytest -q -n 2
+	$(BIN)/pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=240 --timeout=900 notebooks
+
+lab: $(VENV)/ready
+	$(BIN)/jupyter lab notebooks
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check eelib tests
+	$(BIN)/ruff format --check eelib tests
+
+clean:
+	rm -rf runs .snakemake

@@ -1,0 +1,134 @@
+"""The command line: ``eelib train | exits | run | validate | bench``."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import papermill
+import torch
+
+from eelib import batch, config, phases, train
+from eelib.data import DataError, DetectionDataset, as_input, build_transform
+from eelib.evaluate import coco_ap, decision, detect_exits
+from eelib.latency import exit_times
+
+ERRORS = (config.ConfigError, DataError, train.TrainingError, OSError)
+
+
+def _train(args: argparse.Namespace) -> int:
+    """Train an SSDLite with or without exits and release its averaged weights."""
+    settings = config.load(args.config)
+    out = Path(args.out)
+    if not os.access(out.parent if not out.exists() else out, os.W_OK) and out.parent.exists():
+        raise PermissionError(f"{out}: output folder is not writable")
+    model = train.build_model(settings)
+    val = DetectionDataset("val", config.resolve(settings.data.root), build_transform(320), keep_crowd=True)
+
+    def evaluate(network, epoch: int) -> dict[str, float]:
+        results = detect_exits(network, val)
+        return {f"{name}_AP": coco_ap(val.coco, rows, val.image_ids)["AP"] for name, rows in results.items()}
+
+    history = train.fit(
+        model,
+        train.detection_step(settings),
+        train.training_batches(settings),
+        settings,
+        out,
+        resume=args.resume,
+        evaluate=evaluate,
+    )
+    state = {"model": model.state_dict(), "config": settings.model_dump(mode="json"), "history": history}
+    print(f"released {train.save_checkpoint(out / 'released.pth', state)}")
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Execute a notebook by papermill."""
+    out = args.out or f"runs/executed/{Path(args.notebook).stem}.ipynb"
+    overrides = {"limit": args.limit} if args.limit is not None else {}
+    try:
+        batch.run_notebook(args.notebook, out, args.params, **overrides)
+    except papermill.PapermillExecutionError as error:
+        print(f"eelib: {args.notebook}: a cell failed: {error.ename}: {error.evalue}; see {out}", file=sys.stderr)
+        return 1
+    print(f"executed {out}")
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    """AP of the routed detections of a recorded phase on test, and the record's decision."""
+    path = config.ROOT / "params" / f"phase_{phases.tag(args.phase)}.yaml"
+    settings = config.load(path)
+    folder = Path(args.runs) / f"phase_{phases.tag(args.phase)}"
+    if args.compute_map:
+        detector = phases.load_phase(settings, folder)
+        run = phases.route_split(detector, settings, "test")
+        ap = coco_ap(run["dataset"].coco, run["routed"], run["dataset"].image_ids)
+    else:
+        summary = folder / f"final_summary_phase{phases.tag(args.phase)}.json"
+        if not summary.exists():
+            raise train.TrainingError(f"{summary}: nothing measured yet; add --compute-map or run `make reproduce`")
+        ap = json.loads(summary.read_text())
+    answer = {"phase": args.phase, "split": "test", "AP": ap["AP"], "AP50": ap["AP50"], "decision": decision(ap["AP"])}
+    if args.json:
+        print(json.dumps(answer))
+    else:
+        print(f"phase {args.phase} on test: AP {ap['AP']:.3f}, AP50 {ap['AP50']:.3f}. Decision: {answer['decision']}.")
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    """Time of each exit in eager mode as a ratio to full, interleaved in one run."""
+    model = train.load_released(args.checkpoint).eval()
+    dataset = DetectionDataset("val", transform=build_transform(320), limit=1)
+    times = exit_times(model, as_input(dataset[0][0][None]), repeats=args.repeats)
+    for name, t in times.items():
+        print(f"{name:6} median {t['median_ms']:6.1f} ms   p95 {t['p95_ms']:6.1f} ms   ratio to full {t['ratio']:.2f}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="eelib", description="Early-exit object detection.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, call: Callable, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=call.__doc__, description=call.__doc__, epilog=f"example: {example}")
+        command.set_defaults(call=call)
+        return command
+
+    command = add("train", _train, "eelib train params/phase_2_0_baseline.yaml --out runs/baseline --resume")
+    command.add_argument("config", help="parameter file of a 2.x phase")
+    command.add_argument("--out", required=True, help="folder of the checkpoint and the losses")
+    command.add_argument("--resume", action="store_true", help="continue from the folder's last.pth")
+    command = add("run", _run, "eelib run notebooks/05_routing.ipynb --params params/phase_1_4.yaml")
+    command.add_argument("notebook")
+    command.add_argument("--params", help="parameter file, checked before the run")
+    command.add_argument("--out", help="executed copy")
+    command.add_argument("--limit", type=int, help="images to evaluate")
+    command = add("validate", _validate, "eelib validate --phase 1.4 --compute-map")
+    command.add_argument("--phase", required=True, help="a phase with a file in params/, such as 1.4")
+    command.add_argument("--compute-map", action="store_true", help="run the detector on test now")
+    command.add_argument("--runs", default=str(config.ROOT / "runs"), help="folder of the trained phases")
+    command.add_argument("--json", action="store_true", help="one JSON object for machines")
+    command = add("bench", _bench, "eelib bench --repeats 30")
+    command.add_argument("--checkpoint", default=str(config.ROOT / "checkpoints" / "exits.pth"))
+    command.add_argument("--repeats", type=int, default=30)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; 0 done, 1 a notebook failed, 2 bad input."""
+    args = _parser().parse_args(argv)
+    try:
+        with torch.inference_mode(mode=args.command in ("validate", "bench")):
+            return args.call(args)
+    except ERRORS as error:
+        print(f"eelib: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

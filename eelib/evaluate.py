@@ -1,0 +1,108 @@
+"""AP by pycocotools, detections per exit, and where a number came from."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+
+from eelib.config import PhaseConfig, resolve
+from eelib.data import CATEGORY, DetectionDataset, batches, split_sha256
+from eelib.model import Detections, postprocess
+
+# Names of pycocotools' summary, in its order.
+AP_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+PACKAGES = ("torch", "torchvision", "pycocotools", "numpy", "lightning-fabric")
+
+
+def to_results(image_id: int, detections: Detections, category_id: int) -> list[dict]:
+    """Detections of one image as COCO results: bbox [x, y, width, height] in pixels."""
+    boxes = detections.boxes.clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    return [
+        {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+        for box, score in zip(boxes.tolist(), detections.scores.tolist(), strict=True)
+    ]
+
+
+def coco_ap(coco: COCO, results: Sequence[dict], image_ids: Sequence[int] | None = None) -> dict[str, float]:
+    """AP[.50:.95], AP50, AP75 and AP by size, by pycocotools.
+
+    Args:
+        coco: the annotations.
+        results: COCO results; an empty list gives 0 (pycocotools itself fails on it).
+        image_ids: images to evaluate; None takes all.
+
+    Raises:
+        ValueError: a score is not finite (pycocotools would accept it silently).
+    """
+    for result in results:
+        if not math.isfinite(result["score"]):
+            raise ValueError(f"score of a detection in image {result['image_id']} is {result['score']}")
+    if not results:
+        return dict.fromkeys(AP_NAMES, 0.0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(coco, coco.loadRes(list(results)), "bbox")
+        evaluation.params.imgIds = sorted(image_ids if image_ids is not None else coco.imgs)
+        evaluation.params.catIds = coco.getCatIds(catNms=[CATEGORY])
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    # pycocotools writes -1 where no object has that size
+    return dict(zip(AP_NAMES, (float(v) for v in evaluation.stats[:6]), strict=True))
+
+
+@torch.no_grad()
+def detect_exits(model: nn.Module, dataset: DetectionDataset, batch_size: int = 16) -> dict[str, list[dict]]:
+    """COCO results of every exit on a data set whose images have the network's size.
+
+    Args:
+        model: yields :class:`eelib.model.ExitOutput` from ``model.exits(images)``.
+        dataset: evaluated in order; its transform resizes and nothing else.
+    """
+    model.eval()
+    results: dict[str, list[dict]] = {name: [] for name in model.exit_names}
+    for images, targets in batches(dataset, batch_size):
+        size_hw = tuple(images.shape[-2:])
+        for output in model.exits(images):
+            for target, detections in zip(targets, postprocess(output, size_hw), strict=True):
+                detections = _to_original(detections, dataset.coco.imgs[target["image_id"]], size_hw)
+                results[output.name] += to_results(target["image_id"], detections, dataset.category_ids[0])
+    return results
+
+
+def _to_original(detections: Detections, image: dict, size_hw: tuple[int, int]) -> Detections:
+    x, y = image["width"] / size_hw[1], image["height"] / size_hw[0]
+    return Detections(detections.boxes * torch.tensor([x, y, x, y]), detections.scores)
+
+
+def file_sha256(path: Path | str) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def provenance(split: str, config: PhaseConfig, checkpoint: Path | str) -> dict:
+    """What every metrics file records beside its numbers."""
+    return {
+        "split": split,
+        "split_sha256": split_sha256(split, resolve(config.data.root)),
+        "checkpoint_sha256": file_sha256(checkpoint),
+        "config": config.model_dump(mode="json"),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def decision(ap: float) -> str:
+    """The record's decision on a fast mode from its AP[.50:.95] (phase comparison, "Decision Point")."""
+    if ap > 0.30:
+        return "acceptable fast mode"
+    if ap < 0.20:
+        return "retrain with proper matching"
+    return "look closer"

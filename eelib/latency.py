@@ -1,0 +1,81 @@
+"""Wall-clock time: warmed up, interleaved, medians. Times of different sessions are not comparable."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from eelib.model import EarlyExitSSDLite, postprocess
+
+
+def measure(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup: int = 5) -> dict[str, dict]:
+    """Time several calls in turn, so that a drift of the machine meets all of them alike.
+
+    Args:
+        calls: name to a call without arguments.
+        repeats: timed rounds, at least 2.
+        warmup: rounds that are not counted.
+
+    Returns:
+        For each name ``median_ms`` and ``p95_ms``.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(warmup + repeats):
+        for name, call in calls.items():
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if round_ >= warmup:
+                times[name].append((time.perf_counter() - began) * 1e3)
+    return {
+        name: {"median_ms": statistics.median(t), "p95_ms": statistics.quantiles(t, n=20)[-1]}
+        for name, t in times.items()
+    }
+
+
+@torch.no_grad()
+def run_to(model: EarlyExitSSDLite, images: Tensor, exit_name: str) -> list:
+    """Detections of one exit, computing nothing beyond it."""
+    for output in model.exits(images):
+        if output.name == exit_name:
+            return postprocess(output, tuple(images.shape[-2:]))
+    raise ValueError(f"exit: {exit_name!r} is unknown; expected one of {', '.join(model.exit_names)}")
+
+
+def exit_times(model: EarlyExitSSDLite, image: Tensor, repeats: int = 30, threads: int = 1) -> dict[str, dict]:
+    """Time of leaving at each exit in eager mode, from tensor to detections, NMS included.
+
+    Early exits before the one measured are run too: that is what a routed image pays.
+
+    Args:
+        model: in evaluation mode.
+        image: (1, 3, H, W) in [0, 1].
+        threads: of torch, restored afterwards.
+
+    Returns:
+        For each exit ``median_ms``, ``p95_ms`` and ``ratio`` to full.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        calls = {name: lambda name=name: run_to(model, image, name) for name in model.exit_names}
+        times = measure(calls, repeats)
+    finally:
+        torch.set_num_threads(before)
+    return {name: t | {"ratio": t["median_ms"] / times["full"]["median_ms"]} for name, t in times.items()}
+
+
+def machine() -> dict[str, str]:
+    """What the times were taken on."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "system": platform.system(),
+        "threads": str(torch.get_num_threads()),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
