@@ -1,0 +1,131 @@
+"""Figures of the dissertation: data in, a Figure out; one function saves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from eelib.train import write_atomic
+
+TEXT_WIDTH_IN = 5.9
+# Okabe and Ito's colour-blind palette, one colour an exit throughout.
+EXIT_COLOURS = {"exit1": "#E69F00", "exit2": "#56B4E9", "full": "#009E73"}
+RECORDED_COLOUR, OURS_COLOUR = "#999999", "#0072B2"
+
+
+def style() -> None:
+    """Font sizes of the text, embedded TrueType fonts, no frame where none is needed."""
+    mpl.rcParams.update(
+        {
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "legend.fontsize": 8,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "pdf.fonttype": 42,
+            "figure.dpi": 110,
+            "savefig.dpi": 200,
+            "figure.constrained_layout.use": True,
+        }
+    )
+
+
+def save(figure: Figure, name: str, reports: Path | str) -> None:
+    """Write ``figures/<name>.pdf`` and ``.png``, byte for byte repeatable."""
+    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+        path = Path(reports) / "figures" / f"{name}.{suffix}"
+        write_atomic(path, lambda file, s=suffix, m=metadata: figure.savefig(file, format=s, metadata=m))
+
+
+def image_grid(images: Sequence[Tensor], boxes: Sequence[Mapping[str, Tensor]], titles: Sequence[str]) -> Figure:
+    """Images in a row or rows of four with boxes.
+
+    Args:
+        images: uint8 (3, H, W).
+        boxes: for each image a colour to ``boxes_xyxy`` (N, 4) in pixels.
+        titles: one an image.
+    """
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(TEXT_WIDTH_IN, 1.62 * rows * 4 / columns), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, by_colour, title in zip(axes.flat, images, boxes, titles, strict=False):
+        axis.imshow(image.permute(1, 2, 0).numpy())
+        for colour, rows_ in by_colour.items():
+            for x1, y1, x2, y2 in rows_.tolist():
+                axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour, linewidth=1.0))
+        axis.set_xlim(0, image.shape[2])
+        axis.set_ylim(image.shape[1], 0)
+        axis.set_title(title)
+    return figure
+
+
+def results_xyxy(results: Sequence[Mapping]) -> Tensor:
+    """Boxes of COCO results as xyxy, (N, 4)."""
+    boxes = torch.tensor([r["bbox"] for r in results]).reshape(-1, 4)
+    return torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1)
+
+
+def histograms(values: Mapping[str, Sequence[float]], units: Mapping[str, str], bins: int = 30) -> Figure:
+    """One histogram a quantity, side by side; ``units`` labels the axes."""
+    figure, axes = plt.subplots(1, len(values), figsize=(TEXT_WIDTH_IN, 2.0), squeeze=False)
+    for axis, (name, numbers) in zip(axes.flat, values.items(), strict=True):
+        axis.hist(numbers, bins=bins, color=OURS_COLOUR)
+        axis.set_xlabel(units[name])
+        axis.set_title(name)
+    axes.flat[0].set_ylabel("count")
+    return figure
+
+
+def loss_curves(history: Sequence[Mapping], columns: Sequence[str], ylabel: str = "loss") -> Figure:
+    """Curves by epoch; dashed lines mark a change of image size, if the history has it."""
+    frame = pd.DataFrame(history)
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.4))
+    for column in columns:
+        known = frame[["epoch", column]].dropna()
+        axis.plot(known["epoch"], known[column], marker="o", markersize=2, label=column.replace("_", " "))
+    if "image_size" in frame:
+        for epoch in frame["epoch"][frame["image_size"].diff() != 0].iloc[1:]:
+            axis.axvline(epoch - 0.5, color="0.7", linestyle="--", linewidth=0.8)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel(ylabel)
+    axis.legend()
+    return figure
+
+
+def exit_bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Figure:
+    """Bars an exit, grouped by metric: ``values[metric][exit]``."""
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.4))
+    exits = list(next(iter(values.values())))
+    width = 0.8 / len(exits)
+    for k, name in enumerate(exits):
+        positions = [i + (k - (len(exits) - 1) / 2) * width for i in range(len(values))]
+        heights = [v[name] for v in values.values()]
+        bars = axis.bar(positions, heights, width * 0.95, color=EXIT_COLOURS[name], label=name)
+        axis.bar_label(bars, fmt="%.3f", fontsize=7)
+    axis.set_xticks(range(len(values)), values.keys())
+    axis.set_ylabel(ylabel)
+    axis.legend()
+    return figure
+
+
+def recorded_beside_ours(rows: Sequence[Mapping], recorded: str, ours: str, ylabel: str) -> Figure:
+    """Bars a phase: the recorded value beside the reproduced one."""
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.4))
+    for shift, key, colour, label in ((-0.2, recorded, RECORDED_COLOUR, "recorded"), (0.2, ours, OURS_COLOUR, "ours")):
+        bars = axis.bar([i + shift for i in range(len(rows))], [r[key] for r in rows], 0.38, color=colour, label=label)
+        axis.bar_label(bars, fmt="%.2f", fontsize=7)
+    axis.set_xticks(range(len(rows)), [f"phase {r['phase']}" for r in rows])
+    axis.set_ylabel(ylabel)
+    axis.legend()
+    return figure
