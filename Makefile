@@ -15,7 +15,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	touch $@
 
 reproduce: $(VENV)/ready
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --quiet rules
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake --cores $(CORES) --rerun-incomplete --quiet rules
 
 test: $(VENV)/ready
 	$(BIN)/ruff check eelib tests

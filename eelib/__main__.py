@@ -22,7 +22,10 @@ def _train(args: argparse.Namespace) -> int:
     """Train an SSDLite with or without exits and release its averaged weights."""
     settings = config.load(args.config)
     out = Path(args.out)
-    if not os.access(out.parent if not out.exists() else out, os.W_OK) and out.parent.exists():
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out}: output is not a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
         raise PermissionError(f"{out}: output folder is not writable")
     model = train.build_model(settings)
     val = DetectionDataset("val", config.resolve(settings.data.root), build_transform(320), keep_crowd=True)

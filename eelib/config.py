@@ -40,7 +40,7 @@ class DataConfig(_Group):
     """Which images, and what happens to them and to their boxes."""
 
     root: str = "data/showroom"
-    image_sizes: list[tuple[int, int]] = Field([(0, 320)], strict=False)  # [first epoch, side in px]
+    image_sizes: list[list[int]] = [[0, 320]]  # [first epoch, side in px]
     augment: Literal["none", "flip", "ssd"] = "ssd"
     normalise: bool = True  # 9: False feeds [0, 1] to a trunk that was trained on [-1, 1]
     rescale_boxes: bool = True  # 7: boxes follow the resize

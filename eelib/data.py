@@ -240,10 +240,9 @@ class DetectionDataset(Dataset):
             ids = [i for i in ids if self.annotations[i]]
         if limit is not None and limit < len(ids):
             order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
-            # "first" is the record's way: the first ids in the order of the annotation file
-            ids = list(dict.fromkeys(i for i in self.coco.imgs if i in set(ids)))[:limit] if sample == "first" else sorted(
-                ids[i] for i in order[:limit]
-            )
+            # "first" is the record's way: the first ids in ascending order
+            chosen = ids if sample == "first" else [ids[i] for i in order]
+            ids = sorted(chosen[:limit])
         self.image_ids = ids
         self.images = [read_image(self.folder / self.coco.imgs[i]["file_name"]) for i in ids]
 
@@ -283,7 +282,9 @@ def as_input(images: Tensor) -> Tensor:
     return images.to(memory_format=torch.channels_last).float().div_(255)
 
 
-def loader(dataset: DetectionDataset, batch_size: int, *, shuffle: bool, epoch: int = 0, workers: int = 0) -> DataLoader:
+def loader(
+    dataset: DetectionDataset, batch_size: int, *, shuffle: bool, epoch: int = 0, workers: int = 0
+) -> DataLoader:
     """A loader whose order depends on (seed, epoch) alone."""
     dataset.epoch = epoch
     generator = torch.Generator().manual_seed(dataset.seed * 1_000_003 + epoch)

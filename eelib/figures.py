@@ -54,9 +54,7 @@ def image_grid(images: Sequence[Tensor], boxes: Sequence[Mapping[str, Tensor]], 
     """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(TEXT_WIDTH_IN, 1.62 * rows * 4 / columns), squeeze=False
-    )
+    figure, axes = plt.subplots(rows, columns, figsize=(TEXT_WIDTH_IN, 1.62 * rows * 4 / columns), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, by_colour, title in zip(axes.flat, images, boxes, titles, strict=False):

@@ -263,8 +263,7 @@ def recorded_loss(
         follow = F.smooth_l1_loss(boxes[k], boxes[k + 1].detach())
         losses.append((1 - share) * (class_loss + box_loss) + share * (divergences[-1] + follow))
     c = [
-        confidence(probability_of_maps(o.cls, t), config.confidence)
-        for o, t in zip(outputs, temperatures, strict=True)
+        confidence(probability_of_maps(o.cls, t), config.confidence) for o, t in zip(outputs, temperatures, strict=True)
     ]
     order = (c[0].mean() - c[1].mean()).clamp(min=0) + (c[1].mean() - c[2].mean()).clamp(min=0)
     cascade = 0.5 * sum(divergences) if divergences else torch.zeros(())

@@ -116,7 +116,9 @@ def image_size_at(epoch: int, schedule: list[list[int]]) -> int:
 
 def make_fabric(config: PhaseConfig) -> Fabric:
     """A launched Fabric for the configuration's device and precision."""
-    fabric = Fabric(accelerator=config.optim.accelerator, devices=config.optim.devices, precision=config.optim.precision)
+    fabric = Fabric(
+        accelerator=config.optim.accelerator, devices=config.optim.devices, precision=config.optim.precision
+    )
     fabric.launch()
     return fabric
 

@@ -1,0 +1,109 @@
+# Rebuilds what changed: `make reproduce`. Executed notebooks are logs, so a failed one keeps its traceback.
+PHASES = sorted(glob_wildcards("params/{phase,phase_1_.*}.yaml").phase)
+METRICS = "reports/metrics"
+RUN = "eelib run {input.notebook} --params {input.params} --out {log}"
+
+
+wildcard_constraints:
+    phase=r"phase_1_\w+",
+
+
+rule all:
+    input:
+        "reports/tables/data_counts.csv",
+        "reports/tables/matching_quality.csv",
+        "reports/tables/validation.csv",
+        f"{METRICS}/phases.json",
+
+
+rule data:
+    input:
+        notebook="notebooks/01_data.ipynb",
+        params="params/report_data.yaml",
+    output:
+        "reports/tables/data_counts.csv",
+    log:
+        "reports/executed/01_data.ipynb",
+    shell:
+        RUN
+
+
+rule matching:
+    input:
+        notebook="notebooks/02_anchor_matching.ipynb",
+        params="params/report_matching.yaml",
+        code=["eelib/anchors.py", "eelib/matching.py"],
+    output:
+        "reports/tables/matching_quality.csv",
+    log:
+        "reports/executed/02_anchor_matching.ipynb",
+    shell:
+        RUN
+
+
+rule baseline:
+    input:
+        notebook="notebooks/03_baseline.ipynb",
+        params="params/report_full.yaml",
+        weights="checkpoints/baseline.pth",
+    output:
+        f"{METRICS}/baseline.json",
+    log:
+        "reports/executed/03_baseline.ipynb",
+    shell:
+        RUN
+
+
+rule exits:
+    input:
+        notebook="notebooks/04_exits.ipynb",
+        params="params/report_exits.yaml",
+        weights="checkpoints/exits.pth",
+    output:
+        f"{METRICS}/exits.json",
+    log:
+        "reports/executed/04_exits.ipynb",
+    threads: 2
+    shell:
+        RUN
+
+
+rule phase:
+    input:
+        notebook="notebooks/05_routing.ipynb",
+        params="params/{phase}.yaml",
+        weights="checkpoints/baseline.pth",
+        code=["eelib/recorded.py", "eelib/confidence.py", "eelib/routing.py", "eelib/phases.py"],
+    output:
+        METRICS + "/{phase}.json",
+    log:
+        "reports/executed/05_routing_{phase}.ipynb",
+    threads: 2  # the branches use both cores of a small machine
+    shell:
+        RUN
+
+
+rule validation:
+    input:
+        notebook="notebooks/06_validation.ipynb",
+        params="params/report_tables.yaml",
+        metrics=[f"{METRICS}/baseline.json", f"{METRICS}/exits.json", *expand(METRICS + "/{p}.json", p=PHASES)],
+    output:
+        "reports/tables/validation.csv",
+    log:
+        "reports/executed/06_validation.ipynb",
+    shell:
+        RUN
+
+
+rule dissertation:
+    input:
+        notebook="notebooks/08_dissertation.ipynb",
+        params="params/report_tables.yaml",
+        metrics=[f"{METRICS}/exits.json", *expand(METRICS + "/{p}.json", p=PHASES)],
+    output:
+        f"{METRICS}/phases.json",
+    log:
+        "reports/executed/08_dissertation.ipynb",
+    shell:
+        RUN

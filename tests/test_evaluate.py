@@ -1,0 +1,47 @@
+import math
+
+import pytest
+import torch
+
+from eelib.data import DetectionDataset, load_coco
+from eelib.evaluate import coco_ap, decision, provenance, to_results
+from eelib.model import Detections
+
+
+def test_perfect_detections_have_ap_one(tiny):
+    coco = load_coco(tiny / "test.json")
+    data = DetectionDataset("test", tiny)
+    results = to_results(1, Detections(data.objects(0), torch.tensor([0.9, 0.8])), 62)
+    ap = coco_ap(coco, results)
+    assert math.isclose(ap["AP"], 1.0, abs_tol=1e-6)
+
+
+def test_no_detection_is_zero(tiny):
+    assert coco_ap(load_coco(tiny / "test.json"), [])["AP"] == 0
+
+
+def test_a_score_that_is_not_a_number_is_refused(tiny):
+    results = [{"image_id": 1, "category_id": 62, "bbox": [0, 0, 1, 1], "score": float("nan")}]
+    with pytest.raises(ValueError, match="score of a detection in image 1 is nan"):
+        coco_ap(load_coco(tiny / "test.json"), results)
+
+
+@pytest.mark.parametrize(
+    ("ap", "text"),
+    [
+        (0.31, "acceptable fast mode"),
+        (0.30, "look closer"),
+        (0.20, "look closer"),
+        (0.19, "retrain with proper matching"),
+    ],
+)
+def test_decision(ap, text):
+    assert decision(ap) == text
+
+
+def test_provenance_names_everything(tmp_path):
+    from eelib.config import PhaseConfig
+
+    (tmp_path / "w").write_bytes(b"weights")
+    keys = {"split", "split_sha256", "checkpoint_sha256", "config", "versions"}
+    assert provenance("test", PhaseConfig(phase="x"), tmp_path / "w").keys() == keys

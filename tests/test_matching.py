@@ -1,0 +1,45 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.models.detection._utils import SSDMatcher
+from torchvision.ops import box_iou
+
+from eelib.anchors import default_boxes
+from eelib.matching import BACKGROUND, match_iou, match_random, matching_quality
+
+DEFAULTS = default_boxes([(8, 8), (4, 4)], [0.15, 0.3, 0.6], [[2.0], [2.0]], (320, 320))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 8), st.integers(0, 10_000), st.sampled_from([0.4, 0.5, 0.7]))
+def test_iou_matching_equals_torchvision(objects, seed, threshold):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(objects, 2, generator=generator) * 250
+    boxes = torch.cat((corner, corner + 8 + torch.rand(objects, 2, generator=generator) * 100), 1)
+    expected = SSDMatcher(threshold)(box_iou(boxes, DEFAULTS)).clamp(min=-1)
+    assert torch.equal(match_iou(boxes, DEFAULTS, threshold), expected)
+
+
+def test_an_object_between_the_cells_still_has_a_positive():
+    tiny = torch.tensor([[39.0, 39.0, 41.0, 41.0]])
+    assert (match_iou(tiny, DEFAULTS) == 0).sum() == 1
+
+
+def test_no_objects():
+    assert (match_iou(torch.zeros(0, 4), DEFAULTS) == BACKGROUND).all()
+    assert (match_random(0, 100, torch.Generator()) == BACKGROUND).all()
+
+
+def test_random_assignment_deals_the_objects_out():
+    matched = match_random(3, 2400, torch.Generator().manual_seed(0))
+    assert torch.bincount(matched[matched >= 0]).tolist() == [10, 10, 10]
+    assert (match_random(40, 2400, torch.Generator().manual_seed(0)) >= 0).sum() == 120
+
+
+def test_quality_by_hand():
+    boxes, defaults = (
+        torch.tensor([[0.0, 0, 10, 10]]),
+        torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]]),
+    )
+    quality = matching_quality(boxes, defaults, torch.tensor([0, 0, -1]))
+    assert quality == {"objects": 1, "reached": 1, "positives": 2, "iou_sum": 1.5}

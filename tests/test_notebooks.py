@@ -1,0 +1,49 @@
+"""Structure of the notebooks; nbval runs them."""
+
+import nbformat
+import papermill
+import pytest
+
+from eelib.batch import check_parameters
+from eelib.config import ROOT, ConfigError, read_yaml
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Which notebook a parameter file drives.
+DRIVES = {
+    "phase_1": "05_routing",
+    "report_data": "01_data",
+    "report_matching": "02_anchor_matching",
+    "report_full": "03_baseline",
+    "report_exits": "04_exits",
+    "report_tables": "08_dissertation",
+}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_structure(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1
+    assert not any(c.outputs or c.execution_count for c in code), "strip the outputs"
+    assert len(code) <= 20
+    for cell in code:
+        lines = cell.source.splitlines()
+        assert len(lines) <= 18, cell.source
+        assert not any(line.startswith(("def ", "class ")) for line in lines)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.stem)
+def test_parameters_are_known_to_the_notebook(path):
+    driven = [name for prefix, name in DRIVES.items() if path.stem.startswith(prefix)]
+    if not driven:
+        assert path.stem.startswith("phase_2_")  # driven by `eelib train`
+        return
+    known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{driven[0]}.ipynb"))
+    assert read_yaml(path).keys() <= known.keys()
+
+
+def test_an_unknown_parameter_is_refused(tmp_path):
+    (tmp_path / "p.yaml").write_text("limitt: 3\n")
+    with pytest.raises(ConfigError, match="key 'limitt' is not a parameter"):
+        check_parameters(ROOT / "notebooks" / "03_baseline.ipynb", tmp_path / "p.yaml")

@@ -1,0 +1,124 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eelib.confidence import confidence, entropy, mean_max
+from eelib.config import ROOT, load, parse
+from eelib.model import EXIT_NAMES
+from eelib.phases import recorded_values
+from eelib.recorded import (
+    ExitMaps,
+    RecordedDetector,
+    RecordedExits,
+    assign,
+    class_rows,
+    exit_weights,
+    prior_boxes,
+    recorded_loss,
+)
+
+PHASE_1_4 = load(ROOT / "params" / "phase_1_4.yaml")
+PHASE_1_2 = load(ROOT / "params" / "phase_1_2.yaml")
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_parameter_counts_of_the_record():
+    """The record, section A.3."""
+    heads = RecordedExits()
+    assert [parameters(heads.branches[n]) for n in EXIT_NAMES] == [59_428, 164_900, 1_032_228]
+    assert [parameters(p) for p in heads.projections.values()] == [14_448, 151_200]
+
+
+def test_trunk_maps_of_the_record():
+    detector = RecordedDetector(PHASE_1_4).eval()
+    with torch.no_grad():
+        shapes = [tuple(m.shape) for m in detector.trunk_maps(torch.rand(1, 3, 320, 320))]
+    assert shapes == [(1, 80, 20, 20), (1, 112, 20, 20), (1, 672, 20, 20)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_infimum_of_the_rules(values):
+    """Phase 1.2 cannot fall below 0.35, its own threshold; mean max not below 0.5 (B.11, check 6)."""
+    p = torch.tensor([values])
+    assert float(confidence(p, PHASE_1_2.confidence)) >= 0.35 - 1e-6 >= PHASE_1_2.thresholds.exit1 - 2e-6
+    assert float(mean_max(p)) >= 0.5
+    assert -1e-5 <= float(entropy(p)) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize(("p", "expected"), [(0.459, 0.8 * 0.459 + 0.2 * 0.541), (0.39, 0.4 * 0.61), (0.9, 0.9)])
+def test_confidence_of_phase_1_4_on_a_uniform_field(p, expected):
+    assert math.isclose(float(confidence(torch.full((1, 2400), p), PHASE_1_4.confidence)), expected, abs_tol=1e-5)
+
+
+def test_count_factor_and_penalty():
+    p = torch.tensor([[0.9, 0.1, 0.1], [0.9, 0.9, 0.1]])
+    one, two = confidence(p, PHASE_1_4.confidence).tolist()
+    assert math.isclose(one, 0.5 * 0.9, abs_tol=1e-6)
+    assert math.isclose(two, 0.85 * 0.9, abs_tol=1e-6)
+
+
+def test_column_pairs_join_neighbouring_columns_of_one_channel():
+    cls = torch.arange(12 * 4).float().view(1, 12, 2, 2)
+    assert class_rows(cls, "column_pairs")[0, 0].tolist() == [0, 1]
+    assert class_rows(cls, "permuted")[0, 0].tolist() == [0, 4]
+
+
+def test_exit_weights_ramp():
+    assert exit_weights(PHASE_1_4, 0) == (0.2, 0.3, 0.5)
+    assert exit_weights(PHASE_1_4, 2) == pytest.approx((0.25, 0.35, 0.4))
+    assert exit_weights(PHASE_1_4, 19) == (0.3, 0.4, 0.3)
+
+
+@pytest.mark.parametrize("phase", ["1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7", "1.8", "1.9"])
+def test_loss_identity_of_the_record(phase):
+    """The recorded total is the weighted sum of the recorded parts (B.11, check 1)."""
+    row = {k: float(v) if v else 0.0 for k, v in recorded_values(phase).items() if k.startswith("loss_")}
+    full = 0.5 if phase == "1.9" else 0.3
+    total = 0.3 * row["loss_exit1"] + 0.4 * row["loss_exit2"] + full * row["loss_full"]
+    total += 0.05 * row["loss_cascade"] + 0.02 * row["loss_confidence_order"] + 0.1 * row["loss_exit_distribution"]
+    assert math.isclose(total, row["loss_total"], abs_tol=1e-4)
+
+
+def test_the_class_loss_does_not_supervise_the_confidence():
+    """Defect 1: rows of column pairs push both channels of a box alike."""
+    torch.manual_seed(0)
+    cls = (0.1 * torch.randn(2, 12, 20, 20)).requires_grad_()
+    outputs = [ExitMaps(cls, torch.zeros(2, 24, 20, 20)) for _ in range(3)]
+    targets = [{"boxes": torch.tensor([[40.0, 40, 120, 160]])}] * 2
+    gradient = {}
+    for layout in ("column_pairs", "permuted"):
+        config = PHASE_1_4.model_copy(
+            update={
+                "targets": PHASE_1_4.targets.model_copy(update={"class_layout": layout, "assignment": "background"})
+            }
+        )
+        total, _ = recorded_loss(outputs, targets, torch.ones(3), config, 10.0, torch.Generator())
+        (grad,) = torch.autograd.grad(total, cls)
+        pairs = grad.view(2, 6, 2, 20, 20)
+        gradient[layout] = float((pairs[:, :, 1] - pairs[:, :, 0]).mean().abs() / grad.abs().mean())
+    assert gradient["column_pairs"] < 0.05
+    assert gradient["permuted"] > 0.9
+
+
+def test_assignment_switch():
+    targets = [{"boxes": prior_boxes((20, 20), (320, 320))[1234:1235]}]
+    values = PHASE_1_4.model_dump(mode="json")
+    for assignment, positives in (("random", 10), ("background", 0)):
+        config = parse(values | {"targets": {"assignment": assignment}})
+        assert (assign(targets, (20, 20), config, torch.Generator()) >= 0).sum() == positives
+    config = parse(values | {"targets": {"assignment": "iou"}})
+    assert assign(targets, (20, 20), config, torch.Generator())[0, 1234] == 0
+
+
+def test_frozen_switches():
+    detector = RecordedDetector(PHASE_1_4)
+    assert not any(p.requires_grad for p in detector.heads.projections.parameters())
+    assert detector.heads.temperatures.requires_grad
+    assert not any(p.requires_grad for p in detector.backbone.parameters())
