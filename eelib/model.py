@@ -211,9 +211,14 @@ class EarlyExitSSDLite(nn.Module):
         defaults = default_boxes(grids, self.scales[: n + 1], self.aspect_ratios[:n], size_hw)
         return ExitOutput(name, logits, boxes, defaults.to(logits.device))
 
-    def forward(self, images: Tensor) -> list[ExitOutput]:
-        """All exits, in order."""
-        return list(self.exits(images))
+    def forward(self, images: Tensor, last: str = "full") -> list[ExitOutput]:
+        """The exits in order, up to and with ``last``."""
+        outputs = []
+        for output in self.exits(images):
+            outputs.append(output)
+            if output.name == last:
+                break
+        return outputs
 
 
 def postprocess(

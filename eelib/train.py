@@ -277,9 +277,10 @@ def build_model(config: PhaseConfig) -> EarlyExitSSDLite:
 def detection_step(config: PhaseConfig) -> Callable:
     """``step_loss`` of :func:`fit` for an SSDLite with or without exits."""
     frozen = not config.model.train_trunk
+    last = "exit2" if frozen else "full"  # a frozen full path has nothing to learn
 
     def outputs(network: nn.Module, images: Tensor) -> list:
-        return [(o.name, o.cls_logits, o.bbox_regression, o.default_boxes) for o in network(images)]
+        return [tuple(o) for o in network(images, last)]
 
     call = torch.compile(outputs, dynamic=False) if config.optim.compile else outputs
 
@@ -291,8 +292,6 @@ def detection_step(config: PhaseConfig) -> Callable:
         total, parts = torch.zeros(()), {}
         weights = dict(zip(("exit1", "exit2", "full"), config.loss.exit_weights, strict=True))
         for output in (ExitOutput(*o) for o in call(model, as_input(images))):
-            if frozen and output.name == "full":
-                continue
             losses = detection_loss(
                 output,
                 targets,
