@@ -11,10 +11,7 @@ wildcard_constraints:
 
 rule all:
     input:
-        "reports/tables/data_counts.csv",
-        "reports/tables/matching_quality.csv",
-        "reports/tables/validation.csv",
-        f"{METRICS}/phases.json",
+        expand("runs/stamps/{stage}", stage=["data", "matching", "baseline", "exits", *PHASES, "validation", "dissertation"]),
 
 
 rule data:

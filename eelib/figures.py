@@ -91,7 +91,8 @@ def loss_curves(history: Sequence[Mapping], columns: Sequence[str], ylabel: str 
     figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.4))
     for column in columns:
         known = frame[["epoch", column]].dropna()
-        axis.plot(known["epoch"], known[column], marker="o", markersize=2, label=column.replace("_", " "))
+        colour = EXIT_COLOURS.get(column.rsplit("_", 1)[-1])
+        axis.plot(known["epoch"], known[column], marker="o", markersize=2, color=colour, label=column.replace("_", " "))
     if "image_size" in frame:
         for epoch in frame["epoch"][frame["image_size"].diff() != 0].iloc[1:]:
             axis.axvline(epoch - 0.5, color="0.7", linestyle="--", linewidth=0.8)
