@@ -153,7 +153,7 @@ def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, l
         return recorded_loss(outputs, targets, heads.temperatures, config, epoch, generator)
 
     def after_epoch(_: nn.Module, __: int) -> dict[str, float]:
-        return {f"temperature_{n}": float(t) for n, t in zip(EXIT_NAMES, detector.heads.temperatures, strict=True)}
+        return {f"temperature_{n}": t for n, t in zip(EXIT_NAMES, detector.heads.temperatures.tolist(), strict=True)}
 
     trained = detector.heads if cached else detector
     history = fit(trained, step_loss, epoch_batches, config, out, resume=resume, evaluate=after_epoch, log=log)
