@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -293,8 +293,3 @@ def write_json(path: Path | str, values: dict) -> Path:
     """Write JSON atomically, keys in their order, one trailing newline."""
     text = json.dumps(values, indent=2) + "\n"
     return write_atomic(path, lambda file: file.write(text.encode()))
-
-
-def phase_files(folder: Path | str = "params") -> Iterator[Path]:
-    """Parameter files of the recorded phases, in order."""
-    return iter(sorted(resolve(folder).glob("phase_1_*.yaml")))
