@@ -17,7 +17,16 @@ from eelib.latency import machine, measure
 from eelib.model import EXIT_NAMES, keep_best
 from eelib.recorded import ExitMaps, RecordedDetector, decoded_boxes, recorded_loss
 from eelib.routing import exit_shares, route
-from eelib.train import TrainingError, fit, load_checkpoint, load_weights, save_checkpoint, write_atomic
+from eelib.train import (
+    TrainingError,
+    fit,
+    load_checkpoint,
+    load_weights,
+    require_architecture,
+    save_checkpoint,
+    training_set,
+    write_atomic,
+)
 
 SIZE_HW = (320, 320)
 NMS_THRESHOLD = 0.45  # of the record's inference script
@@ -41,6 +50,7 @@ def build_detector(config: PhaseConfig) -> RecordedDetector:
     Raises:
         TrainingError: the start checkpoint has no fitting trunk.
     """
+    require_architecture(config, "recorded")
     torch.manual_seed(config.seed)
     detector = RecordedDetector(config)
     if config.model.start:
@@ -104,19 +114,6 @@ def _collate_images(items: list) -> tuple[Tensor, list[dict]]:
     return as_input(torch.stack([image for image, _ in items])), [target for _, target in items]
 
 
-def _training_set(config: PhaseConfig) -> DetectionDataset:
-    data = config.data
-    return DetectionDataset(
-        "train",
-        resolve(data.root),
-        keep_crowd=not data.drop_crowd,
-        negatives=data.negatives,
-        limit=data.limit,
-        sample=data.sample,
-        seed=config.seed,
-    )
-
-
 def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, log: Callable = print) -> dict:
     """Train a phase as its switches say; ``early_exit_ssdlite_phase1_N_final.pth`` in ``out``.
 
@@ -127,7 +124,7 @@ def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, l
     """
     out, optim = Path(out), config.optim
     detector = build_detector(config).to(memory_format=torch.contiguous_format)
-    dataset = _training_set(config)
+    dataset = training_set(config)
     generator = torch.Generator()
     cached = not config.model.train_trunk
     features = FeatureDataset(detector, dataset, config) if cached else dataset

@@ -255,12 +255,22 @@ def _restore(path, model, optimizer, average, config) -> tuple[list[dict], int]:
     return state["history"], state["epoch"]
 
 
+def require_architecture(config: PhaseConfig, expected: str) -> None:
+    """Refuse a configuration that was written for the other detector."""
+    if config.model.architecture != expected:
+        raise TrainingError(
+            f"phase {config.phase}: key 'model.architecture' is '{config.model.architecture}'; "
+            f"this command trains '{expected}'"
+        )
+
+
 def build_model(config: PhaseConfig) -> EarlyExitSSDLite:
     """The SSDLite of a configuration, from its start weights; the trunk frozen where it says so.
 
     Raises:
         TrainingError: the start checkpoint does not fit.
     """
+    require_architecture(config, "ssdlite")
     torch.manual_seed(config.seed)
     weights = None if config.model.weights == "none" or config.model.start else config.model.weights
     model = EarlyExitSSDLite(early=config.model.exits, weights=weights)
@@ -307,17 +317,24 @@ def detection_step(config: PhaseConfig) -> Callable:
     return step_loss
 
 
-def training_batches(config: PhaseConfig) -> Callable[[int], DataLoader]:
-    """``epoch_batches`` of :func:`fit` for the training split of a configuration."""
-    data, optim = config.data, config.optim
-    dataset = DetectionDataset(
+def training_set(config: PhaseConfig) -> DetectionDataset:
+    """The training split as ``data`` of a configuration selects it, without a transform."""
+    data = config.data
+    return DetectionDataset(
         "train",
         resolve(data.root),
         keep_crowd=not data.drop_crowd,
         negatives=data.negatives,
         limit=data.limit,
+        sample=data.sample,
         seed=config.seed,
     )
+
+
+def training_batches(config: PhaseConfig) -> Callable[[int], DataLoader]:
+    """``epoch_batches`` of :func:`fit` for the training split of a configuration."""
+    data, optim = config.data, config.optim
+    dataset = training_set(config)
 
     def epoch_batches(epoch: int) -> DataLoader:
         size = image_size_at(epoch, data.image_sizes)

@@ -40,3 +40,9 @@ def test_training_into_a_file_is_refused(tmp_path, capsys):
     config = ROOT / "params" / "phase_2_0_baseline.yaml"
     assert main(["train", str(config), "--out", str(tmp_path / "file")]) == 2
     assert "not a folder" in capsys.readouterr().err
+
+
+def test_training_a_recorded_phase_as_an_ssdlite_is_refused(tmp_path, capsys):
+    config = ROOT / "params" / "phase_1_4.yaml"
+    assert main(["train", str(config), "--out", str(tmp_path)]) == 2
+    assert "key 'model.architecture' is 'recorded'" in capsys.readouterr().err
