@@ -14,6 +14,7 @@ from eelib import batch, config, phases, train
 from eelib.data import DataError, DetectionDataset, as_input, build_transform
 from eelib.evaluate import coco_ap, decision, detect_exits
 from eelib.latency import exit_times
+from eelib.supervision import MaskSupervised
 
 ERRORS = (config.ConfigError, DataError, train.TrainingError, OSError)
 
@@ -28,14 +29,18 @@ def _train(args: argparse.Namespace) -> int:
     if not os.access(out, os.W_OK):
         raise PermissionError(f"{out}: output folder is not writable")
     model = train.build_model(settings)
-    val = DetectionDataset("val", config.resolve(settings.data.root), build_transform(320), keep_crowd=True)
+    val = DetectionDataset("val", config.resolve(settings.data.root), keep_crowd=True)
 
-    def evaluate(network, epoch: int) -> dict[str, float]:
-        results = detect_exits(network, val)
+    trained = MaskSupervised(model) if settings.loss.mask else model
+
+    def evaluate(_, epoch: int) -> dict[str, float]:
+        # at the size that this epoch trained on: weights of 192 px say little at 320 px
+        val.transform = build_transform(train.image_size_at(epoch, settings.data.image_sizes))
+        results = detect_exits(model, val)
         return {f"{name}_AP": coco_ap(val.coco, rows, val.image_ids)["AP"] for name, rows in results.items()}
 
     history = train.fit(
-        model,
+        trained,
         train.detection_step(settings),
         train.training_batches(settings),
         settings,

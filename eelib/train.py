@@ -17,6 +17,7 @@ from eelib.config import PhaseConfig, resolve
 from eelib.data import DetectionDataset, as_input, build_transform, loader
 from eelib.losses import detection_loss
 from eelib.model import EarlyExitSSDLite, ExitOutput
+from eelib.supervision import mask_loss
 
 
 class TrainingError(RuntimeError):
@@ -289,8 +290,12 @@ def detection_step(config: PhaseConfig) -> Callable:
     frozen = not config.model.train_trunk
     last = "exit2" if frozen else "full"  # a frozen full path has nothing to learn
 
-    def outputs(network: nn.Module, images: Tensor) -> list:
-        return [tuple(o) for o in network(images, last)]
+    def outputs(network: nn.Module, images: Tensor) -> tuple[list, list]:
+        if config.loss.mask:
+            exits, masks = network(images)
+        else:
+            exits, masks = network(images, last), []
+        return [tuple(o) for o in exits], masks
 
     call = torch.compile(outputs, dynamic=False) if config.optim.compile else outputs
 
@@ -301,7 +306,11 @@ def detection_step(config: PhaseConfig) -> Callable:
             model.module.head.eval()
         total, parts = torch.zeros(()), {}
         weights = dict(zip(("exit1", "exit2", "full"), config.loss.exit_weights, strict=True))
-        for output in (ExitOutput(*o) for o in call(model, as_input(images))):
+        exits, masks = call(model, as_input(images))
+        if masks:
+            auxiliary = mask_loss(masks, torch.stack([t["mask"] for t in targets]))
+            total, parts = config.loss.mask * auxiliary, {"mask": float(auxiliary.detach())}
+        for output in (ExitOutput(*o) for o in exits):
             losses = detection_loss(
                 output,
                 targets,
@@ -328,6 +337,7 @@ def training_set(config: PhaseConfig) -> DetectionDataset:
         limit=data.limit,
         sample=data.sample,
         seed=config.seed,
+        masks=config.loss.mask > 0,
     )
 
 

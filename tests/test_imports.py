@@ -5,7 +5,7 @@ import ast
 from eelib.config import ROOT
 
 ORDER = [
-    "config", "data", "anchors", "matching", "model", "losses", "confidence", "routing", "recorded", "train",
+    "config", "data", "anchors", "matching", "model", "losses", "confidence", "routing", "recorded", "supervision", "train",
     "evaluate", "latency", "phases", "figures", "tables", "batch", "__main__",
 ]  # fmt: skip
 
