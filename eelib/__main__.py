@@ -1,4 +1,4 @@
-"""The command line: ``eelib train | exits | run | validate | bench``."""
+"""The command line: ``eelib train | release | run | validate | bench``."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ from eelib import batch, config, phases, train
 from eelib.data import DataError, DetectionDataset, as_input, build_transform
 from eelib.evaluate import coco_ap, decision, detect_exits
 from eelib.latency import exit_times
+from eelib.release import release
 from eelib.supervision import MaskSupervised
 
 ERRORS = (config.ConfigError, DataError, train.TrainingError, OSError)
@@ -50,6 +51,14 @@ def _train(args: argparse.Namespace) -> int:
     )
     state = {"model": model.state_dict(), "config": settings.model_dump(mode="json"), "history": history}
     print(f"released {train.save_checkpoint(out / 'released.pth', state)}")
+    return 0
+
+
+def _release(args: argparse.Namespace) -> int:
+    """Evaluate trained weights on test and release them with an entry in the manifest."""
+    entry = release(args.checkpoint, args.name)
+    for name, ap in entry["test"].items():
+        print(f"{args.name} {name}: AP {ap['AP']:.3f}, AP50 {ap['AP50']:.3f} on {entry['images']} test images")
     return 0
 
 
@@ -111,6 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", help="parameter file of a 2.x phase")
     command.add_argument("--out", required=True, help="folder of the checkpoint and the losses")
     command.add_argument("--resume", action="store_true", help="continue from the folder's last.pth")
+    command = add("release", _release, "eelib release runs/baseline/released.pth baseline.pth")
+    command.add_argument("checkpoint", help="released.pth of a training run")
+    command.add_argument("name", help="file name in checkpoints/")
     command = add("run", _run, "eelib run notebooks/05_routing.ipynb --params params/phase_1_4.yaml")
     command.add_argument("notebook")
     command.add_argument("--params", help="parameter file, checked before the run")
@@ -131,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; 0 done, 1 a notebook failed, 2 bad input."""
     args = _parser().parse_args(argv)
     try:
-        with torch.inference_mode(mode=args.command in ("validate", "bench")):
+        with torch.inference_mode(mode=args.command in ("release", "validate", "bench")):
             return args.call(args)
     except ERRORS as error:
         print(f"eelib: {error}", file=sys.stderr)

@@ -95,11 +95,11 @@ class WeightAverage:
         """Move the average towards the model."""
         self.step += 1
         weight = 1 - min(self.decay, (1 + self.step) / (10 + self.step))  # 1 when decay is 0
-        for key, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.state[key].lerp_(value, weight)
-            else:
-                self.state[key].copy_(value)
+        current = model.state_dict()
+        moving = [key for key, value in current.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.state[key] for key in moving], [current[key] for key in moving], weight)
+        for key in current.keys() - moving:
+            self.state[key].copy_(current[key])
 
 
 def learning_rate_factor(step: int, total: int, warmup: int) -> float:
@@ -173,7 +173,8 @@ def fit(
     fabric = make_fabric(config)
     average = WeightAverage(model, optim.ema_decay)
     raw = model
-    optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=optim.lr)
+    # fused: a quarter of the time on a CPU; it unscales half-precision gradients itself, which clipping forbids
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=optim.lr, fused=optim.precision != "16-mixed")
     base = [group["lr"] for group in optimizer.param_groups]
     model, optimizer = fabric.setup(model, optimizer)
     history, first = [], 0

@@ -6,7 +6,7 @@ from eelib.config import ROOT
 
 ORDER = [
     "config", "data", "anchors", "matching", "model", "losses", "confidence", "routing", "recorded", "supervision", "train",
-    "evaluate", "latency", "phases", "figures", "tables", "batch", "__main__",
+    "evaluate", "release", "latency", "phases", "figures", "tables", "batch", "__main__",
 ]  # fmt: skip
 
 
