@@ -32,7 +32,7 @@ from eelib.train import (
 )
 
 NMS_THRESHOLD = 0.45  # of the record's inference script
-RECORDED = "data/record/phases.csv"
+RECORDED = ("data/record/phases.csv", "data/record/lost_run.csv")
 # What a phase's outcome depends on: a change of one of these files starts its training over.
 CODE = ("recorded", "recorded_loss", "confidence", "routing", "matching", "losses", "feature_cache", "train", "phases")
 
@@ -49,8 +49,12 @@ def run_folder(config: PhaseConfig, runs: Path | str | None = None) -> Path:
 
 def recorded_values(phase: str) -> dict[str, str]:
     """The recorded row of a phase as text, or an empty dict for a phase that is not on record."""
-    with resolve(RECORDED).open(newline="") as file:
-        return next((row for row in csv.DictReader(file) if row["phase"] == phase), {})
+    for table in RECORDED:
+        with resolve(table).open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row["phase"] == phase:
+                    return row
+    return {}
 
 
 def build_detector(config: PhaseConfig) -> RecordedDetector:
@@ -224,6 +228,15 @@ def write_metrics(history: list[dict], phase: str, out: Path | str) -> None:
         content = ("\n".join(lines) + "\n").encode()
         path = Path(out) / f"{split}_metrics_phase{tag(phase)}.csv"
         write_atomic(path, lambda file, content=content: file.write(content))
+
+
+def publish(config: PhaseConfig, out: Path | str, folder: Path | str) -> None:
+    """Copy a run's small files (JSON, CSV, PNG under the record's names) to the reports; weights stay."""
+    name = f"phase{tag(config.phase)}"
+    files = (f"final_summary_{name}.json", f"train_metrics_{name}.csv", f"val_metrics_{name}.csv")
+    for file_name in (*files, f"training_plots_{name}.png"):
+        content = (Path(out) / file_name).read_bytes()
+        write_atomic(Path(folder) / file_name, lambda file, content=content: file.write(content))
 
 
 def weights_path(out: Path | str, phase: str) -> Path:
