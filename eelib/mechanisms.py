@@ -94,7 +94,7 @@ def _shut_gate(config: PhaseConfig, run: dict, history: list[dict]) -> dict | No
         return None
     measured, holds = {}, True
     for name in EXIT_NAMES[:2]:
-        shut = [row[f"val_confidence_{name}"] == 0 for row in history]
+        shut = [row[f"confidence_{name}"] == 0 for row in history]  # in training mode: where the gradient flows
         first = shut.index(True) if any(shut) else None
         reopened = 0 if first is None else shut[first:].count(False)
         measured |= {f"shut_from_epoch_{name}": None if first is None else first + 1, f"reopened_{name}": reopened}

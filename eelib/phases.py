@@ -191,6 +191,7 @@ def thresholds(detector: RecordedDetector, config: PhaseConfig, epoch: int) -> t
     return scheduled_thresholds(config.thresholds, epoch, config.optim.epochs)
 
 
+@torch.no_grad()
 def final_thresholds(detector: RecordedDetector, config: PhaseConfig) -> tuple[float, float]:
     """Thresholds in force in the last epoch, and from then on."""
     return tuple(float(t) for t in thresholds(detector, config, max(0, config.optim.epochs - 1)))

@@ -21,6 +21,7 @@ from eelib.model import EXIT_NAMES
 from eelib.phases import (
     exit_probability,
     final_thresholds,
+    identity,
     load_phase,
     recorded_values,
     route_split,
@@ -40,8 +41,9 @@ ABOUT = {
     "runs.confidence_mean, confidence_std, probability_mean": "over all test images at every exit, routed there or not",
     "runs.temperature, loss, train_rates": "last training epoch",
     "runs.thresholds": "in force at the end",
-    "runs.time": "routed_call_ms as the phase times it; four_images_ms and one_image_ms warmed up",
+    "runs.time": "routed_call_ms as the phase times it; four_images_ms, one_image_ms warmed up; runs side by side",
     "runs.mechanisms": "predictions from the switches: prediction, predicted, measured, holds",
+    "runs.start_sha256": "of the trunk's checkpoint; seeds with another one than seed 0 were run before it changed",
     "runs.difference": "null, or why the exit shares are not the recorded ones",
 }
 
@@ -113,6 +115,7 @@ def measure_phase(config: PhaseConfig, detector: RecordedDetector, history: list
         "detections_per_image": len(run["routed"]) / len(dataset),
         "at_score": precision_recall(dataset.coco, run["routed"], dataset.image_ids),
         "decision": decision(routed["AP"]),
+        "start_sha256": identity(config)["start_sha256"],
         **provenance("test", config, weights_path(out, config.phase)),
     }
 
@@ -178,7 +181,7 @@ def summarise(config: PhaseConfig, detector: RecordedDetector, history: list[dic
     run = measure_phase(config, detector, history, out)
     card = recorded_card(config.phase)
     checks = check_mechanisms(config, run, history)
-    provenance_keys = ("split", "split_sha256", "checkpoint_sha256", "config", "versions")
+    provenance_keys = ("start_sha256", "split", "split_sha256", "checkpoint_sha256", "config", "versions")
     summary = {key: value for key, value in run.items() if key not in provenance_keys}
     summary |= {
         "recorded": card,
