@@ -6,8 +6,8 @@ from eelib.config import ROOT
 
 ORDER = [
     "config", "data", "anchors", "matching", "model", "losses", "confidence", "routing", "recorded", "recorded_loss",
-    "train", "evaluate", "latency", "feature_cache", "phases", "mechanisms", "scorecard", "causal",
-    "figures", "tables", "batch", "__main__",
+    "supervision", "train", "evaluate", "release", "latency", "diagnose", "feature_cache", "phases", "mechanisms",
+    "scorecard", "causal", "figures", "tables", "batch", "__main__",
 ]  # fmt: skip
 
 
