@@ -51,6 +51,21 @@ rule matching:
         RUN
 
 
+rule preflight:
+    input:
+        notebook="notebooks/02b_preflight.ipynb",
+        params="params/report_preflight.yaml",
+        phases=expand("params/{p}.yaml", p=PHASES),
+        code=["eelib/diagnose.py", "eelib/recorded_loss.py", "eelib/confidence.py", "eelib/routing.py"],
+    output:
+        "reports/tables/preflight.csv",
+        touch("runs/stamps/preflight"),
+    log:
+        "reports/executed/02b_preflight.ipynb",
+    shell:
+        RUN
+
+
 rule baseline:
     input:
         notebook="notebooks/03_baseline.ipynb",

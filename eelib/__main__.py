@@ -1,4 +1,4 @@
-"""The command line: ``eelib train | release | run | validate | bench``."""
+"""The command line: ``eelib diagnose | train | release | run | validate | bench``."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ import torch
 
 from eelib import batch, config, phases, scorecard, train
 from eelib.data import DataError, DetectionDataset, as_input, build_transform
+from eelib.diagnose import preflight
 from eelib.evaluate import coco_ap, detect_exits
 from eelib.latency import exit_times
 from eelib.release import release
@@ -52,6 +53,18 @@ def _train(args: argparse.Namespace) -> int:
     state = {"model": model.state_dict(), "config": settings.model_dump(mode="json"), "history": history}
     print(f"released {train.save_checkpoint(out / 'released.pth', state)}")
     return 0
+
+
+def _diagnose(args: argparse.Namespace) -> int:
+    """Preflight of a phase: can it learn to detect, and can its routing route? Seconds, before any training."""
+    checks = preflight(config.load(args.config), args.images)
+    if args.json:
+        print(json.dumps([check._asdict() for check in checks]))
+    else:
+        for check in checks:
+            verdict = "ok  " if check.holds else "FAIL"
+            print(f"{verdict}  {check.name}: {check.question} is {check.measured:.3f}, expected {check.expected}")
+    return 0 if all(check.holds for check in checks) else 1
 
 
 def _release(args: argparse.Namespace) -> int:
@@ -121,6 +134,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", help="parameter file of a 2.x phase")
     command.add_argument("--out", required=True, help="folder of the checkpoint and the losses")
     command.add_argument("--resume", action="store_true", help="continue from the folder's last.pth")
+    command = add("diagnose", _diagnose, "eelib diagnose params/phase_1_1.yaml")
+    command.add_argument("config", help="parameter file of any phase")
+    command.add_argument("--images", type=int, default=24, help="training images that are looked at")
+    command.add_argument("--json", action="store_true", help="a JSON list for machines")
     command = add("release", _release, "eelib release runs/baseline/released.pth baseline.pth")
     command.add_argument("checkpoint", help="released.pth of a training run")
     command.add_argument("name", help="file name in checkpoints/")

@@ -17,6 +17,7 @@ TEXT_WIDTH_IN = 5.9
 # Okabe and Ito's colour-blind palette, one colour an exit throughout.
 EXIT_COLOURS = {"exit1": "#E69F00", "exit2": "#56B4E9", "full": "#009E73"}
 RECORDED_COLOUR, OURS_COLOUR = "#999999", "#0072B2"
+HOLDS_COLOUR, FAILS_COLOUR = "#BFDDEE", "#EFA47A"
 
 
 def style() -> None:
@@ -221,4 +222,30 @@ def causal_ladder(rows: Sequence[Mapping]) -> Figure:
     middle.set_ylabel("spread of confidence\nover images (std)")
     bottom.set_ylabel("AP on test")
     bottom.set_xticks(range(len(names)), [name.replace(" + ", "\n+ ") for name in names])
+    return figure
+
+
+def check_matrix(checks: pd.DataFrame) -> Figure:
+    """Preflight checks against phases: what holds, what fails, and the number behind it.
+
+    Args:
+        checks: columns ``phase``, ``check``, ``measured`` and ``holds``; a check that does not
+            apply to a phase has no row.
+    """
+    phases, names = list(dict.fromkeys(checks["phase"])), list(dict.fromkeys(checks["check"]))
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 0.36 * len(names) + 0.7))
+    axis.set(xlim=(0, len(phases)), ylim=(len(names), 0))
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    axis.set_xticks([k + 0.5 for k in range(len(phases))], phases)
+    axis.set_yticks([k + 0.5 for k in range(len(names))], names)
+    axis.xaxis.tick_top()
+    for row in checks.itertuples():
+        x, y = phases.index(row.phase), names.index(row.check)
+        colour = HOLDS_COLOUR if row.holds else FAILS_COLOUR
+        axis.add_patch(Rectangle((x + 0.04, y + 0.06), 0.92, 0.88, color=colour, linewidth=0))
+        text = f"{row.measured:.2f}".replace("-0.00", "0.00")
+        axis.text(x + 0.5, y + 0.52, text, ha="center", va="center", fontsize=6.5, color="black")
+    handles = [Rectangle((0, 0), 1, 1, color=c) for c in (HOLDS_COLOUR, FAILS_COLOUR)]
+    figure.legend(handles, ["holds", "fails"], loc="outside lower right", ncols=2)
     return figure
