@@ -1,4 +1,4 @@
-"""The command line: ``eelib train | release | run | validate | bench``."""
+"""The command line: ``eelib diagnose | train | release | run | validate | bench``."""
 
 import argparse
 import json
@@ -10,9 +10,10 @@ from pathlib import Path
 import papermill
 import torch
 
-from eelib import batch, config, phases, train
+from eelib import batch, config, phases, scorecard, train
 from eelib.data import DataError, DetectionDataset, as_input, build_transform
-from eelib.evaluate import coco_ap, decision, detect_exits
+from eelib.diagnose import preflight
+from eelib.evaluate import coco_ap, detect_exits
 from eelib.latency import exit_times
 from eelib.release import release
 from eelib.supervision import MaskSupervised
@@ -54,6 +55,18 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _diagnose(args: argparse.Namespace) -> int:
+    """Preflight of a phase: can it learn to detect, and can its routing route? Seconds, before any training."""
+    checks = preflight(config.load(args.config), args.images)
+    if args.json:
+        print(json.dumps([check._asdict() for check in checks]))
+    else:
+        for check in checks:
+            verdict = "ok  " if check.holds else "FAIL"
+            print(f"{verdict}  {check.name}: {check.question} is {check.measured:.3f}, expected {check.expected}")
+    return 0 if all(check.holds for check in checks) else 1
+
+
 def _release(args: argparse.Namespace) -> int:
     """Evaluate trained weights on test and release them with an entry in the manifest."""
     entry = release(args.checkpoint, args.name)
@@ -67,7 +80,7 @@ def _run(args: argparse.Namespace) -> int:
     out = args.out or f"runs/executed/{Path(args.notebook).stem}.ipynb"
     overrides = {"limit": args.limit} if args.limit is not None else {}
     try:
-        batch.run_notebook(args.notebook, out, args.params, **overrides)
+        batch.run_notebook(args.notebook, out, args.params, batch.read_settings(args.set), **overrides)
     except papermill.PapermillExecutionError as error:
         print(f"eelib: {args.notebook}: a cell failed: {error.ename}: {error.evalue}; see {out}", file=sys.stderr)
         return 1
@@ -76,24 +89,25 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    """AP of the routed detections of a recorded phase on test, and the record's decision."""
-    path = config.ROOT / "params" / f"phase_{phases.tag(args.phase)}.yaml"
-    settings = config.load(path)
-    folder = Path(args.runs) / f"phase_{phases.tag(args.phase)}"
-    if args.compute_map:
-        detector = phases.load_phase(settings, folder)
-        run = phases.route_split(detector, settings, "test")
-        ap = coco_ap(run["dataset"].coco, run["routed"], run["dataset"].image_ids)
+    """AP of the routed detections of recorded phases on test, and the record's decision."""
+    if args.all:
+        paths = sorted((config.ROOT / "params").glob("phase_1_*.yaml"))
     else:
-        summary = folder / f"final_summary_phase{phases.tag(args.phase)}.json"
-        if not summary.exists():
-            raise train.TrainingError(f"{summary}: nothing measured yet; add --compute-map or run `make reproduce`")
-        ap = json.loads(summary.read_text())
-    answer = {"phase": args.phase, "split": "test", "AP": ap["AP"], "AP50": ap["AP50"], "decision": decision(ap["AP"])}
+        paths = [config.ROOT / "params" / f"phase_{phases.tag(args.phase)}.yaml"]
+    answers = []
+    for path in paths:
+        settings = config.load(path)
+        folder = phases.run_folder(settings, args.runs)
+        answers.append(scorecard.validate(settings, folder, compute=args.compute_map, score=args.score))
+        if not args.json:
+            print(
+                "phase {phase} on {split}: AP {AP:.3f}, AP50 {AP50:.3f}; at score {score} precision {precision:.3f}, "
+                "recall {recall:.3f}, {detections_per_image:.1f} detections an image. "
+                "Decision: {decision}.".format(**answers[-1]),
+                flush=True,
+            )
     if args.json:
-        print(json.dumps(answer))
-    else:
-        print(f"phase {args.phase} on test: AP {ap['AP']:.3f}, AP50 {ap['AP50']:.3f}. Decision: {answer['decision']}.")
+        print(json.dumps(answers if args.all else answers[0]))
     return 0
 
 
@@ -120,6 +134,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", help="parameter file of a 2.x phase")
     command.add_argument("--out", required=True, help="folder of the checkpoint and the losses")
     command.add_argument("--resume", action="store_true", help="continue from the folder's last.pth")
+    command = add("diagnose", _diagnose, "eelib diagnose params/phase_1_1.yaml")
+    command.add_argument("config", help="parameter file of any phase")
+    command.add_argument("--images", type=int, default=24, help="training images that are looked at")
+    command.add_argument("--json", action="store_true", help="a JSON list for machines")
     command = add("release", _release, "eelib release runs/baseline/released.pth baseline.pth")
     command.add_argument("checkpoint", help="released.pth of a training run")
     command.add_argument("name", help="file name in checkpoints/")
@@ -128,8 +146,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--params", help="parameter file, checked before the run")
     command.add_argument("--out", help="executed copy")
     command.add_argument("--limit", type=int, help="images to evaluate")
+    help_set = "replace a value of the parameter file; may be given often"
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help_set)
     command = add("validate", _validate, "eelib validate --phase 1.4 --compute-map")
-    command.add_argument("--phase", required=True, help="a phase with a file in params/, such as 1.4")
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("--phase", help="a phase with a file in params/, such as 1.4")
+    which.add_argument("--all", action="store_true", help="all recorded phases")
+    command.add_argument("--score", type=float, default=0.5, help="least score for precision and recall")
     command.add_argument("--compute-map", action="store_true", help="run the detector on test now")
     command.add_argument("--runs", default=str(config.ROOT / "runs"), help="folder of the trained phases")
     command.add_argument("--json", action="store_true", help="one JSON object for machines")

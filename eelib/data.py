@@ -199,17 +199,19 @@ class _SanitizeBoxes(v2.SanitizeBoundingBoxes):
 
 
 class ImageOnly(v2.Transform):
-    """Apply a transform to the image and leave the boxes where they were (a defect of the record)."""
+    """Apply a transform to the image, and to the mask that belongs to it, and leave the boxes where they were.
 
-    _transformed_types = (tv_tensors.Image,)
+    A defect of the record.
+    """
 
     def __init__(self, inner: v2.Transform):
         super().__init__()
         self.inner = inner
 
-    def transform(self, inpt: Tensor, params: dict) -> Tensor:
-        """Transform the image alone."""
-        return self.inner(inpt)
+    def forward(self, image: Tensor, target: dict) -> tuple[Tensor, dict]:
+        """Transform all of a sample but its boxes."""
+        image, rest = self.inner(image, {key: value for key, value in target.items() if key != "boxes"})
+        return image, rest | {"boxes": target["boxes"]}
 
 
 class DetectionDataset(Dataset):

@@ -5,8 +5,9 @@ import ast
 from eelib.config import ROOT
 
 ORDER = [
-    "config", "data", "anchors", "matching", "model", "losses", "confidence", "routing", "recorded", "supervision", "train",
-    "evaluate", "release", "latency", "phases", "figures", "tables", "batch", "__main__",
+    "config", "data", "anchors", "matching", "model", "losses", "confidence", "routing", "recorded", "recorded_loss",
+    "supervision", "train", "evaluate", "release", "latency", "diagnose", "feature_cache", "phases", "mechanisms",
+    "scorecard", "causal", "figures", "tables", "batch", "__main__",
 ]  # fmt: skip
 
 

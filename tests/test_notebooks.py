@@ -13,9 +13,11 @@ DRIVES = {
     "phase_1": "05_routing",
     "report_data": "01_data",
     "report_matching": "02_anchor_matching",
+    "report_preflight": "02b_preflight",
     "report_full": "03_baseline",
     "report_exits": "04_exits",
     "report_tables": "08_dissertation",
+    "causal": "05c_causal",
 }
 
 
