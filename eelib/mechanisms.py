@@ -193,11 +193,26 @@ def explain_difference(config: PhaseConfig, run: dict, recorded: dict) -> str | 
             f"{name}: confidence {c:.4f} (spread {spread:.2g}) is {side} its threshold {theta:.4f}; "
             f"on record {old:.4f} was {old_side} {recorded['thresholds'][name]:.4f}."
         )
-    images = f"{run['train_images']:,}" if run["train_images"] else "all"
-    trunk = "a trained trunk" if config.model.train_trunk else "a frozen trunk"
     lines.append(
         f"The mean probability at exit1 is {run['probability_mean']['exit1']:.3f}. Nothing supervises this level, so "
-        f"it is where initial weights and drift leave it: here after {run['steps']:,} steps on {images} images of "
-        f"another data set with {trunk}, on record after 25,000 steps on 5,000 images."
+        f"it is where initial weights and drift leave it: {_budget(config, run)}."
     )
     return " ".join(lines)
+
+
+def explain_unmet(config: PhaseConfig, run: dict, checks: list[dict]) -> str | None:
+    """Why predictions do not hold in this run, in numbers; None where all of them hold."""
+    unmet = [check for check in checks if not check["holds"]]
+    if not unmet:
+        return None
+    lines = [f"Not seen here: {check['prediction']} Measured: {check['measured']}." for check in unmet]
+    levels = ", ".join(f"{n} {run['confidence_mean'][n]:.4f} against {t:.4f}" for n, t in run["thresholds"].items())
+    lines.append(f"Confidences against thresholds at the end: {levels}; {_budget(config, run)}.")
+    return " ".join(lines)
+
+
+def _budget(config: PhaseConfig, run: dict) -> str:
+    images = f"{run['train_images']:,}" if run["train_images"] else "all"
+    trunk = "a trained trunk" if config.model.train_trunk else "a frozen trunk"
+    here = f"here after {run['steps']:,} steps on {images} images of another data set with {trunk}"
+    return here + ", on record after 25,000 steps on 5,000 images"

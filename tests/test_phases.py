@@ -9,7 +9,7 @@ from eelib import phases
 from eelib.causal import ladder
 from eelib.config import ROOT, ConfigError, load, override, parse
 from eelib.feature_cache import FeatureDataset
-from eelib.mechanisms import check_mechanisms, explain_difference
+from eelib.mechanisms import check_mechanisms, explain_difference, explain_unmet
 from eelib.model import EXIT_NAMES
 from eelib.recorded import RecordedDetector
 from eelib.scorecard import join_runs, recorded_card, summarise
@@ -160,6 +160,13 @@ def test_shut_gate_and_gate_factor():
     assert not checks("1_8", run_of(0.0, 0.0), [*rows, rows[0]])[0]["holds"]
     assert checks("1_9", run_of(0.0080042, 0.0080042, 0.4450), rows)[0]["holds"]
     assert not checks("1_9", run_of(0.1, 0.1, 0.4450), rows)[0]["holds"]
+    config = load(ROOT / "params" / "phase_1_8.yaml")
+    met = check_mechanisms(config, run_of(0.0, 0.0), rows)
+    assert explain_unmet(config, run_of(0.0, 0.0), met) is None
+    open_ = check_mechanisms(config, run_of(0.2, 0.2), rows[:1])
+    text = explain_unmet(config, run_of(0.2, 0.2), open_)
+    assert "Not seen here: The gate shuts" in text
+    assert "exit1 0.2000 against 0.5500" in text and "here after 320 steps" in text
 
 
 def test_runaway_temperature_and_logistic_of_phase_1_7():
