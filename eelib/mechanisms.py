@@ -31,6 +31,7 @@ def check_mechanisms(config: PhaseConfig, run: dict, history: list[dict]) -> lis
         _tautology,
         _shut_gate,
         _gate_factor,
+        _untrained_warm_up,
         _column_pairs,
         _uniform_field,
         _logistic_rate,
@@ -114,6 +115,23 @@ def _gate_factor(config: PhaseConfig, run: dict, history: list[dict]) -> dict | 
     holds = all(abs(value / factor - 1) < 0.01 for value in measured.values())
     text = f"No box is above {rule.cut}: the confidence is the mean probability times {factor:.5f}, the gate at 0."
     return _result(text, {key: factor for key in measured}, measured, holds)
+
+
+def _untrained_warm_up(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
+    """The record, section B.9 and check 7 of B.11: routing losses of weight 0 leave weight decay alone to act."""
+    factors, optim = config.loss.early_weight_by_epoch, config.optim
+    epochs = next((e for e, factor in enumerate(factors) if factor), len(factors))
+    if not epochs or config.temperature.clamp == "parameter" or epochs > len(history):
+        return None
+    expected, steps = config.temperature.start[0], run["steps"] // optim.epochs
+    for epoch in range(epochs):
+        lr = config.temperature.lr * learning_rate_factor(epoch, optim.epochs, 0, 0.0)
+        expected *= (1 - lr * config.temperature.weight_decay) ** steps
+    measured = {"temperature_exit1": history[epochs - 1]["temperature_exit1"]}
+    measured["exit1_share_by_epoch"] = [row["val_share_exit1"] for row in history[: epochs + 1]]
+    text = f"For {epochs} epochs untrained exits are routed, and T1 moves by weight decay alone."
+    holds = abs(measured["temperature_exit1"] - expected) < 2e-5
+    return _result(text, {"temperature_exit1": expected}, measured, holds)
 
 
 def _column_pairs(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
