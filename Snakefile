@@ -6,7 +6,7 @@ SEEDS = str(config.get("seeds", "0")).split(",")
 METRICS = "reports/metrics"
 PHASE_METRICS = expand(METRICS + "/phases/{phase}_seed{seed}.json", phase=PHASES, seed=SEEDS)
 PHASE_CODE = ["recorded", "recorded_loss", "confidence", "routing", "feature_cache", "phases", "mechanisms", "scorecard"]
-WHOLE = {"model.train_trunk": "true", "data.limit": "null", "data.val_limit": "null"}
+WHOLE = {"model.train_trunk": "true", "optim.trunk_lr_factor": "0.1", "data.limit": "null", "data.val_limit": "null"}
 FULL = " ".join(f"--set {k}={v}" for k, v in WHOLE.items()) if config.get("profile") == "full" else ""
 RUN = "eelib run {input.notebook} --params {input.params} --out {log}"
 

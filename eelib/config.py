@@ -27,11 +27,12 @@ class _Group(BaseModel):
 class ModelConfig(_Group):
     """Which detector, and where its weights start."""
 
-    architecture: Literal["ssdlite", "recorded"] = "ssdlite"  # 11, 12, 13: "recorded" has one 20x20 map an exit
+    architecture: Literal["ssdlite", "recorded"] = "ssdlite"  # 11, 12: "recorded" has one 20x20 map an exit
     exits: bool = True  # exit1 and exit2 exist; False is the baseline
     weights: Literal["none", "imagenet", "coco"] = "none"  # start of the trunk; the last two are downloaded
     start: str | None = None  # checkpoint to start from, relative to the repository; overrides `weights`
     train_trunk: bool = True  # False freezes the trunk, statistics included
+    full_head: Literal["light", "heavy"] = "light"  # 13: "heavy" costs 358 MMAC, "light" is SSDLite's predictor
     context_projection: Literal["trained", "frozen"] = "trained"  # 15: the optimiser forgot the projections
     context_recomputed: bool = False  # 14: branch trunks run twice, which moves their statistics twice
     context_detached: bool = True  # 16: False lets a deeper exit's loss train the branches before it
@@ -166,7 +167,7 @@ class OptimConfig(_Group):
     cosine: Literal["step", "epoch"] = "step"  # "epoch": one rate an epoch, to 0, as the record
     clip_norm: float = Field(10.0, ge=0)  # 40: at 1.0 pixel losses leave the class term 2 % of a step; 0 is off
     ema_decay: float = Field(0.998, ge=0, lt=1)  # 0 keeps the last weights
-    keep: Literal["best", "last"] = "best"  # 43: which epoch, by the full exit's AP on val
+    keep: Literal["best", "last"] = "best"  # 43: which epoch, by the exits' mean AP on val
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: str = "auto"
     devices: int = Field(1, ge=1)
@@ -216,7 +217,7 @@ def parse(values: object, source: str = "configuration") -> PhaseConfig:
 
 # A switch is refused where it cannot act: the key, the key that it depends on, and the values that let it act.
 _ON_RECORDED = (
-    *(f"model.{key}" for key in ("context_projection", "context_recomputed", "context_detached")),
+    *(f"model.{key}" for key in ("full_head", "context_projection", "context_recomputed", "context_detached")),
     *("data.normalise", "data.val_limit"),
     *(f"targets.{key}" for key in ("assignment", "class_layout", "class_index", "boxes")),
     *(f"loss.{key}" for key in ("exit_weights_start", "ramp_epochs", "teacher", "cascade", "confidence_order")),
@@ -236,6 +237,11 @@ _NEEDS = (
     *((f"thresholds.{key}", "thresholds.kind", ("parameter",)) for key in ("lr", "weight_decay", "bounded")),
     *((f"thresholds.{key}", "thresholds.kind", ("schedule",)) for key in ("exit1_end", "exit2_end", "schedule_end")),
     *((f"temperature.{key}", "temperature.from_routing", (True,)) for key in ("lr", "weight_decay")),
+    ("temperature.bounds", "temperature.clamp", ("parameter", "forward")),
+    ("targets.iou_threshold", "targets.assignment", ("iou",)),
+    ("loss.box", "targets.boxes", ("encoded", "pixels")),
+    ("data.flip_boxes", "data.augment", ("flip", "ssd")),
+    ("optim.trunk_lr_factor", "model.train_trunk", (True,)),
     ("loss.gumbel_temperature", "loss.exit_rates", ("gumbel",)),
     ("loss.exit_slope", "loss.exit_rates", ("soft", "gumbel")),
 )
@@ -264,6 +270,8 @@ def _idle_switches(config: PhaseConfig) -> list[str]:
         problems.append(
             "key 'data.augment' is 'ssd' but cannot act: a frozen trunk's maps are cached; expected 'flip' or 'none'"
         )
+    if config.loss.ramp_epochs != default.loss.ramp_epochs and config.loss.exit_weights_start is None:
+        problems.append("key 'loss.ramp_epochs' cannot act: it needs 'loss.exit_weights_start'")
     if config.loss.exit_distribution and config.loss.rates_detached and config.thresholds.kind != "parameter":
         problems.append(
             "key 'loss.exit_distribution' cannot act: with 'loss.rates_detached' it moves thresholds alone, and "

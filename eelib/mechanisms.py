@@ -31,6 +31,7 @@ def check_mechanisms(config: PhaseConfig, run: dict, history: list[dict]) -> lis
         _tautology,
         _shut_gate,
         _gate_factor,
+        _untrained_warm_up,
         _column_pairs,
         _uniform_field,
         _logistic_rate,
@@ -116,6 +117,23 @@ def _gate_factor(config: PhaseConfig, run: dict, history: list[dict]) -> dict | 
     return _result(text, {key: factor for key in measured}, measured, holds)
 
 
+def _untrained_warm_up(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
+    """The record, section B.9 and check 7 of B.11: routing losses of weight 0 leave weight decay alone to act."""
+    factors, optim = config.loss.early_weight_by_epoch, config.optim
+    epochs = next((e for e, factor in enumerate(factors) if factor), len(factors))
+    if not epochs or config.temperature.clamp == "parameter" or epochs > len(history):
+        return None
+    expected, steps = config.temperature.start[0], run["steps"] // optim.epochs
+    for epoch in range(epochs):
+        lr = config.temperature.lr * learning_rate_factor(epoch, optim.epochs, 0, 0.0)
+        expected *= (1 - lr * config.temperature.weight_decay) ** steps
+    measured = {"temperature_exit1": history[epochs - 1]["temperature_exit1"]}
+    measured["exit1_share_by_epoch"] = [row["val_share_exit1"] for row in history[: epochs + 1]]
+    text = f"For {epochs} epochs untrained exits are routed, and T1 moves by weight decay alone."
+    holds = abs(measured["temperature_exit1"] - expected) < 2e-5
+    return _result(text, {"temperature_exit1": expected}, measured, holds)
+
+
 def _column_pairs(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
     """The record, sections B.0 and B.1."""
     targets = config.targets
@@ -193,11 +211,26 @@ def explain_difference(config: PhaseConfig, run: dict, recorded: dict) -> str | 
             f"{name}: confidence {c:.4f} (spread {spread:.2g}) is {side} its threshold {theta:.4f}; "
             f"on record {old:.4f} was {old_side} {recorded['thresholds'][name]:.4f}."
         )
-    images = f"{run['train_images']:,}" if run["train_images"] else "all"
-    trunk = "a trained trunk" if config.model.train_trunk else "a frozen trunk"
     lines.append(
         f"The mean probability at exit1 is {run['probability_mean']['exit1']:.3f}. Nothing supervises this level, so "
-        f"it is where initial weights and drift leave it: here after {run['steps']:,} steps on {images} images of "
-        f"another data set with {trunk}, on record after 25,000 steps on 5,000 images."
+        f"it is where initial weights and drift leave it: {_budget(config, run)}."
     )
     return " ".join(lines)
+
+
+def explain_unmet(config: PhaseConfig, run: dict, checks: list[dict]) -> str | None:
+    """Why predictions do not hold in this run, in numbers; None where all of them hold."""
+    unmet = [check for check in checks if not check["holds"]]
+    if not unmet:
+        return None
+    lines = [f"Not seen here: {check['prediction']} Measured: {check['measured']}." for check in unmet]
+    levels = ", ".join(f"{n} {run['confidence_mean'][n]:.4f} against {t:.4f}" for n, t in run["thresholds"].items())
+    lines.append(f"Confidences against thresholds at the end: {levels}; {_budget(config, run)}.")
+    return " ".join(lines)
+
+
+def _budget(config: PhaseConfig, run: dict) -> str:
+    images = f"{run['train_images']:,}" if run["train_images"] else "all"
+    trunk = "a trained trunk" if config.model.train_trunk else "a frozen trunk"
+    here = f"here after {run['steps']:,} steps on {images} images of another data set with {trunk}"
+    return here + ", on record after 25,000 steps on 5,000 images"

@@ -89,6 +89,24 @@ class RecordedBranch(nn.Module):
         return ExitMaps(self.cls_logits(context), self.bbox_regression(context)), context
 
 
+class LightBranch(nn.Module):
+    """SSDLite's predictors, a depthwise 3 x 3 and a 1 x 1, straight on the map: the full head without defect 13.
+
+    Args:
+        channels_in: channels of the trunk at the cut.
+    """
+
+    def __init__(self, channels_in: int):
+        super().__init__()
+        for name, values in (("cls_logits", 2), ("bbox_regression", 4)):
+            depthwise = _conv(channels_in, channels_in, 3, groups=channels_in)
+            setattr(self, name, nn.Sequential(depthwise, nn.Conv2d(channels_in, BOXES_PER_CELL * values, 1)))
+
+    def forward(self, features: Tensor) -> tuple[ExitMaps, Tensor]:
+        """Features to the branch's maps and, as the context, the features."""
+        return ExitMaps(self.cls_logits(features), self.bbox_regression(features)), features
+
+
 class RecordedExits(nn.Module):
     """The three branches, their contexts and their scalars, without the trunk below them.
 
@@ -103,6 +121,7 @@ class RecordedExits(nn.Module):
             ``"parameter"`` (:meth:`project`).
         temperature_bounds: of the clamp.
         thresholds_bounded: :meth:`project` keeps thresholds in [0, 1] (defect 25).
+        full_head: ``"heavy"`` is the record's branch, ``"light"`` SSDLite's predictors (defect 13).
         context_recomputed: run a branch's trunk again for its context (defect 14).
         context_detached: a deeper loss does not reach the branches before it (defect 16).
     """
@@ -115,11 +134,14 @@ class RecordedExits(nn.Module):
         temperature_clamp: str = "none",
         temperature_bounds: tuple[float, float] = (0.5, 3.0),
         thresholds_bounded: bool = True,
+        full_head: str = "heavy",
         context_recomputed: bool = False,
         context_detached: bool = False,
     ):
         super().__init__()
         self.branches = nn.ModuleDict({name: RecordedBranch(*CHANNELS[name]) for name in EXIT_NAMES})
+        if full_head == "light":
+            self.branches["full"] = LightBranch(CHANNELS["full"][0])
         self.projections = nn.ModuleDict({"exit2": nn.Conv2d(128, 112, 1), "full": nn.Conv2d(224, 672, 1)})
         self.temperatures = _scalars(EXIT_NAMES, temperatures)
         self.thresholds = _scalars(EXIT_NAMES[:2], thresholds)
@@ -184,6 +206,7 @@ class RecordedDetector(nn.Module):
             temperature_clamp=config.temperature.clamp,
             temperature_bounds=config.temperature.bounds,
             thresholds_bounded=config.thresholds.bounded,
+            full_head=config.model.full_head,
             context_recomputed=config.model.context_recomputed,
             context_detached=config.model.context_detached,
         )

@@ -16,7 +16,7 @@ from eelib.config import PhaseConfig
 from eelib.data import as_input
 from eelib.evaluate import coco_ap, decision, precision_recall, provenance
 from eelib.latency import machine, measure
-from eelib.mechanisms import check_mechanisms, explain_difference
+from eelib.mechanisms import check_mechanisms, explain_difference, explain_unmet
 from eelib.model import EXIT_NAMES
 from eelib.phases import (
     exit_probability,
@@ -45,6 +45,7 @@ ABOUT = {
     "runs.mechanisms": "predictions from the switches: prediction, predicted, measured, holds",
     "runs.start_sha256": "of the trunk's checkpoint; seeds with another one than seed 0 were run before it changed",
     "runs.difference": "null, or why the exit shares are not the recorded ones",
+    "runs.unmet": "null, or why a prediction does not hold",
 }
 
 
@@ -162,7 +163,8 @@ def recorded_card(phase: str) -> dict:
         "hard_rates": "train_hard_exit_fraction_{}",
     }
     card = {key: {n: row[k.format(n)] for n in EXIT_NAMES if k.format(n) in row} for key, k in names.items()}
-    card["loss"] |= {key: row[f"loss_{key}"] for key in ("total", "cascade") if f"loss_{key}" in row}
+    losses = {"total": "total", "cascade": "cascade", "order": "confidence_order", "distribution": "exit_distribution"}
+    card["loss"] |= {key: row[f"loss_{name}"] for key, name in losses.items() if f"loss_{name}" in row}
     card["ms_per_batch_of_four"] = row["latency_ms_per_batch_of_4"]
     card["ms_per_image"] = row["latency_ms_per_batch_of_4"] / 4
     return card
@@ -188,6 +190,7 @@ def summarise(config: PhaseConfig, detector: RecordedDetector, history: list[dic
         "mechanisms": checks,
         "mechanism_holds": all(check["holds"] for check in checks) if checks else None,
         "difference": explain_difference(config, run, card),
+        "unmet": explain_unmet(config, run, checks),
         **{key: run[key] for key in provenance_keys},
     }
     write_json(Path(out) / f"final_summary_phase{tag(config.phase)}.json", summary)

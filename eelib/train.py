@@ -162,7 +162,7 @@ def fit(
         out: folder of ``last.pth`` and ``losses.csv``.
         resume: continue from ``last.pth`` to the same weights as an uninterrupted run.
         evaluate: called on the averaged model every ``optim.eval_every`` epochs and after the last;
-            under ``optim.keep: best`` its ``full_AP`` chooses the epoch (``best.pth``).
+            under ``optim.keep: best`` the mean of what it gives as ``*_AP`` chooses the epoch (``best.pth``).
         after_step: called after each optimiser step, to bring bounded parameters back.
         log: receives one line an epoch.
 
@@ -214,17 +214,26 @@ def fit(
         row["seconds"] = round(time.perf_counter() - began, 1)
         if evaluate and ((epoch + 1) % optim.eval_every == 0 or epoch + 1 == optim.epochs):
             row |= _evaluate_average(raw, average, evaluate, epoch)
-        best = max((r["full_AP"] for r in history if "full_AP" in r), default=-1.0)
+        best = max(map(selection_score, history), default=-1.0)
         history.append(row)
-        if fabric.is_global_zero and row.get("full_AP", -1.0) > best:
+        if fabric.is_global_zero and selection_score(row) > best:
             save_checkpoint(out / "best.pth", {"model": average.state, "epoch": epoch + 1})
         if fabric.is_global_zero:
             _save(out, raw, optimizer, average, config, epoch + 1, history)
         log("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
-    measured = any("full_AP" in row for row in history)
+    measured = any(selection_score(row) >= 0 for row in history)
     best = load_checkpoint(out / "best.pth") if optim.keep == "best" and measured else {"model": average.state}
     raw.load_state_dict(best["model"])
     return history
+
+
+def selection_score(row: dict) -> float:
+    """Mean AP of the exits in a row of the history, -1 where none was measured.
+
+    The mean, because a frozen full path has the same AP in every epoch.
+    """
+    values = [value for key, value in row.items() if key.endswith("_AP")]
+    return sum(values) / len(values) if values else -1.0
 
 
 def _evaluate_average(model, average, evaluate, epoch) -> dict[str, float]:

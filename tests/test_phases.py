@@ -9,7 +9,7 @@ from eelib import phases
 from eelib.causal import ladder
 from eelib.config import ROOT, ConfigError, load, override, parse
 from eelib.feature_cache import FeatureDataset
-from eelib.mechanisms import check_mechanisms, explain_difference
+from eelib.mechanisms import check_mechanisms, explain_difference, explain_unmet
 from eelib.model import EXIT_NAMES
 from eelib.recorded import RecordedDetector
 from eelib.scorecard import join_runs, recorded_card, summarise
@@ -158,8 +158,29 @@ def test_shut_gate_and_gate_factor():
     ]
     assert checks("1_8", run_of(0.0, 0.0), rows)[0]["holds"]
     assert not checks("1_8", run_of(0.0, 0.0), [*rows, rows[0]])[0]["holds"]
+    rows = [row | {"temperature_exit1": 1.5, "val_share_exit1": 1.0} for row in rows]
     assert checks("1_9", run_of(0.0080042, 0.0080042, 0.4450), rows)[0]["holds"]
     assert not checks("1_9", run_of(0.1, 0.1, 0.4450), rows)[0]["holds"]
+    config = load(ROOT / "params" / "phase_1_8.yaml")
+    met = check_mechanisms(config, run_of(0.0, 0.0), rows)
+    assert explain_unmet(config, run_of(0.0, 0.0), met) is None
+    open_ = check_mechanisms(config, run_of(0.2, 0.2), rows[:1])
+    text = explain_unmet(config, run_of(0.2, 0.2), open_)
+    assert "Not seen here: The gate shuts" in text
+    assert "exit1 0.2000 against 0.5500" in text and "here after 320 steps" in text
+
+
+def test_untrained_warm_up_of_the_record():
+    """The record's last warm-up mean, 1.4769, lies between the ends of epochs 2 and 3 as computed from 1,250 steps."""
+    rows = [
+        {"temperature_exit1": t, "val_share_exit1": 1.0, "logistic_exit1": 0.8, "rate_exit1": 0.8}
+        for t in (1.490655, 1.481423, 1.472418)
+    ]
+    result = checks("1_9", run_of(0.008, 0.008, 0.445, steps=25_000), rows)[1]
+    assert result["predicted"]["temperature_exit1"] == pytest.approx(1.47242, abs=1e-5)
+    assert result["holds"]
+    rows[2] = rows[2] | {"temperature_exit1": 1.473}
+    assert not checks("1_9", run_of(0.008, 0.008, 0.445, steps=25_000), rows)[1]["holds"]
 
 
 def test_runaway_temperature_and_logistic_of_phase_1_7():

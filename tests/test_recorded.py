@@ -33,6 +33,15 @@ def test_parameter_counts_of_the_record():
     assert [parameters(p) for p in heads.projections.values()] == [14_448, 151_200]
 
 
+def test_the_full_head_switch():
+    """Defect 13: the heavy head costs more than the rest of the recorded detector together."""
+    heavy, light = (RecordedExits(full_head=kind) for kind in ("heavy", "light"))
+    assert parameters(heavy.branches["full"]) == 1_032_228
+    assert parameters(light.branches["full"]) < 50_000
+    maps = [torch.rand(1, c, 4, 4) for c in (80, 112, 672)]
+    assert [m.shape for m in heavy.eval()(maps)[2]] == [m.shape for m in light.eval()(maps)[2]]
+
+
 def test_trunk_maps_of_the_record():
     detector = RecordedDetector(PHASE_1_4).eval()
     with torch.no_grad():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from eelib.confidence import confidence, count_gate
 from eelib.config import ROOT, ConfidenceConfig, ConfigError, load, override, parse
@@ -55,7 +56,7 @@ RATES = {f"{kind}_{n}" for n in ("exit1", "exit2") for kind in ("rate", "rate_ha
         ("targets.class_layout", "permuted", DETECTION),
         ("targets.class_index", "cell_major", {"loss", "loss_exit1", "loss_exit2", "loss_full"}),
         ("targets.boxes", "encoded", {"loss", "loss_exit1", "loss_exit2", "loss_full"}),
-        ("targets.boxes", "zero_or_teacher", {"loss", "loss_exit1", "loss_exit2", "loss_full"}),
+        ("loss.exit_weights", [0.3, 0.4, 0.4], {"loss"}),
         ("loss.classification", "hard_negative", {"loss", "loss_exit1", "loss_exit2", "loss_full"}),
         ("loss.classification", "quality_focal", {"loss", "loss_exit1", "loss_exit2", "loss_full"}),
         ("loss.box", "giou", {"loss", "loss_exit1", "loss_exit2", "loss_full"}),
@@ -73,6 +74,18 @@ def test_a_switch_changes_what_it_names(key, value, may_change):
     different = {name for name in before if not math.isclose(before[name], after[name], rel_tol=1e-5, abs_tol=1e-7)}
     assert different
     assert different <= may_change
+
+
+def test_boxes_without_ground_truth():
+    """4 and 5, the record, B.1: full goes to background and to a tenth of zero boxes, exit1 follows exit2 alone."""
+    maps = outputs()
+    values = parts(PHASES["phase_1_1"], maps=maps)
+    rows = class_rows(maps[2].cls, "column_pairs", "channel_major").flatten(0, 1)
+    background = cross_entropy(rows, torch.zeros(len(rows), dtype=torch.long))
+    expected = background + 0.1 * smooth_l1_loss(maps[2].box, torch.zeros_like(maps[2].box))
+    assert values["loss_full"] == pytest.approx(float(expected), rel=1e-5)
+    same = parts(PHASES["phase_1_1"], maps=[maps[1], maps[1], maps[2]])
+    assert same["loss_exit1"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("layout", ["permuted", "column_pairs"])
@@ -316,6 +329,8 @@ def test_weight_decay_of_the_warm_up_temperatures():
             "'data.augment' is 'ssd' but cannot act",
         ),
         ({"loss": {"exit_distribution": 0.1}}, "'loss.exit_distribution' cannot act"),
+        ({"targets": {"boxes": "zero_or_teacher"}, "loss": {"box": "smooth_l1"}}, "'loss.box' is 'smooth_l1'"),
+        ({"loss": {"ramp_epochs": 2}}, "'loss.ramp_epochs' cannot act"),
         ({"confidence": {"gaet": "none"}}, "unknown key 'confidence.gaet'; did you mean 'gate'"),
     ],
 )
