@@ -1,25 +1,38 @@
-"""The command line: ``eelib train | exits | run | validate | bench``."""
+"""The command line: ``eelib train | run | validate | bench | export | detect``.
+
+Commands import what they use when they run: ``eelib detect`` works without torch.
+"""
 
 import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-import papermill
-import torch
+from eelib.config import ROOT
 
-from eelib import batch, config, phases, train
-from eelib.data import DataError, DetectionDataset, as_input, build_transform
-from eelib.evaluate import coco_ap, decision, detect_exits
-from eelib.latency import exit_times
+# Errors that are bad input, by the module that raises them.
+BAD_INPUT = {
+    "eelib.config": "ConfigError",
+    "eelib.data": "DataError",
+    "eelib.train": "TrainingError",
+    "eelib.runtime": "DeploymentError",
+}
 
-ERRORS = (config.ConfigError, DataError, train.TrainingError, OSError)
+
+def _bad_input() -> tuple[type[Exception], ...]:
+    """The classes of BAD_INPUT; one that was never imported was never raised either."""
+    return (OSError, *(getattr(sys.modules[m], name) for m, name in BAD_INPUT.items() if m in sys.modules))
 
 
 def _train(args: argparse.Namespace) -> int:
     """Train an SSDLite with or without exits and release its averaged weights."""
+    from eelib import config, train
+    from eelib.data import DetectionDataset, build_transform
+    from eelib.evaluate import coco_ap, detect_exits
+
     settings = config.load(args.config)
     out = Path(args.out)
     if out.exists() and not out.is_dir():
@@ -50,6 +63,10 @@ def _train(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     """Execute a notebook by papermill."""
+    import papermill
+
+    from eelib import batch
+
     out = args.out or f"runs/executed/{Path(args.notebook).stem}.ipynb"
     overrides = {"limit": args.limit} if args.limit is not None else {}
     try:
@@ -63,12 +80,18 @@ def _run(args: argparse.Namespace) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     """AP of the routed detections of a recorded phase on test, and the record's decision."""
+    import torch
+
+    from eelib import config, phases, train
+    from eelib.evaluate import coco_ap, decision
+
     path = config.ROOT / "params" / f"phase_{phases.tag(args.phase)}.yaml"
     settings = config.load(path)
     folder = Path(args.runs) / f"phase_{phases.tag(args.phase)}"
     if args.compute_map:
         detector = phases.load_phase(settings, folder)
-        run = phases.route_split(detector, settings, "test")
+        with torch.inference_mode():
+            run = phases.route_split(detector, settings, "test")
         ap = coco_ap(run["dataset"].coco, run["routed"], run["dataset"].image_ids)
     else:
         summary = folder / f"final_summary_phase{phases.tag(args.phase)}.json"
@@ -84,13 +107,67 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    """Time of each exit in eager mode as a ratio to full, interleaved in one run."""
-    model = train.load_released(args.checkpoint).eval()
-    dataset = DetectionDataset("val", transform=build_transform(320), limit=1)
-    times = exit_times(model, as_input(dataset[0][0][None]), repeats=args.repeats)
-    for name, t in times.items():
-        print(f"{name:6} median {t['median_ms']:6.1f} ms   p95 {t['p95_ms']:6.1f} ms   ratio to full {t['ratio']:.2f}")
+    """Time every runtime, exit and batch size, interleaved; print the ratios, write bench.json."""
+    from eelib import bench, deploy
+
+    folder = Path(args.export) if args.export else ROOT / "runs" / "bench_export"
+    if not args.export:
+        deploy.export(args.checkpoint, folder)
+    report = bench.run(args.checkpoint, folder, quick=args.quick, log=print)
+    print(bench.table(report).to_string(index=False))
+    for goal in report["goals"]:
+        print(f"{'met   ' if goal['met'] else 'MISSED'}  {goal['value']:6.3f} (goal {goal['limit']})  {goal['goal']}")
+    print(f"wrote {bench.save(report, Path(args.reports))}")
     return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    """Write a released detector as ONNX graphs, one a stage, with a manifest."""
+    from eelib import deploy
+
+    manifest = deploy.export(args.checkpoint, args.out)
+    for stage in manifest["stages"]:
+        size = (Path(args.out) / stage["file"]).stat().st_size / 2**20
+        print(f"{stage['exit']:6} {stage['file']}  {size:.1f} MiB  sha256 {stage['sha256'][:12]}")
+    print(f"exported {args.out}: opset {manifest['opset']}, dynamic batch; see `eelib detect --help`")
+    return 0
+
+
+def _detect(args: argparse.Namespace) -> int:
+    """Detect in an image or a folder with an export, on onnxruntime alone; COCO results JSON."""
+    from eelib import images, runtime
+
+    broken: list[str] = []
+
+    def on_broken(error: Exception) -> None:
+        broken.append(str(error))
+        print(f"eelib: skipped: {error}", file=sys.stderr)
+
+    if args.batch < 1:
+        raise runtime.DeploymentError(f"batch: {args.batch}; expected 1 or more images")
+    sources = images.find_images(args.images)
+    session = runtime.EarlyExitSession(args.export, args.threads)
+    policy = runtime.make_policy(session, args.policy, args.threshold, args.evidence)
+    out, drawn = Path(args.out), Path(args.draw) if args.draw else None
+    for folder in filter(None, (out.parent, drawn)):
+        folder.mkdir(parents=True, exist_ok=True)
+    results, left, shown = [], dict.fromkeys(session.exits, 0), time.monotonic()
+    found = images.detect_files(session, sources, policy, batch_size=args.batch, on_broken=on_broken)
+    for done, (source, image, detections, rows) in enumerate(found, 1):
+        results += rows
+        left[detections.exit_name] += 1
+        if drawn:
+            images.draw(image, rows, detections.exit_name, args.draw_score).save(drawn / f"{source.path.stem}.png")
+        if time.monotonic() - shown > (0.2 if sys.stderr.isatty() else 10):
+            shown = time.monotonic()
+            end = "\r" if sys.stderr.isatty() else "\n"
+            print(f"{done + len(broken)} of {len(sources)} images", end=end, file=sys.stderr, flush=True)
+    images.write_results(out, results)
+    shares = ", ".join(f"{name} {count}" for name, count in left.items())
+    print(f"{len(results)} detections in {sum(left.values())} images ({shares}): {out}")
+    if broken:
+        print(f"eelib: {len(broken)} of {len(sources)} images are broken", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,21 +191,37 @@ def _parser() -> argparse.ArgumentParser:
     command = add("validate", _validate, "eelib validate --phase 1.4 --compute-map")
     command.add_argument("--phase", required=True, help="a phase with a file in params/, such as 1.4")
     command.add_argument("--compute-map", action="store_true", help="run the detector on test now")
-    command.add_argument("--runs", default=str(config.ROOT / "runs"), help="folder of the trained phases")
+    command.add_argument("--runs", default=str(ROOT / "runs"), help="folder of the trained phases")
     command.add_argument("--json", action="store_true", help="one JSON object for machines")
-    command = add("bench", _bench, "eelib bench --repeats 30")
-    command.add_argument("--checkpoint", default=str(config.ROOT / "checkpoints" / "exits.pth"))
-    command.add_argument("--repeats", type=int, default=30)
+    checkpoint = str(ROOT / "checkpoints" / "exits.pth")
+    command = add("bench", _bench, "eelib bench --quick")
+    command.add_argument("--checkpoint", default=checkpoint)
+    command.add_argument("--export", help="folder of `eelib export`; written afresh without it")
+    command.add_argument("--quick", action="store_true", help="few repeats, no torch.compile: within a minute")
+    command.add_argument("--reports", default=str(ROOT / "reports"), help="folder of metrics/bench.json")
+    command = add("export", _export, "eelib export --out runs/deploy")
+    command.add_argument("--checkpoint", default=checkpoint, help="a released detector with or without exits")
+    command.add_argument("--out", required=True, help="folder of the graphs and the manifest")
+    command = add("detect", _detect, "eelib detect data/showroom/test --policy fixed --threshold 0.5 --draw runs/drawn")
+    command.add_argument("images", help="an image or a folder of images")
+    command.add_argument("--export", default=str(ROOT / "runs" / "deploy"), help="folder of `eelib export`")
+    command.add_argument("--policy", default="fixed", help="fixed, or the exit where all leave: exit1, exit2, full")
+    command.add_argument("--threshold", type=float, nargs="+", default=[], help="of fixed: one, or one an early exit")
+    command.add_argument("--evidence", help="what fixed compares: max_score or count; the manifest's by default")
+    command.add_argument("--out", default="runs/detections.json", help="COCO results")
+    command.add_argument("--draw", help="folder of annotated images")
+    command.add_argument("--draw-score", type=float, default=0.3, help="least score that is drawn")
+    command.add_argument("--batch", type=int, default=8, help="images a call")
+    command.add_argument("--threads", type=int, default=1, help="of onnxruntime")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; 0 done, 1 a notebook failed, 2 bad input."""
+    """Entry point; 0 done, 1 a notebook failed or an image is broken, 2 bad input."""
     args = _parser().parse_args(argv)
     try:
-        with torch.inference_mode(mode=args.command in ("validate", "bench")):
-            return args.call(args)
-    except ERRORS as error:
+        return args.call(args)
+    except _bad_input() as error:
         print(f"eelib: {error}", file=sys.stderr)
         return 2
 

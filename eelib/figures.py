@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from eelib.images import EXIT_COLOURS
 from eelib.train import write_atomic
 
 TEXT_WIDTH_IN = 5.9
-# Okabe and Ito's colour-blind palette, one colour an exit throughout.
-EXIT_COLOURS = {"exit1": "#E69F00", "exit2": "#56B4E9", "full": "#009E73"}
+# Okabe and Ito's colour-blind palette; the exits' colours are in eelib.images.
 RECORDED_COLOUR, OURS_COLOUR = "#999999", "#0072B2"
 
 

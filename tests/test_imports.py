@@ -5,8 +5,8 @@ import ast
 from eelib.config import ROOT
 
 ORDER = [
-    "config", "data", "anchors", "matching", "model", "losses", "confidence", "routing", "recorded", "train",
-    "evaluate", "latency", "phases", "figures", "tables", "batch", "__main__",
+    "config", "runtime", "images", "data", "anchors", "matching", "model", "losses", "confidence", "routing",
+    "recorded", "train", "evaluate", "latency", "deploy", "bench", "phases", "figures", "tables", "batch", "__main__",
 ]  # fmt: skip
 
 
