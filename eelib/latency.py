@@ -1,9 +1,11 @@
 """Wall-clock time: warmed up, interleaved, medians. Times of different sessions are not comparable."""
 
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -74,8 +76,18 @@ def exit_times(model: EarlyExitSSDLite, image: Tensor, repeats: int = 30, thread
 def machine() -> dict[str, str]:
     """What the times were taken on."""
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
         "system": platform.system(),
         "threads": str(torch.get_num_threads()),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def _processor() -> str:
+    """The model's name where Linux tells it; Python's own answer is often just the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
