@@ -29,9 +29,10 @@ from eelib.config import ROOT, PhaseConfig, load, parse
 from eelib.data import DetectionDataset, as_input, build_transform, loader
 from eelib.evaluate import coco_ap, file_sha256
 from eelib.latency import machine, measure, run_to
+from eelib.losses import detection_loss
 from eelib.model import EarlyExitSSDLite, postprocess
 from eelib.runtime import DeploymentError, EarlyExitSession, fixed, forced
-from eelib.train import build_model, detection_step, load_checkpoint, load_released, write_atomic
+from eelib.train import build_model, load_checkpoint, load_released, write_atomic
 
 PACKAGES = ("torch", "torchvision", "onnxruntime", "numpy", "pycocotools", "hotcoco")
 # Timed rounds by (threads, batch size). The quick ones fit into a minute of a two-core machine.
@@ -96,12 +97,20 @@ def compiled_calls(model: EarlyExitSSDLite, images: torch.Tensor, log: Callable[
 
 
 def time_grid(
-    model: EarlyExitSSDLite, folder: Path, images: torch.Tensor, *, quick: bool, log: Callable[[str], None] = print
+    model: EarlyExitSSDLite,
+    folder: Path,
+    images: torch.Tensor,
+    *,
+    rounds: Mapping[tuple[int, int], int],
+    compiled: bool = False,
+    log: Callable[[str], None] = print,
 ) -> list[dict]:
     """Times of every runtime, exit, batch size and thread count.
 
     Args:
         images: float (B, 3, H, W); the batches are its first images.
+        rounds: timed rounds by (threads, batch size).
+        compiled: time torch.compile too, at batch 1 on one thread.
 
     Returns:
         Rows of ``runtime``, ``exit``, ``batch``, ``threads``, ``median_ms`` and ``p95_ms`` of a
@@ -110,20 +119,20 @@ def time_grid(
     rows, before = [], torch.get_num_threads()
     sessions: dict[int, dict[str, EarlyExitSession]] = {}
     try:
-        for (threads, batch), rounds in (QUICK_ROUNDS if quick else ROUNDS).items():
+        for (threads, batch), repeats in rounds.items():
             log(f"timing batch {batch}, {threads} thread{'s' * (threads > 1)}")
             torch.set_num_threads(threads)
             if threads not in sessions:
                 sessions[threads] = _sessions(folder, threads)
             calls = runtime_calls(model, sessions[threads], images[:batch])
-            if batch == threads == 1 and not quick:
+            if compiled and batch == threads == 1:
                 calls |= compiled_calls(model, images[:1], log)
             session, array = sessions[threads]["onnx staged"], np.ascontiguousarray(images[:batch].numpy())
             routed = batch == 32 and len(session.exits) > 1
             if routed:
                 policy = even_policy(session, array)
                 calls["onnx routed", "mixed"] = lambda s=session, a=array, p=policy: s.detect(a, p)
-            times = measure(calls, rounds, warmup={1: 3, 8: 1}.get(batch, 0 if quick else 1))
+            times = measure(calls, repeats, warmup=min(3, repeats // 2))
             for (runtime, name), found in times.items():
                 rows.append({"runtime": runtime, "exit": name, "batch": batch, "threads": threads, **found})
             if routed:
@@ -160,16 +169,16 @@ def training_calls(config: PhaseConfig) -> dict[str, Callable[[], None]]:
         "train", transform=build_transform(320, config.data.augment), limit=4 * config.optim.batch_size
     )
     model = build_model(config).train()
-    step_loss = detection_step(config.model_copy(update={"optim": config.optim.model_copy(update={"compile": False})}))
-    wrapped = torch.nn.Module()  # what Fabric's wrapper is to the step
-    wrapped.module, wrapped.forward = model, model.forward
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-9)
     batches = loader(dataset, config.optim.batch_size, shuffle=True)
     endless = itertools.chain.from_iterable(itertools.repeat(batches))
     ready = next(endless)
 
     def forward_backward(batch=ready) -> None:
-        step_loss(wrapped, batch, 0.0)[0].backward()
+        images, targets = batch
+        outputs = model(as_input(images))
+        losses = [detection_loss(o, targets, classification=config.loss.classification) for o in outputs]
+        sum(value for parts in losses for value in parts.values()).backward()
 
     def step() -> None:
         forward_backward(next(endless))
@@ -317,7 +326,9 @@ def run(checkpoint: Path | str, folder: Path, *, quick: bool, log: Callable[[str
     began, load_average = time.perf_counter(), os.getloadavg()[0]
     params = ROOT / "params" / "phase_2_0_baseline.yaml"
     report = {"quick": quick, "machine": machine(), "load_average_before": load_average}
-    report["times"] = time_grid(model, folder, _sample(32), quick=quick, log=log)
+    report["times"] = time_grid(
+        model, folder, _sample(32), rounds=QUICK_ROUNDS if quick else ROUNDS, compiled=not quick, log=log
+    )
     report["goals"] = check_goals(report["times"])
     log("timing training and scorers, measuring memory")
     report["training"] = training_rates(load(params), quick=quick)

@@ -27,11 +27,10 @@ def folder(tmp_path_factory):
 def rows(folder):
     """The grid with two rounds of one batch of 32, on one thread."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(bench, "QUICK_ROUNDS", {(1, 1): 2, (1, 32): 2})
     patch.setattr(bench, "runtime_calls", _small(bench.runtime_calls))
     model = load_released(CHECKPOINT).eval()
     images = torch.rand(32, 3, 320, 320, generator=torch.Generator().manual_seed(0))
-    found = bench.time_grid(model, folder, images, quick=True, log=lambda _: None)
+    found = bench.time_grid(model, folder, images, rounds={(1, 1): 2, (1, 32): 2}, log=lambda _: None)
     patch.undo()
     return found
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from eelib.latency import exit_times, machine, measure, run_to
+from eelib.latency import exit_times, machine, measure, part_of, run_to
 from eelib.model import EarlyExitSSDLite
 
 
@@ -48,3 +48,22 @@ def test_the_machine_is_described():
     described = machine()
     assert described.keys() == {"processor", "cores", "system", "threads", "device"}
     assert all(described.values()) and int(described["cores"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("operator", "part"),
+    [
+        ("/trunk/layers/layers.4/block/block.2/Mul_kernel_time", "trunk"),
+        ("/trunk/Sub_kernel_time", "trunk"),
+        ("/second/second.0/second.0.1/Conv_output_0_nchwc_kernel_time", "trunk"),
+        ("/extra.3/extra.3.0/Clip_output_0_nchwc_kernel_time", "trunk"),
+        ("next_features_nchwc_kernel_time", "trunk"),
+        ("/context/context.1/Clip_output_0_nchwc_kernel_time", "head"),
+        ("/down.1/down.1.0/Clip_output_0_nchwc_kernel_time", "head"),
+        ("/decoder/offsets.2/offsets.2.1/Conv_output_0_nchwc_kernel_time", "head"),
+        ("/decoder/Exp_kernel_time", "decode"),
+        ("ReorderOutput_token_154_kernel_time", None),
+    ],
+)
+def test_parts_of_a_profile(operator, part):
+    assert part_of(operator) == part
