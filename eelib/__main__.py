@@ -108,11 +108,13 @@ def _validate(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     """Time every runtime, exit and batch size, interleaved; print the ratios, write bench.json."""
-    from eelib import bench, deploy
+    from eelib import bench, deploy, quantise
 
     folder = Path(args.export) if args.export else ROOT / "runs" / "bench_export"
     if not args.export:
         deploy.export(args.checkpoint, folder)
+        if not args.quick:
+            quantise.quantise(folder)
     report = bench.run(args.checkpoint, folder, quick=args.quick, log=print)
     print(bench.table(report).to_string(index=False))
     for goal in report["goals"]:
@@ -123,10 +125,12 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     """Write a released detector as ONNX graphs, one a stage, with a manifest."""
-    from eelib import deploy
+    from eelib import deploy, quantise
 
     manifest = deploy.export(args.checkpoint, args.out)
-    for stage in manifest["stages"]:
+    if args.int8:
+        manifest = quantise.quantise(args.out)
+    for stage in [*manifest["stages"], *manifest.get("stages_int8", [])]:
         size = (Path(args.out) / stage["file"]).stat().st_size / 2**20
         print(f"{stage['exit']:6} {stage['file']}  {size:.1f} MiB  sha256 {stage['sha256'][:12]}")
     print(f"exported {args.out}: opset {manifest['opset']}, dynamic batch; see `eelib detect --help`")
@@ -146,7 +150,7 @@ def _detect(args: argparse.Namespace) -> int:
     if args.batch < 1:
         raise runtime.DeploymentError(f"batch: {args.batch}; expected 1 or more images")
     sources = images.find_images(args.images)
-    session = runtime.EarlyExitSession(args.export, args.threads)
+    session = runtime.EarlyExitSession(args.export, args.threads, "stages_int8" if args.int8 else "stages")
     policy = runtime.make_policy(session, args.policy, args.threshold, args.evidence)
     out, drawn = Path(args.out), Path(args.draw) if args.draw else None
     for folder in filter(None, (out.parent, drawn)):
@@ -197,14 +201,16 @@ def _parser() -> argparse.ArgumentParser:
     command = add("bench", _bench, "eelib bench --quick")
     command.add_argument("--checkpoint", default=checkpoint)
     command.add_argument("--export", help="folder of `eelib export`; written afresh without it")
-    command.add_argument("--quick", action="store_true", help="few repeats, no torch.compile: within a minute")
+    command.add_argument("--quick", action="store_true", help="few repeats, no torch.compile, no int8: a minute")
     command.add_argument("--reports", default=str(ROOT / "reports"), help="folder of metrics/bench.json")
     command = add("export", _export, "eelib export --out runs/deploy")
     command.add_argument("--checkpoint", default=checkpoint, help="a released detector with or without exits")
     command.add_argument("--out", required=True, help="folder of the graphs and the manifest")
+    command.add_argument("--int8", action="store_true", help="int8 stages too, calibrated on calibrate")
     command = add("detect", _detect, "eelib detect data/showroom/test --policy fixed --threshold 0.5 --draw runs/drawn")
     command.add_argument("images", help="an image or a folder of images")
     command.add_argument("--export", default=str(ROOT / "runs" / "deploy"), help="folder of `eelib export`")
+    command.add_argument("--int8", action="store_true", help="the int8 stages of `eelib export --int8`")
     command.add_argument("--policy", default="fixed", help="fixed, or the exit where all leave: exit1, exit2, full")
     command.add_argument("--threshold", type=float, nargs="+", default=[], help="of fixed: one, or one an early exit")
     command.add_argument("--evidence", help="what fixed compares: max_score or count; the manifest's by default")

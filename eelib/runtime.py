@@ -84,7 +84,7 @@ class EarlyExitSession:
         self.path, self.threads = Path(path), threads
         self.manifest = read_manifest(self.path)
         if stages not in self.manifest:
-            raise DeploymentError(f"{self.path / MANIFEST}: no '{stages}'; export again with them")
+            raise DeploymentError(f"{self.path / MANIFEST}: no '{stages}': export again, with --int8")
         entries = self.manifest[stages]
         self.exits = tuple(entry["exit"] for entry in entries)
         self._stages = [self.graph(entry) for entry in entries]

@@ -1,8 +1,5 @@
 """The bench: what it runs and what it says, never how long it takes."""
 
-import json
-import shutil
-
 import pytest
 import torch
 
@@ -128,12 +125,3 @@ def test_an_export_of_another_checkpoint_is_refused(folder, capsys):
     argv = ["bench", "--quick", "--checkpoint", str(ROOT / "checkpoints" / "baseline.pth"), "--export", str(folder)]
     assert main(argv) == 2
     assert "export of another checkpoint" in capsys.readouterr().err
-
-
-def test_a_folder_without_int8_says_so(folder, tmp_path):
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest.pop("stages_int8", None)
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="no 'stages_int8'; export again"):
-        EarlyExitSession(copy, stages="stages_int8")

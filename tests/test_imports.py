@@ -6,7 +6,8 @@ from eelib.config import ROOT
 
 ORDER = [
     "config", "runtime", "images", "data", "anchors", "matching", "model", "losses", "confidence", "routing",
-    "recorded", "train", "evaluate", "latency", "deploy", "bench", "phases", "figures", "tables", "batch", "__main__",
+    "recorded", "train", "evaluate", "latency", "deploy", "quantise", "bench", "phases", "figures",
+    "tables", "batch", "__main__",
 ]  # fmt: skip
 
 
