@@ -1,4 +1,4 @@
-"""The command line: ``eelib train | run | validate | bench | export | detect``.
+"""The command line: ``eelib train | release | run | validate | bench | export | detect``.
 
 Commands import what they use when they run: ``eelib detect`` works without torch.
 """
@@ -32,6 +32,7 @@ def _train(args: argparse.Namespace) -> int:
     from eelib import config, train
     from eelib.data import DetectionDataset, build_transform
     from eelib.evaluate import coco_ap, detect_exits
+    from eelib.supervision import MaskSupervised
 
     settings = config.load(args.config)
     out = Path(args.out)
@@ -41,14 +42,18 @@ def _train(args: argparse.Namespace) -> int:
     if not os.access(out, os.W_OK):
         raise PermissionError(f"{out}: output folder is not writable")
     model = train.build_model(settings)
-    val = DetectionDataset("val", config.resolve(settings.data.root), build_transform(320), keep_crowd=True)
+    val = DetectionDataset("val", config.resolve(settings.data.root), keep_crowd=True)
 
-    def evaluate(network, epoch: int) -> dict[str, float]:
-        results = detect_exits(network, val)
+    trained = MaskSupervised(model) if settings.loss.mask else model
+
+    def evaluate(_, epoch: int) -> dict[str, float]:
+        # at the size that this epoch trained on: weights of 192 px say little at 320 px
+        val.transform = build_transform(train.image_size_at(epoch, settings.data.image_sizes))
+        results = detect_exits(model, val)
         return {f"{name}_AP": coco_ap(val.coco, rows, val.image_ids)["AP"] for name, rows in results.items()}
 
     history = train.fit(
-        model,
+        trained,
         train.detection_step(settings),
         train.training_batches(settings),
         settings,
@@ -58,6 +63,19 @@ def _train(args: argparse.Namespace) -> int:
     )
     state = {"model": model.state_dict(), "config": settings.model_dump(mode="json"), "history": history}
     print(f"released {train.save_checkpoint(out / 'released.pth', state)}")
+    return 0
+
+
+def _release(args: argparse.Namespace) -> int:
+    """Evaluate trained weights on test and release them with an entry in the manifest."""
+    import torch
+
+    from eelib.release import release
+
+    with torch.inference_mode():
+        entry = release(args.checkpoint, args.name)
+    for name, ap in entry["test"].items():
+        print(f"{args.name} {name}: AP {ap['AP']:.3f}, AP50 {ap['AP50']:.3f} on {entry['images']} test images")
     return 0
 
 
@@ -187,6 +205,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", help="parameter file of a 2.x phase")
     command.add_argument("--out", required=True, help="folder of the checkpoint and the losses")
     command.add_argument("--resume", action="store_true", help="continue from the folder's last.pth")
+    command = add("release", _release, "eelib release runs/baseline/released.pth baseline.pth")
+    command.add_argument("checkpoint", help="released.pth of a training run")
+    command.add_argument("name", help="file name in checkpoints/")
     command = add("run", _run, "eelib run notebooks/05_routing.ipynb --params params/phase_1_4.yaml")
     command.add_argument("notebook")
     command.add_argument("--params", help="parameter file, checked before the run")

@@ -66,6 +66,7 @@ class LossConfig(_Group):
 
     classification: Literal["hard_negative", "quality_focal", "mean"] = "quality_focal"  # 41: "mean" mines nothing
     box: Literal["smooth_l1", "giou"] = "giou"
+    mask: float = Field(0.0, ge=0)  # weight of the auxiliary mask loss on the trunk, in training alone
     exit_weights: tuple[float, float, float] = Field((1.0, 1.0, 1.0), strict=False)  # exit1, exit2, full
     exit_weights_start: tuple[float, float, float] | None = Field(None, strict=False)  # ramped from, if given
     ramp_epochs: int = Field(4, ge=0)

@@ -179,7 +179,7 @@ def build_transform(
         "none": [resize],
         "flip": [resize, flip],
         "ssd": [
-            v2.RandomZoomOut(fill=127, side_range=(1.0, 2.0), p=0.25),
+            v2.RandomZoomOut(fill={tv_tensors.Image: 127, tv_tensors.Mask: 0}, side_range=(1.0, 2.0), p=0.25),
             v2.RandomIoUCrop(min_scale=0.4, max_scale=1.0, sampler_options=[0.0, 0.3, 0.5, 0.7, 1.0], trials=6),
             resize,
             flip,
@@ -188,7 +188,14 @@ def build_transform(
     }
     if augment not in steps:
         raise DataError(f"augment: {augment!r} is unknown; expected one of {', '.join(steps)}")
-    return v2.Compose([*steps[augment], v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=2)])
+    return v2.Compose([*steps[augment], v2.ClampBoundingBoxes(), _SanitizeBoxes(min_size=2)])
+
+
+class _SanitizeBoxes(v2.SanitizeBoundingBoxes):
+    """Drop boxes without area; the mask is one a image, not one a box, and stays."""
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        return inpt if isinstance(inpt, tv_tensors.Mask) else super().transform(inpt, params)
 
 
 class ImageOnly(v2.Transform):
@@ -209,7 +216,8 @@ class DetectionDataset(Dataset):
     """One split, decoded once and kept in memory as uint8 (675 MB for showroom's train).
 
     Items are ``(image, target)``: image uint8 (3, S, S); target a dict of ``boxes`` (G, 4)
-    xyxy float32 in pixels of the image returned, ``labels`` (G,) int64 and ``image_id``.
+    xyxy float32 in pixels of the image returned, ``labels`` (G,) int64 and ``image_id``; with
+    ``masks`` also ``mask`` (1, S, S) uint8, 1 where a chair is visible.
     The draw of an item depends on (seed, epoch, index) alone, so any number of workers and
     any resumed run sees the same images.
     """
@@ -225,6 +233,7 @@ class DetectionDataset(Dataset):
         limit: int | None = None,
         sample: str = "seeded",
         seed: int = 0,
+        masks: bool = False,
     ):
         path = annotation_path(split, root)
         self.coco = load_coco(path)
@@ -245,6 +254,17 @@ class DetectionDataset(Dataset):
             ids = sorted(chosen[:limit])
         self.image_ids = ids
         self.images = [read_image(self.folder / self.coco.imgs[i]["file_name"]) for i in ids]
+        self.masks = [self._mask(i) for i in ids] if masks else None
+
+    def _mask(self, image_id: int) -> Tensor:
+        """Union of all chairs of an image, the tiny ones that are annotated as crowd too: uint8 (1, H, W)."""
+        image = self.coco.imgs[image_id]
+        mask = torch.zeros(1, image["height"], image["width"], dtype=torch.uint8)
+        for annotation in self.coco.loadAnns(self.coco.getAnnIds(imgIds=image_id, catIds=self.category_ids)):
+            if not annotation.get("segmentation"):
+                raise DataError(f"{self.folder}.json: annotation {annotation['id']} has no 'segmentation'")
+            mask |= torch.from_numpy(self.coco.annToMask(annotation))
+        return mask
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -262,6 +282,8 @@ class DetectionDataset(Dataset):
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=image.shape[-2:]),
             "labels": torch.full((len(boxes),), LABEL),
         }
+        if self.masks is not None:
+            target["mask"] = tv_tensors.Mask(self.masks[index])
         if self.transform is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed((self.seed * 1_000_003 + self.epoch) * 1_000_003 + index)

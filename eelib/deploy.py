@@ -136,6 +136,7 @@ class ExitStage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of the last cut to scores, boxes and the next features."""
         features = self.trunk(x)
         maps = [self.context(features)]
         for down in self.down:
@@ -150,20 +151,19 @@ class FullStage(nn.Module):
         super().__init__()
         self.trunk = _Trunk(model, start, None)
         self.second, self.extra = model.backbone.features[1], model.backbone.extra
+        maps = model.pyramid(model.segment(torch.zeros(1, 3, SIZE, SIZE), 0, None))
+        grids = [tuple(m.shape[-2:]) for m in maps]
         class_heads = model.head.classification_head.module_list
         box_heads = model.head.regression_head.module_list
-        maps = self._maps(model.segment(torch.zeros(1, 3, SIZE, SIZE), 0, None))
-        grids = [tuple(m.shape[-2:]) for m in maps]
         self.decoder = Decoder(class_heads, box_heads, grids, model.scales, model.aspect_ratios)
 
-    def _maps(self, features: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of the last cut to scores and boxes."""
+        features = self.trunk(x)
         maps = [features, self.second(features)]
         for block in self.extra:
             maps.append(block(maps[-1]))
-        return maps
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.decoder(self._maps(self.trunk(x)))
+        return self.decoder(maps)
 
 
 class Monolith(nn.Module):
@@ -174,6 +174,7 @@ class Monolith(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images to scores and boxes of every exit in turn."""
         outputs = []
         for stage in self.stages:
             scores, boxes, *x = stage(x if isinstance(x, Tensor) else x[0])

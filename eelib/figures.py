@@ -145,8 +145,11 @@ def runtime_ratios(rows: Sequence[Mapping], threads: int = 1) -> Figure:
             line = frame[(frame["exit"] == name) & (frame["runtime"] == runtime)]
             if len(line):
                 axis.plot(line["batch"], line["median_ms"] / line["batch"], marker="o", color=f"C{k}", label=runtime)
-        axis.set_xscale("log", base=2)
+        axis.set_xscale("log")
         axis.set_yscale("log")
+        batches = sorted(set(frame["batch"]))
+        axis.set_xticks(batches, map(str, batches))
+        axis.minorticks_off()
         axis.set_title(name)
         axis.set_xlabel("batch size")
     axes.flat[0].set_ylabel("ms an image")

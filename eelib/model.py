@@ -174,17 +174,20 @@ class EarlyExitSSDLite(nn.Module):
         """Names of the exits in the order in which they are computed."""
         return (*self.early, "full")
 
-    def segment(self, features: Tensor, start: int, stop: int | None) -> Tensor:
-        """Run children ``start:stop`` of the trunk's first part."""
+    def segment(self, features: Tensor, start: int, stop: int | None, maps: list[Tensor] | None = None) -> Tensor:
+        """Run children ``start:stop`` of the trunk's first part; their outputs are added to ``maps``, if given."""
         for child in list(self.backbone.features[0].children())[start:stop]:
             features = child(features)
+            if maps is not None:
+                maps.append(features)
         return features
 
-    def exits(self, images: Tensor) -> Iterator[ExitOutput]:
+    def exits(self, images: Tensor, maps: list[Tensor] | None = None) -> Iterator[ExitOutput]:
         """Compute one exit at a time; what is not asked for is never run.
 
         Args:
             images: float (B, 3, H, W) in [0, 1].
+            maps: receives every map of the trunk as it is computed, for auxiliary training losses.
 
         Yields:
             :class:`ExitOutput` of exit1, exit2 and full.
@@ -193,15 +196,22 @@ class EarlyExitSSDLite(nn.Module):
         features, done = (images - 0.5) / 0.5, 0
         for name, exit_ in self.early.items():
             cut, _ = CUTS[name]
-            features, done = self.segment(features, done, cut), cut
+            features, done = self.segment(features, done, cut, maps), cut
             logits, boxes, grids = exit_(features)
             yield self._output(name, logits, boxes, grids, size_hw)
-        yield self._full(self.segment(features, done, None), size_hw)
+        pyramid = self.pyramid(self.segment(features, done, None, maps))
+        if maps is not None:
+            maps.extend(pyramid[1:])
+        yield self._full(pyramid, size_hw)
 
-    def _full(self, features: Tensor, size_hw: tuple[int, int]) -> ExitOutput:
+    def pyramid(self, features: Tensor) -> list[Tensor]:
+        """The six SSDLite maps from the last map of the trunk's first part."""
         maps = [features, self.backbone.features[1](features)]
         for block in self.backbone.extra:
             maps.append(block(maps[-1]))
+        return maps
+
+    def _full(self, maps: list[Tensor], size_hw: tuple[int, int]) -> ExitOutput:
         outputs = self.head(maps)
         grids = [tuple(m.shape[-2:]) for m in maps]
         return self._output("full", outputs["cls_logits"], outputs["bbox_regression"], grids, size_hw)

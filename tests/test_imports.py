@@ -6,8 +6,8 @@ from eelib.config import ROOT
 
 ORDER = [
     "config", "runtime", "images", "data", "anchors", "matching", "model", "losses", "confidence", "routing",
-    "recorded", "train", "evaluate", "latency", "deploy", "quantise", "bench", "phases", "figures",
-    "tables", "batch", "__main__",
+    "recorded", "supervision", "train", "evaluate", "release", "latency", "deploy", "quantise", "bench", "phases",
+    "figures", "tables", "batch", "__main__",
 ]  # fmt: skip
 
 

@@ -1,0 +1,72 @@
+"""Released weights: a checkpoint in ``checkpoints/``, and what the manifest says of it."""
+
+import json
+from pathlib import Path
+
+from eelib.config import ROOT, parse
+from eelib.data import DetectionDataset, build_transform
+from eelib.evaluate import coco_ap, detect_exits, file_sha256, provenance
+from eelib.train import TrainingError, load_checkpoint, load_released, save_checkpoint, write_atomic
+
+CHECKPOINTS = ROOT / "checkpoints"
+# Larger files do not travel well in git.
+LARGEST_BYTES = 16 * 2**20
+
+
+def read_manifest(folder: Path | str = CHECKPOINTS) -> dict:
+    """The manifest of a folder of released weights; empty where there is none yet.
+
+    Raises:
+        TrainingError: the manifest is not JSON.
+    """
+    path = Path(folder) / "manifest.json"
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise TrainingError(f"{path}: not valid JSON ({error})") from None
+
+
+def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, limit: int | None = None) -> dict:
+    """Evaluate trained weights on ``test`` and release them.
+
+    Args:
+        source: ``released.pth`` of a training run.
+        name: file name under which they are released, such as ``baseline.pth``.
+        folder: of the released weights and of ``manifest.json``.
+        limit: test images; None takes all, as a real release must.
+
+    Returns:
+        The manifest's entry: hash and size of the file, configuration, AP and AP50 of every
+        exit on ``test``, split and versions, and ``stages``: the training runs behind the
+        weights, oldest first. A run that started from released weights continues their list.
+
+    Raises:
+        TrainingError: no checkpoint, one without a configuration, or one over 16 MiB.
+    """
+    state, manifest = load_checkpoint(source), read_manifest(folder)
+    if not isinstance(state.get("config"), dict):
+        raise TrainingError(f"{source}: checkpoint has no 'config'; expected the released.pth of a training run")
+    config = parse(state["config"], str(source))
+    start = manifest.get(Path(config.model.start).name, {}) if config.model.start else {}
+    stage = {"epochs": len(state["history"]), "start": config.model.start, "start_sha256": start.get("sha256")}
+    dataset = DetectionDataset("test", transform=build_transform(320), keep_crowd=True, limit=limit)
+    results = detect_exits(load_released(source), dataset)
+    ap = {exit_: coco_ap(dataset.coco, rows, dataset.image_ids) for exit_, rows in results.items()}
+    target = save_checkpoint(Path(folder) / name, {key: state[key] for key in ("model", "config", "history")})
+    if target.stat().st_size > LARGEST_BYTES:
+        size = target.stat().st_size / 2**20
+        target.unlink()
+        raise TrainingError(f"{target}: {size:.1f} MiB; released weights must stay under 16 MiB")
+    entry = {
+        "sha256": file_sha256(target),
+        "bytes": target.stat().st_size,
+        "images": len(dataset),
+        "test": {exit_: {"AP": values["AP"], "AP50": values["AP50"]} for exit_, values in ap.items()},
+        "stages": [*start.get("stages", []), stage | {"config": config.model_dump(mode="json")}],
+        **provenance("test", config, target),
+    }
+    text = json.dumps(manifest | {name: entry}, indent=2) + "\n"
+    write_atomic(Path(folder) / "manifest.json", lambda file: file.write(text.encode()))
+    return entry

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from eelib.config import parse
+from eelib.evaluate import file_sha256
+from eelib.model import EarlyExitSSDLite
+from eelib.release import read_manifest, release
+from eelib.train import TrainingError, save_checkpoint
+
+
+@pytest.fixture
+def trained(tmp_path):
+    torch.manual_seed(0)
+    config = parse({"phase": "t", "model": {"exits": False}}).model_dump(mode="json")
+    state = {"model": EarlyExitSSDLite(early=False).state_dict(), "config": config, "history": [{"epoch": 1}]}
+    return save_checkpoint(tmp_path / "run" / "released.pth", state), state
+
+
+def test_the_manifest_says_what_was_released(tmp_path, trained):
+    path, state = trained
+    release(path, "first.pth", tmp_path, limit=2)
+    first = read_manifest(tmp_path)["first.pth"]
+    assert first["sha256"] == first["checkpoint_sha256"] == file_sha256(tmp_path / "first.pth")
+    assert first["split"] == "test" and first["images"] == 2 and first["test"].keys() == {"full"}
+    state["config"]["model"]["start"] = "checkpoints/first.pth"
+    release(save_checkpoint(path, state), "second.pth", tmp_path, limit=2)
+    manifest = read_manifest(tmp_path)
+    assert manifest.keys() == {"first.pth", "second.pth"}
+    assert [stage["start_sha256"] for stage in manifest["second.pth"]["stages"]] == [None, first["sha256"]]
+
+
+def test_bad_sources_change_nothing(tmp_path, trained):
+    path, state = trained
+    with pytest.raises(TrainingError, match="no such checkpoint"):
+        release(tmp_path / "none.pth", "a.pth", tmp_path)
+    del state["config"]
+    with pytest.raises(TrainingError, match="has no 'config'"):
+        release(save_checkpoint(path, state), "a.pth", tmp_path)
+    assert not (tmp_path / "a.pth").exists() and read_manifest(tmp_path) == {}
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"manifest.json: not valid JSON"):
+        read_manifest(tmp_path)
