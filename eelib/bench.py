@@ -37,7 +37,7 @@ from eelib.train import build_model, load_checkpoint, load_released, write_atomi
 PACKAGES = ("torch", "torchvision", "onnxruntime", "numpy", "pycocotools", "hotcoco")
 # Timed rounds by (threads, batch size). The quick ones fit into a minute of a two-core machine.
 ROUNDS = {(threads, batch): rounds for threads in (1, 2) for batch, rounds in ((1, 60), (8, 15), (32, 8))}
-QUICK_ROUNDS = {(1, 1): 25, (1, 8): 3, (1, 32): 2, (2, 1): 10, (2, 8): 3}
+QUICK_ROUNDS = {(1, 1): 15, (1, 8): 3, (1, 32): 2, (2, 1): 8}
 
 
 def runtime_calls(model: EarlyExitSSDLite, sessions: Mapping[str, EarlyExitSession], images: torch.Tensor) -> dict:
@@ -132,7 +132,7 @@ def time_grid(
             if routed:
                 policy = even_policy(session, array)
                 calls["onnx routed", "mixed"] = lambda s=session, a=array, p=policy: s.detect(a, p)
-            times = measure(calls, repeats, warmup=min(3, repeats // 2))
+            times = measure(calls, repeats, warmup=min(3, repeats // 3))
             for (runtime, name), found in times.items():
                 rows.append({"runtime": runtime, "exit": name, "batch": batch, "threads": threads, **found})
             if routed:
