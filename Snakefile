@@ -16,7 +16,10 @@ wildcard_constraints:
     seed=r"\d+",
 
 
-STAGES = ["data", "matching", "baseline", "exits", "scorecard", "causal", "validation", "dissertation"]
+STAGES = [
+    *("data", "matching", "preflight", "baseline", "exits", "scorecard", "causal"),
+    *("validation", "acceleration", "dissertation"),
+]
 
 
 rule all:
@@ -153,6 +156,33 @@ rule validation:
         touch("runs/stamps/validation"),
     log:
         "reports/executed/06_validation.ipynb",
+    shell:
+        RUN
+
+
+rule bench:
+    input:
+        weights="checkpoints/exits.pth",
+        code=["eelib/runtime.py", "eelib/deploy.py", "eelib/bench.py"],
+    output:
+        f"{METRICS}/bench.json",
+        touch("runs/stamps/bench"),
+    threads: workflow.cores  # alone: a neighbour would be measured too
+    shell:
+        "eelib bench"
+
+
+rule acceleration:
+    input:
+        notebook="notebooks/07_acceleration.ipynb",
+        params="params/report_acceleration.yaml",
+        metrics=f"{METRICS}/bench.json",
+        stamp="runs/stamps/bench",
+    output:
+        f"{METRICS}/acceleration.json",
+        touch("runs/stamps/acceleration"),
+    log:
+        "reports/executed/07_acceleration.ipynb",
     shell:
         RUN
 

@@ -1,28 +1,39 @@
-"""The command line: ``eelib diagnose | train | release | run | validate | bench``."""
+"""The command line: ``eelib diagnose | train | release | run | validate | bench | export | detect``.
+
+Commands import what they use when they run: ``eelib detect`` works without torch.
+"""
 
 import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-import papermill
-import torch
+from eelib.config import ROOT
 
-from eelib import batch, config, phases, scorecard, train
-from eelib.data import DataError, DetectionDataset, as_input, build_transform
-from eelib.diagnose import preflight
-from eelib.evaluate import coco_ap, detect_exits
-from eelib.latency import exit_times
-from eelib.release import release
-from eelib.supervision import MaskSupervised
+# Errors that are bad input, by the module that raises them.
+BAD_INPUT = {
+    "eelib.config": "ConfigError",
+    "eelib.data": "DataError",
+    "eelib.train": "TrainingError",
+    "eelib.runtime": "DeploymentError",
+}
 
-ERRORS = (config.ConfigError, DataError, train.TrainingError, OSError)
+
+def _bad_input() -> tuple[type[Exception], ...]:
+    """The classes of BAD_INPUT; one that was never imported was never raised either."""
+    return (OSError, *(getattr(sys.modules[m], name) for m, name in BAD_INPUT.items() if m in sys.modules))
 
 
 def _train(args: argparse.Namespace) -> int:
     """Train an SSDLite with or without exits and release its averaged weights."""
+    from eelib import config, train
+    from eelib.data import DetectionDataset, build_transform
+    from eelib.evaluate import coco_ap, detect_exits
+    from eelib.supervision import MaskSupervised
+
     settings = config.load(args.config)
     out = Path(args.out)
     if out.exists() and not out.is_dir():
@@ -57,6 +68,9 @@ def _train(args: argparse.Namespace) -> int:
 
 def _diagnose(args: argparse.Namespace) -> int:
     """Preflight of a phase: can it learn to detect, and can its routing route? Seconds, before any training."""
+    from eelib import config
+    from eelib.diagnose import preflight
+
     checks = preflight(config.load(args.config), args.images)
     if args.json:
         print(json.dumps([check._asdict() for check in checks]))
@@ -69,7 +83,12 @@ def _diagnose(args: argparse.Namespace) -> int:
 
 def _release(args: argparse.Namespace) -> int:
     """Evaluate trained weights on test and release them with an entry in the manifest."""
-    entry = release(args.checkpoint, args.name)
+    import torch
+
+    from eelib.release import release
+
+    with torch.inference_mode():
+        entry = release(args.checkpoint, args.name)
     for name, ap in entry["test"].items():
         print(f"{args.name} {name}: AP {ap['AP']:.3f}, AP50 {ap['AP50']:.3f} on {entry['images']} test images")
     return 0
@@ -77,6 +96,10 @@ def _release(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     """Execute a notebook by papermill."""
+    import papermill
+
+    from eelib import batch
+
     out = args.out or f"runs/executed/{Path(args.notebook).stem}.ipynb"
     overrides = {"limit": args.limit} if args.limit is not None else {}
     try:
@@ -90,6 +113,10 @@ def _run(args: argparse.Namespace) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     """AP of the routed detections of recorded phases on test, and the record's decision."""
+    import torch
+
+    from eelib import config, phases, scorecard
+
     if args.all:
         paths = sorted((config.ROOT / "params").glob("phase_1_*.yaml"))
     else:
@@ -98,7 +125,8 @@ def _validate(args: argparse.Namespace) -> int:
     for path in paths:
         settings = config.load(path)
         folder = phases.run_folder(settings, args.runs)
-        answers.append(scorecard.validate(settings, folder, compute=args.compute_map, score=args.score))
+        with torch.inference_mode():
+            answers.append(scorecard.validate(settings, folder, compute=args.compute_map, score=args.score))
         if not args.json:
             print(
                 "phase {phase} on {split}: AP {AP:.3f}, AP50 {AP50:.3f}; at score {score} precision {precision:.3f}, "
@@ -112,13 +140,71 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    """Time of each exit in eager mode as a ratio to full, interleaved in one run."""
-    model = train.load_released(args.checkpoint).eval()
-    dataset = DetectionDataset("val", transform=build_transform(320), limit=1)
-    times = exit_times(model, as_input(dataset[0][0][None]), repeats=args.repeats)
-    for name, t in times.items():
-        print(f"{name:6} median {t['median_ms']:6.1f} ms   p95 {t['p95_ms']:6.1f} ms   ratio to full {t['ratio']:.2f}")
+    """Time every runtime, exit and batch size, interleaved; print the ratios, write bench.json."""
+    from eelib import bench, deploy, quantise
+
+    folder = Path(args.export) if args.export else ROOT / "runs" / "bench_export"
+    if not args.export:
+        deploy.export(args.checkpoint, folder)
+        if not args.quick:
+            quantise.quantise(folder)
+    report = bench.run(args.checkpoint, folder, quick=args.quick, log=print)
+    print(bench.table(report).to_string(index=False))
+    for goal in report["goals"]:
+        print(f"{'met   ' if goal['met'] else 'MISSED'}  {goal['value']:6.3f} (goal {goal['limit']})  {goal['goal']}")
+    print(f"wrote {bench.save(report, Path(args.reports))}")
     return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    """Write a released detector as ONNX graphs, one a stage, with a manifest."""
+    from eelib import deploy, quantise
+
+    manifest = deploy.export(args.checkpoint, args.out)
+    if args.int8:
+        manifest = quantise.quantise(args.out)
+    for stage in [*manifest["stages"], *manifest.get("stages_int8", [])]:
+        size = (Path(args.out) / stage["file"]).stat().st_size / 2**20
+        print(f"{stage['exit']:6} {stage['file']}  {size:.1f} MiB  sha256 {stage['sha256'][:12]}")
+    print(f"exported {args.out}: opset {manifest['opset']}, dynamic batch; see `eelib detect --help`")
+    return 0
+
+
+def _detect(args: argparse.Namespace) -> int:
+    """Detect in an image or a folder with an export, on onnxruntime alone; COCO results JSON."""
+    from eelib import images, runtime
+
+    broken: list[str] = []
+
+    def on_broken(error: Exception) -> None:
+        broken.append(str(error))
+        print(f"eelib: skipped: {error}", file=sys.stderr)
+
+    if args.batch < 1:
+        raise runtime.DeploymentError(f"batch: {args.batch}; expected 1 or more images")
+    sources = images.find_images(args.images)
+    session = runtime.EarlyExitSession(args.export, args.threads, "stages_int8" if args.int8 else "stages")
+    policy = runtime.make_policy(session, args.policy, args.threshold, args.evidence)
+    out, drawn = Path(args.out), Path(args.draw) if args.draw else None
+    for folder in filter(None, (out.parent, drawn)):
+        folder.mkdir(parents=True, exist_ok=True)
+    results, left, shown = [], dict.fromkeys(session.exits, 0), time.monotonic()
+    found = images.detect_files(session, sources, policy, batch_size=args.batch, on_broken=on_broken)
+    for done, (source, image, detections, rows) in enumerate(found, 1):
+        results += rows
+        left[detections.exit_name] += 1
+        if drawn:
+            images.draw(image, rows, detections.exit_name, args.draw_score).save(drawn / f"{source.path.stem}.png")
+        if time.monotonic() - shown > (0.2 if sys.stderr.isatty() else 10):
+            shown = time.monotonic()
+            end = "\r" if sys.stderr.isatty() else "\n"
+            print(f"{done + len(broken)} of {len(sources)} images", end=end, file=sys.stderr, flush=True)
+    images.write_results(out, results)
+    shares = ", ".join(f"{name} {count}" for name, count in left.items())
+    print(f"{len(results)} detections in {sum(left.values())} images ({shares}): {out}")
+    if broken:
+        print(f"eelib: {len(broken)} of {len(sources)} images are broken", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,21 +240,39 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--all", action="store_true", help="all recorded phases")
     command.add_argument("--score", type=float, default=0.5, help="least score for precision and recall")
     command.add_argument("--compute-map", action="store_true", help="run the detector on test now")
-    command.add_argument("--runs", default=str(config.ROOT / "runs"), help="folder of the trained phases")
+    command.add_argument("--runs", default=str(ROOT / "runs"), help="folder of the trained phases")
     command.add_argument("--json", action="store_true", help="one JSON object for machines")
-    command = add("bench", _bench, "eelib bench --repeats 30")
-    command.add_argument("--checkpoint", default=str(config.ROOT / "checkpoints" / "exits.pth"))
-    command.add_argument("--repeats", type=int, default=30)
+    checkpoint = str(ROOT / "checkpoints" / "exits.pth")
+    command = add("bench", _bench, "eelib bench --quick")
+    command.add_argument("--checkpoint", default=checkpoint)
+    command.add_argument("--export", help="folder of `eelib export`; written afresh without it")
+    command.add_argument("--quick", action="store_true", help="few repeats, no torch.compile, no int8: a minute")
+    command.add_argument("--reports", default=str(ROOT / "reports"), help="folder of metrics/bench.json")
+    command = add("export", _export, "eelib export --out runs/deploy")
+    command.add_argument("--checkpoint", default=checkpoint, help="a released detector with or without exits")
+    command.add_argument("--out", required=True, help="folder of the graphs and the manifest")
+    command.add_argument("--int8", action="store_true", help="int8 stages too, calibrated on calibrate")
+    command = add("detect", _detect, "eelib detect data/showroom/test --policy fixed --threshold 0.5 --draw runs/drawn")
+    command.add_argument("images", help="an image or a folder of images")
+    command.add_argument("--export", default=str(ROOT / "runs" / "deploy"), help="folder of `eelib export`")
+    command.add_argument("--int8", action="store_true", help="the int8 stages of `eelib export --int8`")
+    command.add_argument("--policy", default="fixed", help="fixed, or the exit where all leave: exit1, exit2, full")
+    command.add_argument("--threshold", type=float, nargs="+", default=[], help="of fixed: one, or one an early exit")
+    command.add_argument("--evidence", help="what fixed compares: max_score or count; the manifest's by default")
+    command.add_argument("--out", default="runs/detections.json", help="COCO results")
+    command.add_argument("--draw", help="folder of annotated images")
+    command.add_argument("--draw-score", type=float, default=0.3, help="least score that is drawn")
+    command.add_argument("--batch", type=int, default=8, help="images a call")
+    command.add_argument("--threads", type=int, default=1, help="of onnxruntime")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; 0 done, 1 a notebook failed, 2 bad input."""
+    """Entry point; 0 done, 1 a notebook failed or an image is broken, 2 bad input."""
     args = _parser().parse_args(argv)
     try:
-        with torch.inference_mode(mode=args.command in ("release", "validate", "bench")):
-            return args.call(args)
-    except ERRORS as error:
+        return args.call(args)
+    except _bad_input() as error:
         print(f"eelib: {error}", file=sys.stderr)
         return 2
 

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from eelib.images import EXIT_COLOURS
 from eelib.train import write_atomic
 
 TEXT_WIDTH_IN = 5.9
-# Okabe and Ito's colour-blind palette, one colour an exit throughout.
-EXIT_COLOURS = {"exit1": "#E69F00", "exit2": "#56B4E9", "full": "#009E73"}
+# Okabe and Ito's colour-blind palette; the exits' colours are in eelib.images.
 RECORDED_COLOUR, OURS_COLOUR = "#999999", "#0072B2"
 HOLDS_COLOUR, FAILS_COLOUR = "#BFDDEE", "#EFA47A"
 
@@ -121,6 +121,45 @@ def exit_bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Figure:
     axis.set_xticks(range(len(values)), values.keys())
     axis.set_ylabel(ylabel)
     axis.legend()
+    return figure
+
+
+def stacked_parts(parts: Mapping[str, Mapping[str, float]], xlabel: str) -> Figure:
+    """One horizontal bar a stage, split by part: ``parts[stage][part]``."""
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 0.5 + 0.45 * len(parts)))
+    colours = ("#0072B2", "#E69F00", "#CC79A7", "#999999")
+    left = dict.fromkeys(parts, 0.0)
+    for part, colour in zip(next(iter(parts.values())), colours, strict=True):
+        widths = [values[part] for values in parts.values()]
+        axis.barh(list(parts), widths, left=list(left.values()), color=colour, label=part)
+        left = {name: left[name] + width for name, width in zip(parts, widths, strict=True)}
+    axis.invert_yaxis()
+    axis.set_xlabel(xlabel)
+    axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def runtime_ratios(rows: Sequence[Mapping], threads: int = 1) -> Figure:
+    """Time an image at each exit over batch sizes, one panel an exit, one line a runtime, log scale."""
+    frame = pd.DataFrame(rows)
+    frame = frame[(frame["threads"] == threads) & frame["exit"].isin(EXIT_COLOURS)]
+    exits = [name for name in EXIT_COLOURS if name in set(frame["exit"])]
+    figure, axes = plt.subplots(1, len(exits), figsize=(TEXT_WIDTH_IN, 2.4), sharey=True, squeeze=False)
+    runtimes = list(dict.fromkeys(frame["runtime"]))
+    for axis, name in zip(axes.flat, exits, strict=True):
+        for k, runtime in enumerate(runtimes):
+            line = frame[(frame["exit"] == name) & (frame["runtime"] == runtime)]
+            if len(line):
+                axis.plot(line["batch"], line["median_ms"] / line["batch"], marker="o", color=f"C{k}", label=runtime)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        batches = sorted(set(frame["batch"]))
+        axis.set_xticks(batches, map(str, batches))
+        axis.minorticks_off()
+        axis.set_title(name)
+        axis.set_xlabel("batch size")
+    axes.flat[0].set_ylabel("ms an image")
+    axes.flat[-1].legend(fontsize=6)
     return figure
 
 

@@ -54,7 +54,8 @@ def load_checkpoint(path: Path | str) -> dict:
     except FileNotFoundError:
         raise TrainingError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch raises a different type for each way of being no checkpoint
-        raise TrainingError(f"{path}: not a checkpoint ({str(error).splitlines()[0]})") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]  # an empty file raises without a message
+        raise TrainingError(f"{path}: not a checkpoint ({reason})") from None
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise TrainingError(f"{path}: not a checkpoint; expected a dict with key 'model'")
     return state
