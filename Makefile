@@ -3,6 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 CORES ?= 2
+# PROFILE=full trains the recorded trunks on all images; SEEDS=0,1,2 repeats each recorded phase.
+PROFILE ?= default
+SEEDS ?= 0
 
 .PHONY: reproduce test lab lint clean
 .DEFAULT_GOAL := reproduce
@@ -15,7 +18,8 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	touch $@
 
 reproduce: $(VENV)/ready
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake --cores $(CORES) --rerun-incomplete --quiet rules
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake --cores $(CORES) --rerun-incomplete --quiet rules \
+		--config profile=$(PROFILE) seeds=$(SEEDS)
 
 test: $(VENV)/ready
 	$(BIN)/ruff check eelib tests

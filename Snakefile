@@ -1,17 +1,27 @@
 # Rebuilds what changed: `make reproduce`. The stamps under runs/ are not in git, so a fresh clone runs everything.
 # Executed notebooks are logs, so a failed one keeps its traceback.
 PHASES = sorted(glob_wildcards("params/{phase,phase_1_.*}.yaml").phase)
+# --config profile=full trains the trunk on all images; --config seeds=0,1,2 repeats each phase.
+SEEDS = str(config.get("seeds", "0")).split(",")
 METRICS = "reports/metrics"
+PHASE_METRICS = expand(METRICS + "/phases/{phase}_seed{seed}.json", phase=PHASES, seed=SEEDS)
+PHASE_CODE = ["recorded", "recorded_loss", "confidence", "routing", "feature_cache", "phases", "mechanisms", "scorecard"]
+WHOLE = {"model.train_trunk": "true", "optim.trunk_lr_factor": "0.1", "data.limit": "null", "data.val_limit": "null"}
+FULL = " ".join(f"--set {k}={v}" for k, v in WHOLE.items()) if config.get("profile") == "full" else ""
 RUN = "eelib run {input.notebook} --params {input.params} --out {log}"
 
 
 wildcard_constraints:
     phase=r"phase_1_\w+",
+    seed=r"\d+",
+
+
+STAGES = ["data", "matching", "baseline", "exits", "scorecard", "causal", "validation", "dissertation"]
 
 
 rule all:
     input:
-        expand("runs/stamps/{stage}", stage=["data", "matching", "baseline", "exits", *PHASES, "validation", "dissertation"]),
+        expand("runs/stamps/{stage}", stage=STAGES),
 
 
 rule data:
@@ -75,22 +85,54 @@ rule phase:
         notebook="notebooks/05_routing.ipynb",
         params="params/{phase}.yaml",
         weights="checkpoints/baseline.pth",
-        code=["eelib/recorded.py", "eelib/confidence.py", "eelib/routing.py", "eelib/phases.py"],
+        code=expand("eelib/{module}.py", module=PHASE_CODE),
     output:
-        METRICS + "/{phase}.json",
-        touch("runs/stamps/{phase}"),
+        METRICS + "/phases/{phase}_seed{seed}.json",
+        touch("runs/stamps/{phase}_seed{seed}"),
     log:
-        "reports/executed/05_routing_{phase}.ipynb",
-    threads: 2  # the branches use both cores of a small machine
+        "reports/executed/05_routing_{phase}_seed{seed}.ipynb",
+    threads: 1  # two phases side by side are faster than one on two cores
+    shell:
+        "OMP_NUM_THREADS={threads} " + RUN + " --set seed={wildcards.seed} " + FULL
+
+
+rule scorecard:
+    input:
+        notebook="notebooks/05b_scorecard.ipynb",
+        params="params/report_tables.yaml",
+        metrics=PHASE_METRICS,
+    output:
+        f"{METRICS}/phases.json",
+        touch("runs/stamps/scorecard"),
+    log:
+        "reports/executed/05b_scorecard.ipynb",
     shell:
         RUN
+
+
+rule causal:
+    input:
+        notebook="notebooks/05c_causal.ipynb",
+        params="params/causal.yaml",
+        base="params/phase_1_4.yaml",
+        weights="checkpoints/baseline.pth",
+        code=expand("eelib/{module}.py", module=[*PHASE_CODE, "causal"]),
+    output:
+        f"{METRICS}/causal.json",
+        touch("runs/stamps/causal"),
+    log:
+        "reports/executed/05c_causal.ipynb",
+    threads: 1
+    priority: 1  # one long job: start it first
+    shell:
+        "OMP_NUM_THREADS={threads} " + RUN
 
 
 rule validation:
     input:
         notebook="notebooks/06_validation.ipynb",
         params="params/report_tables.yaml",
-        metrics=[f"{METRICS}/baseline.json", f"{METRICS}/exits.json", *expand(METRICS + "/{p}.json", p=PHASES)],
+        metrics=[f"{METRICS}/baseline.json", f"{METRICS}/exits.json", *PHASE_METRICS],
     output:
         "reports/tables/validation.csv",
         touch("runs/stamps/validation"),
@@ -104,9 +146,8 @@ rule dissertation:
     input:
         notebook="notebooks/08_dissertation.ipynb",
         params="params/report_tables.yaml",
-        metrics=[f"{METRICS}/exits.json", *expand(METRICS + "/{p}.json", p=PHASES)],
+        metrics=[f"{METRICS}/exits.json", f"{METRICS}/phases.json"],
     output:
-        f"{METRICS}/phases.json",
         touch("runs/stamps/dissertation"),
     log:
         "reports/executed/08_dissertation.ipynb",

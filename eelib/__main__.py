@@ -10,9 +10,9 @@ from pathlib import Path
 import papermill
 import torch
 
-from eelib import batch, config, phases, train
+from eelib import batch, config, phases, scorecard, train
 from eelib.data import DataError, DetectionDataset, as_input, build_transform
-from eelib.evaluate import coco_ap, decision, detect_exits
+from eelib.evaluate import coco_ap, detect_exits
 from eelib.latency import exit_times
 
 ERRORS = (config.ConfigError, DataError, train.TrainingError, OSError)
@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
     out = args.out or f"runs/executed/{Path(args.notebook).stem}.ipynb"
     overrides = {"limit": args.limit} if args.limit is not None else {}
     try:
-        batch.run_notebook(args.notebook, out, args.params, **overrides)
+        batch.run_notebook(args.notebook, out, args.params, batch.read_settings(args.set), **overrides)
     except papermill.PapermillExecutionError as error:
         print(f"eelib: {args.notebook}: a cell failed: {error.ename}: {error.evalue}; see {out}", file=sys.stderr)
         return 1
@@ -62,24 +62,25 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    """AP of the routed detections of a recorded phase on test, and the record's decision."""
-    path = config.ROOT / "params" / f"phase_{phases.tag(args.phase)}.yaml"
-    settings = config.load(path)
-    folder = Path(args.runs) / f"phase_{phases.tag(args.phase)}"
-    if args.compute_map:
-        detector = phases.load_phase(settings, folder)
-        run = phases.route_split(detector, settings, "test")
-        ap = coco_ap(run["dataset"].coco, run["routed"], run["dataset"].image_ids)
+    """AP of the routed detections of recorded phases on test, and the record's decision."""
+    if args.all:
+        paths = sorted((config.ROOT / "params").glob("phase_1_*.yaml"))
     else:
-        summary = folder / f"final_summary_phase{phases.tag(args.phase)}.json"
-        if not summary.exists():
-            raise train.TrainingError(f"{summary}: nothing measured yet; add --compute-map or run `make reproduce`")
-        ap = json.loads(summary.read_text())
-    answer = {"phase": args.phase, "split": "test", "AP": ap["AP"], "AP50": ap["AP50"], "decision": decision(ap["AP"])}
+        paths = [config.ROOT / "params" / f"phase_{phases.tag(args.phase)}.yaml"]
+    answers = []
+    for path in paths:
+        settings = config.load(path)
+        folder = phases.run_folder(settings, args.runs)
+        answers.append(scorecard.validate(settings, folder, compute=args.compute_map, score=args.score))
+        if not args.json:
+            print(
+                "phase {phase} on {split}: AP {AP:.3f}, AP50 {AP50:.3f}; at score {score} precision {precision:.3f}, "
+                "recall {recall:.3f}, {detections_per_image:.1f} detections an image. "
+                "Decision: {decision}.".format(**answers[-1]),
+                flush=True,
+            )
     if args.json:
-        print(json.dumps(answer))
-    else:
-        print(f"phase {args.phase} on test: AP {ap['AP']:.3f}, AP50 {ap['AP50']:.3f}. Decision: {answer['decision']}.")
+        print(json.dumps(answers if args.all else answers[0]))
     return 0
 
 
@@ -111,8 +112,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--params", help="parameter file, checked before the run")
     command.add_argument("--out", help="executed copy")
     command.add_argument("--limit", type=int, help="images to evaluate")
+    help_set = "replace a value of the parameter file; may be given often"
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help_set)
     command = add("validate", _validate, "eelib validate --phase 1.4 --compute-map")
-    command.add_argument("--phase", required=True, help="a phase with a file in params/, such as 1.4")
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("--phase", help="a phase with a file in params/, such as 1.4")
+    which.add_argument("--all", action="store_true", help="all recorded phases")
+    command.add_argument("--score", type=float, default=0.5, help="least score for precision and recall")
     command.add_argument("--compute-map", action="store_true", help="run the detector on test now")
     command.add_argument("--runs", default=str(config.ROOT / "runs"), help="folder of the trained phases")
     command.add_argument("--json", action="store_true", help="one JSON object for machines")

@@ -1,14 +1,30 @@
 """Notebooks in batch: parameters checked before papermill runs, executed copies kept."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import papermill
+import yaml
 
-from eelib.config import NOTEBOOK_KEYS, ConfigError, PhaseConfig, parse, read_yaml
+from eelib.config import NOTEBOOK_KEYS, ConfigError, PhaseConfig, override, parse, read_yaml
 
 
-def check_parameters(notebook: Path | str, params: Path | str | None) -> dict:
+def read_settings(settings: Sequence[str]) -> dict[str, object]:
+    """``["optim.epochs=3"]`` as dotted keys and YAML values; :class:`ConfigError` for a setting without "="."""
+    pairs = [setting.partition("=") for setting in settings]
+    for key, equals, _ in pairs:
+        if not key or not equals:
+            raise ConfigError(f"--set {key}: expected KEY=VALUE, such as optim.epochs=3")
+    return {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
+def check_parameters(notebook: Path | str, params: Path | str | None, settings: dict | None = None) -> dict:
     """Parameters of a file, checked against the notebook; papermill itself only warns.
+
+    Args:
+        notebook: has a cell tagged ``parameters``.
+        params: parameter file, or None for the notebook's defaults.
+        settings: dotted keys that replace values of the file.
 
     Raises:
         ConfigError: the notebook is missing, has no cell tagged ``parameters``, or does not
@@ -19,9 +35,9 @@ def check_parameters(notebook: Path | str, params: Path | str | None) -> dict:
     known = papermill.inspect_notebook(str(notebook))
     if not known:
         raise ConfigError(f"{notebook}: no cell tagged 'parameters'")
-    if params is None:
+    if params is None and not settings:
         return {}
-    values = read_yaml(params)
+    values = override(read_yaml(params) if params else {}, settings or {})
     unknown = sorted(values.keys() - known.keys())
     if unknown:
         raise ConfigError(f"{params}: key '{unknown[0]}' is not a parameter of {notebook}: {', '.join(known)}")
@@ -30,14 +46,20 @@ def check_parameters(notebook: Path | str, params: Path | str | None) -> dict:
     return values
 
 
-def run_notebook(notebook: Path | str, out: Path | str, params: Path | str | None = None, **overrides: object) -> Path:
+def run_notebook(
+    notebook: Path | str,
+    out: Path | str,
+    params: Path | str | None = None,
+    settings: dict | None = None,
+    **overrides: object,
+) -> Path:
     """Execute a notebook by papermill into ``out``; the copy holds the traceback of a failure.
 
     Raises:
         ConfigError: the parameters do not fit.
         papermill.PapermillExecutionError: a cell failed.
     """
-    values = check_parameters(notebook, params) | overrides
+    values = check_parameters(notebook, params, settings) | overrides
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
         str(notebook), str(out), values, kernel_name="python3", cwd=str(Path(notebook).parent), log_output=False

@@ -60,8 +60,45 @@ def counted(p: Tensor, rule: ConfidenceConfig) -> Tensor:
     return torch.where(count > 0, value, rule.penalty_none * m.mean(1))
 
 
+def split_max(p: Tensor) -> Tensor:
+    """0.7 of the chair boxes' mean m and 0.3 of the background boxes' mean m: the lost run of phase 1.1.
+
+    Where one kind is empty the other's mean stands alone; the record's NaN for an image without
+    background (defect 46) is not repeated.
+    """
+    m, chair = torch.maximum(p, 1 - p), p > 0.5
+    chairs = (m * chair).sum(1) / chair.sum(1).clamp(min=1)
+    background = (m * ~chair).sum(1) / (~chair).sum(1).clamp(min=1)
+    mixed = torch.where(chair.all(1), chairs, 0.7 * chairs + 0.3 * background)
+    return torch.where(chair.any(1), mixed, background)
+
+
+def count_gate(p: Tensor, rule: ConfidenceConfig) -> Tensor:
+    """Factor in [0, 1] for the number of boxes above ``cut``, shape (B,).
+
+    ``hard_count`` is an indicator and ``sigmoid_of_count`` a sigmoid of a hard count: neither
+    passes a gradient to the count (defects 30 and 31). ``soft_count`` does.
+
+    Source: the record, sections B.8 and B.9.
+    """
+    count = (p > rule.cut).sum(1).to(p.dtype)
+    match rule.gate:
+        case "none":
+            return torch.ones_like(count)
+        case "hard_count":
+            return (count >= rule.min_count).to(p.dtype)
+        case "soft_count":
+            count = (rule.soft_count_slope * (p - rule.cut)).sigmoid().sum(1)
+    return (rule.gate_slope * (count - rule.min_count)).sigmoid()
+
+
+def gated_mean(p: Tensor, rule: ConfidenceConfig) -> Tensor:
+    """Mean of p over all boxes times a gate: phases 1.8 and 1.9. On a good detector it is near 0 (defect 33)."""
+    return p.mean(1) * count_gate(p, rule)
+
+
 def confidence(p: Tensor, rule: ConfidenceConfig) -> Tensor:
     """Confidence of each image by the configured rule, shape (B,)."""
-    if rule.rule == "counted":
-        return counted(p, rule)
-    return {"top_score": top_score, "mean_max": mean_max, "entropy": entropy}[rule.rule](p)
+    if rule.rule in ("counted", "gated_mean"):
+        return {"counted": counted, "gated_mean": gated_mean}[rule.rule](p, rule)
+    return {"top_score": top_score, "mean_max": mean_max, "split_max": split_max, "entropy": entropy}[rule.rule](p)

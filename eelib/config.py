@@ -27,13 +27,15 @@ class _Group(BaseModel):
 class ModelConfig(_Group):
     """Which detector, and where its weights start."""
 
-    architecture: Literal["ssdlite", "recorded"] = "ssdlite"  # 11, 12, 13: "recorded" has one 20x20 map an exit
+    architecture: Literal["ssdlite", "recorded"] = "ssdlite"  # 11, 12: "recorded" has one 20x20 map an exit
     exits: bool = True  # exit1 and exit2 exist; False is the baseline
     weights: Literal["none", "imagenet", "coco"] = "none"  # start of the trunk; the last two are downloaded
     start: str | None = None  # checkpoint to start from, relative to the repository; overrides `weights`
     train_trunk: bool = True  # False freezes the trunk, statistics included
+    full_head: Literal["light", "heavy"] = "light"  # 13: "heavy" costs 358 MMAC, "light" is SSDLite's predictor
     context_projection: Literal["trained", "frozen"] = "trained"  # 15: the optimiser forgot the projections
     context_recomputed: bool = False  # 14: branch trunks run twice, which moves their statistics twice
+    context_detached: bool = True  # 16: False lets a deeper exit's loss train the branches before it
 
 
 class DataConfig(_Group):
@@ -50,6 +52,7 @@ class DataConfig(_Group):
     sample: Literal["seeded", "first"] = "seeded"  # 10: which images, when `limit` cuts
     limit: int | None = Field(None, ge=1)  # train images; None takes all
     eval_limit: int | None = Field(None, ge=1)  # val and test images; None takes all
+    val_limit: int | None = Field(None, ge=1)  # val images routed after each epoch of a recorded phase; None takes all
 
 
 class TargetsConfig(_Group):
@@ -57,8 +60,9 @@ class TargetsConfig(_Group):
 
     assignment: Literal["iou", "random", "background"] = "iou"  # 3, 4
     iou_threshold: float = Field(0.5, gt=0, le=1)
-    class_layout: Literal["permuted", "column_pairs"] = "permuted"  # 1, 2: rows of the class loss
-    boxes: Literal["encoded", "pixels"] = "encoded"  # 6: raw outputs fitted to absolute corners
+    class_layout: Literal["permuted", "column_pairs"] = "permuted"  # 1: what a row of the class loss pairs
+    class_index: Literal["cell_major", "channel_major"] = "cell_major"  # 2: the rows' order; boxes are cell-major
+    boxes: Literal["encoded", "pixels", "zero_or_teacher"] = "encoded"  # 6: absolute corners; 5: no ground truth
 
 
 class LossConfig(_Group):
@@ -72,17 +76,42 @@ class LossConfig(_Group):
     teacher: float = Field(0.0, ge=0, le=1)  # share of the next deeper exit in an early exit's loss
     cascade: float = Field(0.0, ge=0)  # 39: the teacher's KL terms once more
     confidence_order: float = Field(0.0, ge=0)  # 38: orders batch means of the confidences
+    early_weight_by_epoch: list[float] = []  # 35: factor on all early terms, the last one holds; 0 leaves heads random
+    full_weight_floor: float = Field(0.0, ge=0)  # 36: least weight of the full exit, so the three no longer sum to 1
+    exit_distribution: float = Field(0.0, ge=0)  # weight of the squared error of simulated exit rates
+    exit_targets: tuple[float, float] = Field((0.30, 0.25), strict=False)  # rates wanted at exit1 and exit2
+    exit_rates: Literal["soft", "hard", "gumbel"] = "soft"  # 23: "hard" has no gradient; 34: "gumbel" saturates
+    exit_slope: tuple[float, float] = Field((10.0, 100.0), strict=False)  # 24: first and last epoch
+    gumbel_temperature: float = Field(1.0, gt=0)  # 34: smaller saturates sooner
+    rates_detached: bool = True  # 25: False lets confidence, threshold and temperature share one gradient
 
 
 class ConfidenceConfig(_Group):
     """How an exit's boxes become one number; 21: each phase has its own rule."""
 
-    rule: Literal["top_score", "mean_max", "entropy", "counted"] = "top_score"
+    rule: Literal["top_score", "mean_max", "split_max", "entropy", "counted", "gated_mean"] = "top_score"  # 33: means
     cut: float = Field(0.5, ge=0, le=1)  # chair probability above which a box counts
     min_count: int = Field(1, ge=0)  # 32: fewer counted boxes are penalised
     count_bonus: tuple[float, int] = Field((1.0, 1), strict=False)  # factor at min_count, boxes until it is 1
     penalty_few: float = Field(1.0, ge=0, le=1)
     penalty_none: float = Field(1.0, ge=0, le=1)
+    gate: Literal["none", "hard_count", "sigmoid_of_count", "soft_count"] = "none"  # 30, 31: no gradient to the count
+    gate_slope: float = Field(2.0, gt=0)  # of the sigmoid in count - min_count
+    soft_count_slope: float = Field(20.0, gt=0)  # of the soft count, the sum of sigmoid(slope * (p - cut))
+
+    @property
+    def infimum(self) -> float:
+        """Least value that the rule can give for any probabilities: a threshold at or below it lets every image go."""
+        if self.rule in ("mean_max", "split_max"):
+            return 0.5
+        if self.rule != "counted":
+            return 0.0
+        cut, m = self.cut, max(self.cut, 1 - self.cut)
+        values = [self.penalty_none * (m if cut < 0.5 else 0.5)]
+        values.append(self.count_bonus[0] * (0.8 * cut + 0.2 * m))
+        if self.min_count > 1:
+            values.append(self.penalty_few * (0.6 * cut + 0.4 * m))
+        return min(values)
 
 
 class ThresholdConfig(_Group):
@@ -90,6 +119,14 @@ class ThresholdConfig(_Group):
 
     exit1: float = 0.5
     exit2: float = 0.5
+    kind: Literal["fixed", "schedule", "parameter"] = "fixed"  # "parameter" is moved by loss.exit_distribution alone
+    exit1_end: float = 0.5
+    exit2_end: float = 0.5
+    schedule_end: Literal["reached", "missed"] = "reached"  # 37: e / E stops one step short, e / (E - 1) arrives
+    lr: float = Field(1.0e-2, gt=0)
+    weight_decay: float = Field(0.0, ge=0)  # 29: decay on a scalar pulls it to zero
+    bounded: bool = True  # 25: False lets a threshold leave [0, 1]
+    tautology: Literal["refused", "allowed"] = "refused"  # 22: a threshold that the rule cannot miss
 
 
 class TemperatureConfig(_Group):
@@ -99,6 +136,8 @@ class TemperatureConfig(_Group):
     from_routing: bool = False  # 26: moved by routing losses; right is a fit on held-out NLL
     lr: float = Field(1.0e-2, gt=0)
     weight_decay: float = Field(0.0, ge=0)  # 29: decay on a scalar pulls it to zero
+    clamp: Literal["parameter", "forward", "none"] = "parameter"  # 27: none; 28: "forward" kills the gradient outside
+    bounds: tuple[float, float] = Field((0.5, 3.0), strict=False)
 
 
 class RoutingConfig(_Group):
@@ -122,9 +161,12 @@ class OptimConfig(_Group):
     lr: float = Field(2.0e-3, gt=0)
     trunk_lr_factor: float = Field(1.0, ge=0)
     weight_decay: float = Field(0.03, ge=0)
+    decay_all: bool = False  # True decays norms and biases too, as the record does
     warmup_steps: int = Field(200, ge=0)
+    cosine: Literal["step", "epoch"] = "step"  # "epoch": one rate an epoch, to 0, as the record
     clip_norm: float = Field(10.0, ge=0)  # 40: at 1.0 pixel losses leave the class term 2 % of a step; 0 is off
     ema_decay: float = Field(0.998, ge=0, lt=1)  # 0 keeps the last weights
+    keep: Literal["best", "last"] = "best"  # 43: which epoch, by the exits' mean AP on val
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: str = "auto"
     devices: int = Field(1, ge=1)
@@ -163,9 +205,101 @@ def parse(values: object, source: str = "configuration") -> PhaseConfig:
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected a mapping of groups, got {type(values).__name__}")
     try:
-        return PhaseConfig(**values)
+        config = PhaseConfig(**values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(source, e) for e in error.errors())) from None
+    problems = [*_idle_switches(config), *_tautologies(config)]
+    if problems:
+        raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
+    return config
+
+
+# A switch is refused where it cannot act: the key, the key that it depends on, and the values that let it act.
+_ON_RECORDED = (
+    *(f"model.{key}" for key in ("full_head", "context_projection", "context_recomputed", "context_detached")),
+    *("data.normalise", "data.val_limit"),
+    *(f"targets.{key}" for key in ("assignment", "class_layout", "class_index", "boxes")),
+    *(f"loss.{key}" for key in ("exit_weights_start", "ramp_epochs", "teacher", "cascade", "confidence_order")),
+    *(f"loss.{key}" for key in ("early_weight_by_epoch", "full_weight_floor", "exit_distribution")),
+    *("thresholds.kind", "temperature.from_routing"),
+)
+_NEEDS = (
+    *((key, "model.architecture", ("recorded",)) for key in _ON_RECORDED),
+    *((f"optim.{key}", "model.architecture", ("ssdlite",)) for key in ("compile",)),
+    *((f"data.{key}", "model.architecture", ("ssdlite",)) for key in ("image_sizes",)),
+    ("model.exits", "model.architecture", ("ssdlite",)),
+    *((f"confidence.{key}", "confidence.rule", ("counted",)) for key in ("count_bonus", "penalty_few", "penalty_none")),
+    *((f"confidence.{key}", "confidence.rule", ("counted", "gated_mean")) for key in ("cut", "min_count")),
+    ("confidence.gate", "confidence.rule", ("gated_mean",)),
+    ("confidence.gate_slope", "confidence.gate", ("sigmoid_of_count", "soft_count")),
+    ("confidence.soft_count_slope", "confidence.gate", ("soft_count",)),
+    *((f"thresholds.{key}", "thresholds.kind", ("parameter",)) for key in ("lr", "weight_decay", "bounded")),
+    *((f"thresholds.{key}", "thresholds.kind", ("schedule",)) for key in ("exit1_end", "exit2_end", "schedule_end")),
+    *((f"temperature.{key}", "temperature.from_routing", (True,)) for key in ("lr", "weight_decay")),
+    ("temperature.bounds", "temperature.clamp", ("parameter", "forward")),
+    ("targets.iou_threshold", "targets.assignment", ("iou",)),
+    ("loss.box", "targets.boxes", ("encoded", "pixels")),
+    ("data.flip_boxes", "data.augment", ("flip", "ssd")),
+    ("optim.trunk_lr_factor", "model.train_trunk", (True,)),
+    ("loss.gumbel_temperature", "loss.exit_rates", ("gumbel",)),
+    ("loss.exit_slope", "loss.exit_rates", ("soft", "gumbel")),
+)
+
+
+def value_at(config: BaseModel, key: str) -> object:
+    """The value of a dotted key."""
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _idle_switches(config: PhaseConfig) -> list[str]:
+    default, problems = PhaseConfig(phase=config.phase), []
+    for key, other, allowed in _NEEDS:
+        if value_at(config, key) != value_at(default, key) and value_at(config, other) not in allowed:
+            expected = " or ".join(repr(v) for v in allowed)
+            problems.append(
+                f"key '{key}' is {value_at(config, key)!r} but cannot act: it needs '{other}' to be {expected}, "
+                f"not {value_at(config, other)!r}"
+            )
+    if config.loss.classification == "mean" and config.model.architecture == "ssdlite":
+        problems.append("key 'loss.classification' is 'mean' but cannot act: the SSDLite always mines or focuses")
+    cached = config.model.architecture == "recorded" and not config.model.train_trunk
+    if cached and config.data.augment == "ssd":
+        problems.append(
+            "key 'data.augment' is 'ssd' but cannot act: a frozen trunk's maps are cached; expected 'flip' or 'none'"
+        )
+    if config.loss.ramp_epochs != default.loss.ramp_epochs and config.loss.exit_weights_start is None:
+        problems.append("key 'loss.ramp_epochs' cannot act: it needs 'loss.exit_weights_start'")
+    if config.loss.exit_distribution and config.loss.rates_detached and config.thresholds.kind != "parameter":
+        problems.append(
+            "key 'loss.exit_distribution' cannot act: with 'loss.rates_detached' it moves thresholds alone, and "
+            f"'thresholds.kind' is {config.thresholds.kind!r}"
+        )
+    return problems
+
+
+def _tautologies(config: PhaseConfig) -> list[str]:
+    least, t = config.confidence.infimum, config.thresholds
+    if t.tautology == "allowed" or t.exit1 > least or least == 0.0:
+        return []
+    return [
+        f"key 'thresholds.exit1' is {t.exit1}, but the rule '{config.confidence.rule}' cannot give less than "
+        f"{least:.4g}: every image would leave; raise it or set 'thresholds.tautology' to 'allowed'"
+    ]
+
+
+def override(values: dict, settings: dict[str, object]) -> dict:
+    """A copy of nested ``values`` with dotted keys set; groups that are missing are made."""
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for key, value in settings.items():
+        *groups, last = key.split(".")
+        target = result
+        for group in groups:
+            target[group] = dict(target.get(group) or {})
+            target = target[group]
+        target[last] = value
+    return result
 
 
 def _explain(source: str, error: dict) -> str:

@@ -59,6 +59,42 @@ def coco_ap(coco: COCO, results: Sequence[dict], image_ids: Sequence[int] | None
     return dict(zip(AP_NAMES, (float(v) for v in evaluation.stats[:6]), strict=True))
 
 
+def precision_recall(
+    coco: COCO, results: Sequence[dict], image_ids: Sequence[int], score: float = 0.5, iou: float = 0.5
+) -> dict[str, float]:
+    """Precision and recall of the detections at or above a score, matched as pycocotools matches.
+
+    Args:
+        coco: the annotations; crowds count neither way.
+        results: COCO results; ``image_ids`` are evaluated.
+        score: least score of a detection, in [0, 1].
+        iou: least IoU of a match.
+
+    Returns:
+        ``score``, ``precision`` (0 without a detection), ``recall`` and ``detections_per_image``.
+    """
+    kept = [r for r in results if r["score"] >= score]
+    true = false = objects = 0
+    with contextlib.redirect_stdout(io.StringIO()):
+        # pycocotools fails on an empty list of results
+        evaluation = COCOeval(coco, coco.loadRes(kept) if kept else COCO(), "bbox")
+        evaluation.params.imgIds, evaluation.params.catIds = sorted(image_ids), coco.getCatIds(catNms=[CATEGORY])
+        evaluation.params.iouThrs, evaluation.params.maxDets = [iou], [max(1, len(kept))]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+    for image in filter(None, evaluation.evalImgs):
+        counted = ~image["dtIgnore"][0].astype(bool)
+        matched = image["dtMatches"][0] > 0
+        true, false = true + int((matched & counted).sum()), false + int((~matched & counted).sum())
+        objects += sum(not ignored for ignored in image["gtIgnore"])
+    return {
+        "score": score,
+        "precision": true / max(1, true + false),
+        "recall": true / max(1, objects),
+        "detections_per_image": len(kept) / len(image_ids),
+    }
+
+
 @torch.no_grad()
 def detect_exits(model: nn.Module, dataset: DetectionDataset, batch_size: int = 16) -> dict[str, list[dict]]:
     """COCO results of every exit on a data set whose images have the network's size.

@@ -39,8 +39,13 @@ def style() -> None:
 
 def save(figure: Figure, name: str, reports: Path | str) -> None:
     """Write ``figures/<name>.pdf`` and ``.png``, byte for byte repeatable."""
+    save_to(figure, Path(reports) / "figures" / name)
+
+
+def save_to(figure: Figure, stem: Path) -> None:
+    """Write ``<stem>.pdf`` and ``.png``."""
     for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
-        path = Path(reports) / "figures" / f"{name}.{suffix}"
+        path = stem.with_name(f"{stem.name}.{suffix}")
         write_atomic(path, lambda file, s=suffix, m=metadata: figure.savefig(file, format=s, metadata=m))
 
 
@@ -127,4 +132,93 @@ def recorded_beside_ours(rows: Sequence[Mapping], recorded: str, ours: str, ylab
     axis.set_xticks(range(len(rows)), [f"phase {r['phase']}" for r in rows])
     axis.set_ylabel(ylabel)
     axis.legend()
+    return figure
+
+
+def training_panels(history: Sequence[Mapping]) -> Figure:
+    """A recorded phase by epoch: losses, confidences with thresholds, temperatures, exit shares on ``val``.
+
+    Args:
+        history: rows of :func:`eelib.phases.train_phase`.
+    """
+    frame = pd.DataFrame(history)
+    figure, axes = plt.subplots(2, 2, figsize=(TEXT_WIDTH_IN, 4.4), sharex=True)
+    (losses, confidences), (temperatures, shares) = axes
+    for name, colour in EXIT_COLOURS.items():
+        losses.plot(frame["epoch"], frame[f"loss_{name}"], color=colour, label=name)
+        mean, spread = frame[f"confidence_{name}"], frame[f"confidence_std_{name}"]
+        confidences.plot(frame["epoch"], mean, color=colour)
+        confidences.fill_between(frame["epoch"], mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+        if f"threshold_{name}" in frame:
+            confidences.plot(frame["epoch"], frame[f"threshold_{name}"], color=colour, linestyle="--", linewidth=1)
+        temperatures.plot(frame["epoch"], frame[f"temperature_{name}"], color=colour)
+    bottom = pd.Series(0.0, index=frame.index)
+    for name, colour in EXIT_COLOURS.items():
+        shares.bar(frame["epoch"], frame[f"val_share_{name}"], 0.9, bottom=bottom, color=colour)
+        bottom = bottom + frame[f"val_share_{name}"]
+    for axis, label in zip(axes.flat, ("loss", "confidence", "temperature", "share on val"), strict=True):
+        axis.set_ylabel(label)
+    for axis in axes[1]:
+        axis.set_xlabel("epoch")
+    losses.legend()
+    return figure
+
+
+def _stacked_shares(axis, positions: Sequence[float], shares: Sequence[Mapping[str, float]], width: float, **style_):
+    bottom = [0.0] * len(shares)
+    for name, colour in EXIT_COLOURS.items():
+        heights = [row[name] for row in shares]
+        axis.bar(positions, heights, width, bottom=bottom, color=colour, **style_)
+        bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
+
+
+def shares_beside_record(phases: Sequence[Mapping]) -> Figure:
+    """Exit shares of each phase: the record (left, pale) beside the first seed (right).
+
+    Args:
+        phases: entries of ``phases.json``.
+    """
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.6))
+    _stacked_shares(
+        axis, [i - 0.2 for i in range(len(phases))], [p["recorded"]["exit_shares"] for p in phases], 0.36, alpha=0.45
+    )
+    _stacked_shares(axis, [i + 0.2 for i in range(len(phases))], [p["runs"][0]["exit_shares"] for p in phases], 0.36)
+    axis.set_xticks(range(len(phases)), [p["phase"].replace("_", "\n") for p in phases])
+    axis.set_xlabel("phase (left: record, right: ours)")
+    axis.set_ylabel("share of the images")
+    axis.legend(handles=[Rectangle((0, 0), 1, 1, color=c, label=n) for n, c in EXIT_COLOURS.items()], ncols=3,
+                loc="lower center", bbox_to_anchor=(0.5, 1.0))  # fmt: skip
+    return figure
+
+
+def causal_ladder(rows: Sequence[Mapping]) -> Figure:
+    """What each repair does: exit shares, spread of exit1's confidence over images, AP of the full exit.
+
+    Args:
+        rows: ``variant``, ``seed``, ``exit_shares``, ``confidence_std`` and ``AP_exits`` of each run;
+            bars are means over seeds, dots are single seeds.
+    """
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    by_name = {name: [row for row in rows if row["variant"] == name] for name in names}
+    figure, (top, middle, bottom) = plt.subplots(
+        3, 1, figsize=(TEXT_WIDTH_IN, 5.4), sharex=True, height_ratios=(1, 1, 1)
+    )
+    means = [
+        {e: sum(r["exit_shares"][e] for r in group) / len(group) for e in EXIT_COLOURS} for group in by_name.values()
+    ]
+    _stacked_shares(top, range(len(names)), means, 0.6)
+    top.set_ylabel("share of images")
+    handles = [Rectangle((0, 0), 1, 1, color=c, label=n) for n, c in EXIT_COLOURS.items()]
+    top.legend(handles=handles, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    for i, group in enumerate(by_name.values()):
+        for k, (exit_name, colour) in enumerate(EXIT_COLOURS.items()):
+            x = [i + 0.18 * (k - 1)] * len(group)
+            middle.scatter(x, [r["confidence_std"][exit_name] for r in group], color=colour, s=22, zorder=3)
+            bottom.bar(x[0], sum(r["AP_exits"][exit_name] for r in group) / len(group), 0.16, color=colour)
+            bottom.scatter(x, [r["AP_exits"][exit_name] for r in group], color="black", s=5, zorder=3)
+    middle.set_yscale("log")
+    middle.grid(axis="y", color="0.9")
+    middle.set_ylabel("spread of confidence\nover images (std)")
+    bottom.set_ylabel("AP on test")
+    bottom.set_xticks(range(len(names)), [name.replace(" + ", "\n+ ") for name in names])
     return figure

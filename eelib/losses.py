@@ -58,21 +58,23 @@ def detection_loss(
         box_loss = F.smooth_l1_loss(regression, encode(boxes, defaults), reduction="sum")
     if classification == "quality_focal":
         quality = torch.zeros_like(matched, dtype=output.cls_logits.dtype)
-        quality[positive] = _paired_iou(decoded.detach(), boxes)
-        class_loss = _quality_focal(output.cls_logits, quality)
+        quality[positive] = paired_iou(decoded.detach(), boxes)
+        class_loss = quality_focal_loss(output.cls_logits, quality)
     else:
         class_loss = hard_negative_loss(output.cls_logits, positive)
     return {"classification": class_loss / count, "bbox_regression": box_loss / count}
 
 
-def _paired_iou(a: Tensor, b: Tensor) -> Tensor:
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of boxes (P, 4) with boxes (P, 4), pair by pair; xyxy."""
     lt, rb = torch.max(a[:, :2], b[:, :2]), torch.min(a[:, 2:], b[:, 2:])
     overlap = (rb - lt).clamp(min=0).prod(1)
     area_a, area_b = (a[:, 2:] - a[:, :2]).prod(1), (b[:, 2:] - b[:, :2]).prod(1)
     return overlap / (area_a + area_b - overlap).clamp(min=1e-6)
 
 
-def _quality_focal(cls_logits: Tensor, quality: Tensor) -> Tensor:
+def quality_focal_loss(cls_logits: Tensor, quality: Tensor) -> Tensor:
+    """Sum of the quality focal loss of logits (B, A, 2) against qualities (B, A) in [0, 1]."""
     # softmax over (background, chair) is the sigmoid of the difference of the two logits
     logit = cls_logits[..., 1] - cls_logits[..., 0]
     modulation = (quality - logit.detach().sigmoid()).abs().square()

@@ -1,22 +1,25 @@
-"""Train, route and measure one recorded phase; the recorded figures beside ours."""
+"""Train, route and measure one recorded phase, under the record's file names."""
 
 import csv
+import functools
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from eelib.confidence import confidence, probability_of_maps
-from eelib.config import PhaseConfig, resolve
-from eelib.data import DetectionDataset, as_input, batches, build_transform
-from eelib.evaluate import coco_ap, decision, provenance, to_results
-from eelib.latency import machine, measure
+from eelib.config import ROOT, PhaseConfig, resolve
+from eelib.data import DetectionDataset, batches, build_transform, split_sha256
+from eelib.evaluate import coco_ap, file_sha256, to_results
+from eelib.feature_cache import FeatureDataset, collate_images, collate_maps
 from eelib.model import EXIT_NAMES, keep_best
-from eelib.recorded import ExitMaps, RecordedDetector, decoded_boxes, recorded_loss
-from eelib.routing import exit_shares, route
+from eelib.recorded import ExitMaps, RecordedDetector, decoded_boxes
+from eelib.recorded_loss import SIZE_HW, recorded_loss
+from eelib.routing import exit_rates, exit_shares, route, scheduled_thresholds
 from eelib.train import (
     TrainingError,
     fit,
@@ -28,9 +31,10 @@ from eelib.train import (
     write_atomic,
 )
 
-SIZE_HW = (320, 320)
 NMS_THRESHOLD = 0.45  # of the record's inference script
-RECORDED = "data/record/phases.csv"
+RECORDED = ("data/record/phases.csv", "data/record/lost_run.csv")
+# What a phase's outcome depends on: a change of one of these files starts its training over.
+CODE = ("recorded", "recorded_loss", "confidence", "routing", "matching", "losses", "feature_cache", "train", "phases")
 
 
 def tag(phase: str) -> str:
@@ -38,10 +42,19 @@ def tag(phase: str) -> str:
     return phase.replace(".", "_")
 
 
+def run_folder(config: PhaseConfig, runs: Path | str | None = None) -> Path:
+    """Folder of a run: ``runs/phase_1_4/seed0``."""
+    return Path(runs or resolve("runs")) / f"phase_{tag(config.phase)}" / f"seed{config.seed}"
+
+
 def recorded_values(phase: str) -> dict[str, str]:
     """The recorded row of a phase as text, or an empty dict for a phase that is not on record."""
-    with resolve(RECORDED).open(newline="") as file:
-        return next((row for row in csv.DictReader(file) if row["phase"] == phase), {})
+    for table in RECORDED:
+        with resolve(table).open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row["phase"] == phase:
+                    return row
+    return {}
 
 
 def build_detector(config: PhaseConfig) -> RecordedDetector:
@@ -62,103 +75,169 @@ def build_detector(config: PhaseConfig) -> RecordedDetector:
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip()
             raise TrainingError(f"{config.model.start}: checkpoint of another architecture; {detail}") from None
-    return detector
+    return detector.to(memory_format=torch.channels_last)
 
 
-class FeatureDataset(Dataset):
-    """A frozen trunk's maps of every image and its mirror image, as float16 (0.7 MB an image and side).
-
-    Items are ``(maps, boxes)``; which side is drawn depends on (seed, epoch, index) alone.
-    """
-
-    def __init__(self, detector: RecordedDetector, dataset: DetectionDataset, config: PhaseConfig):
-        self.sides, self.flips = [], torch.zeros(len(dataset), dtype=torch.bool)
-        self.boxes = [[], []]
-        self.augment = config.data.augment != "none"
-        dataset.transform = build_transform(SIZE_HW[0], "none", config.data.rescale_boxes)
-        detector.eval()
-        for mirrored in (False, True):
-            maps = []
-            for images, targets in batches(dataset, 8):
-                with torch.no_grad():
-                    features = list(detector.trunk_maps(images.flip(-1) if mirrored else images))
-                maps.append([f.half() for f in features])
-                for target in targets:
-                    boxes = target["boxes"]
-                    if mirrored and config.data.flip_boxes:
-                        boxes = torch.stack(
-                            (SIZE_HW[1] - boxes[:, 2], boxes[:, 1], SIZE_HW[1] - boxes[:, 0], boxes[:, 3]), 1
-                        )
-                    self.boxes[mirrored].append(boxes)
-            self.sides.append([torch.cat(level) for level in zip(*maps, strict=True)])
-
-    def draw(self, seed: int, epoch: int) -> None:
-        """Choose the side of every image for an epoch."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        self.flips = (torch.rand(len(self.flips), generator=generator) < 0.5) & self.augment
-
-    def __len__(self) -> int:
-        return len(self.flips)
-
-    def __getitem__(self, index: int) -> tuple[list[Tensor], Tensor]:
-        side = int(self.flips[index])
-        return [level[index].float() for level in self.sides[side]], self.boxes[side][index]
+def identity(config: PhaseConfig) -> dict:
+    """What a run depends on: configuration, start weights, training data and code."""
+    code = hashlib.sha256(b"".join((ROOT / "eelib" / f"{name}.py").read_bytes() for name in CODE)).hexdigest()
+    return {
+        "config": config.model_dump(mode="json"),
+        "start_sha256": file_sha256(resolve(config.model.start)) if config.model.start else None,
+        "train_sha256": split_sha256("train", resolve(config.data.root)),
+        "code_sha256": code,
+    }
 
 
-def _collate(items: list) -> tuple[list[Tensor], list[dict]]:
-    maps = [torch.stack(level) for level in zip(*(m for m, _ in items), strict=True)]
-    return maps, [{"boxes": boxes} for _, boxes in items]
+def _continues(config: PhaseConfig, out: Path, log: Callable) -> bool:
+    """Whether the folder holds the same run; marks it as this run's otherwise."""
+    path, own = out / "identity.json", identity(config)
+    if path.exists() and json.loads(path.read_text()) == own:
+        return True
+    if path.exists():
+        log(f"{out}: configuration, start weights, data or code changed: training starts over")
+    for name in ("last.pth", "best.pth"):
+        (out / name).unlink(missing_ok=True)
+    write_json(path, own)
+    return False
 
 
-def _collate_images(items: list) -> tuple[Tensor, list[dict]]:
-    return as_input(torch.stack([image for image, _ in items])), [target for _, target in items]
+def _validation_set(config: PhaseConfig) -> DetectionDataset:
+    limit = config.data.val_limit or config.data.eval_limit
+    root = resolve(config.data.root)
+    return DetectionDataset("val", root, build_transform(SIZE_HW[0]), keep_crowd=True, limit=limit)
 
 
 def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, log: Callable = print) -> dict:
     """Train a phase as its switches say; ``early_exit_ssdlite_phase1_N_final.pth`` in ``out``.
 
-    A frozen trunk's maps are cached, so an epoch costs the branches alone.
+    A frozen trunk's maps are cached, so an epoch costs the branches alone. After each epoch the
+    phase is routed on ``val`` with the thresholds in force.
+
+    Args:
+        out: folder of the run.
+        resume: continue a run of the same :func:`identity`, to the same numbers as if it had
+            never stopped; any other run in the folder is started over.
 
     Returns:
         ``detector`` and ``history``, one dict an epoch.
     """
-    out, optim = Path(out), config.optim
-    detector = build_detector(config).to(memory_format=torch.contiguous_format)
-    dataset = training_set(config)
+    out = Path(out)
+    resume = _continues(config, out, log) and resume
+    detector = build_detector(config)
     generator = torch.Generator()
     cached = not config.model.train_trunk
-    features = FeatureDataset(detector, dataset, config) if cached else dataset
-    if not cached:
-        dataset.transform = build_transform(
-            SIZE_HW[0], config.data.augment, config.data.rescale_boxes, config.data.flip_boxes
-        )
+
+    @functools.cache  # a finished run needs no maps
+    def source(split: str) -> FeatureDataset | DetectionDataset:
+        dataset = training_set(config) if split == "train" else _validation_set(config)
+        if cached:
+            return FeatureDataset(detector, dataset, config, mirror=split == "train")
+        if split == "train":
+            data = config.data
+            dataset.transform = build_transform(SIZE_HW[0], data.augment, data.rescale_boxes, data.flip_boxes)
+        return dataset
 
     def epoch_batches(epoch: int) -> DataLoader:
         generator.manual_seed(config.seed * 1_000_003 + epoch)
         order = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+        dataset = source("train")
         if cached:
-            features.draw(config.seed, epoch)
+            dataset.draw(config.seed, epoch)
         else:
-            features.epoch = epoch
-        collate = _collate if cached else _collate_images
-        return DataLoader(features, optim.batch_size, shuffle=True, collate_fn=collate, generator=order)
+            dataset.epoch = epoch
+        collate = collate_maps if cached else collate_images
+        return DataLoader(dataset, config.optim.batch_size, shuffle=True, collate_fn=collate, generator=order)
 
     def step_loss(model: nn.Module, batch: tuple, epoch: float) -> tuple[Tensor, dict[str, float]]:
         inputs, targets = batch
         outputs = model(inputs)
-        heads = detector.heads
-        return recorded_loss(outputs, targets, heads.temperatures, config, epoch, generator)
+        heads, in_force = detector.heads, thresholds(detector, config, int(epoch))
+        return recorded_loss(outputs, targets, heads.applied_temperatures(), in_force, config, epoch, generator)
 
-    def after_epoch(_: nn.Module, __: int) -> dict[str, float]:
-        return {f"temperature_{n}": t for n, t in zip(EXIT_NAMES, detector.heads.temperatures.tolist(), strict=True)}
+    def after_epoch(model: nn.Module, epoch: int) -> dict[str, float]:
+        temperatures = detector.heads.applied_temperatures()
+        row = {f"temperature_{name}": float(t.detach()) for name, t in zip(EXIT_NAMES, temperatures, strict=True)}
+        collate = collate_maps if cached else collate_images
+        batches_of_four = DataLoader(source("val"), 4, collate_fn=collate)
+        outputs = (model(inputs) for inputs, _ in batches_of_four)
+        row |= validation_metrics(detector, config, outputs, epoch)
+        if config.optim.keep == "best":
+            row["full_AP"] = coco_full_ap(detector, config, _validation_set(config))
+        return row
 
     trained = detector.heads if cached else detector
-    history = fit(trained, step_loss, epoch_batches, config, out, resume=resume, evaluate=after_epoch, log=log)
-    save_checkpoint(
-        weights_path(out, config.phase),
-        {"model": detector.state_dict(), "config": config.model_dump(mode="json"), "history": history},
+    history = fit(
+        trained,
+        step_loss,
+        epoch_batches,
+        config,
+        out,
+        resume=resume,
+        evaluate=after_epoch,
+        after_step=detector.heads.project,
+        log=log,
     )
+    state = {"model": detector.state_dict(), "config": config.model_dump(mode="json"), "history": history}
+    save_checkpoint(weights_path(out, config.phase), state)
+    write_metrics(history, config.phase, out)
     return {"detector": detector, "history": history}
+
+
+def thresholds(detector: RecordedDetector, config: PhaseConfig, epoch: int) -> tuple:
+    """Thresholds of exit1 and exit2 in force during an epoch (from 0): parameters or numbers."""
+    if config.thresholds.kind == "parameter":
+        return tuple(detector.heads.thresholds.values())
+    return scheduled_thresholds(config.thresholds, epoch, config.optim.epochs)
+
+
+@torch.no_grad()
+def final_thresholds(detector: RecordedDetector, config: PhaseConfig) -> tuple[float, float]:
+    """Thresholds in force in the last epoch, and from then on."""
+    return tuple(float(t) for t in thresholds(detector, config, max(0, config.optim.epochs - 1)))
+
+
+def routing_group(config: PhaseConfig) -> int:
+    """Images that share one decision."""
+    return 4 if config.routing.unit == "batch_mean" else 1
+
+
+@torch.no_grad()
+def validation_metrics(
+    detector: RecordedDetector, config: PhaseConfig, outputs: Iterable[list[ExitMaps]], epoch: int
+) -> dict[str, float]:
+    """Routing of an epoch on ``val``: shares, confidences over *all* images, hard and soft rates of single images."""
+    c = torch.cat([confidences(detector, config, maps) for maps in outputs])
+    in_force = tuple(float(t) for t in thresholds(detector, config, epoch))
+    shares = exit_shares(route(c, in_force, routing_group(config)))
+    row = {f"val_share_{name}": share for name, share in zip(EXIT_NAMES, shares, strict=True)}
+    row |= {f"val_confidence_{name}": float(v) for name, v in zip(EXIT_NAMES, c.mean(0), strict=True)}
+    row |= {f"val_confidence_std_{name}": float(v) for name, v in zip(EXIT_NAMES, c.std(0), strict=True)}
+    for kind in ("hard", "soft"):
+        rates = exit_rates(c[:, 0], c[:, 1], in_force, kind)
+        row |= {f"val_rate_{kind}_{name}": float(r) for name, r in zip(EXIT_NAMES[:2], rates, strict=True)}
+    row |= {f"val_threshold_{name}": t for name, t in zip(EXIT_NAMES[:2], in_force, strict=True)}
+    return row
+
+
+def write_metrics(history: list[dict], phase: str, out: Path | str) -> None:
+    """``train_metrics_phaseN.csv`` and ``val_metrics_phaseN.csv``, a line an epoch."""
+    for split in ("train", "val"):
+        chosen = [k for k in history[0] if k.startswith("val_") == (split == "val") and k not in ("epoch", "seconds")]
+        lines = [",".join(["epoch", *chosen])]
+        lines += [",".join(str(row[k]) for k in ("epoch", *chosen)) for row in history]
+        content = ("\n".join(lines) + "\n").encode()
+        path = Path(out) / f"{split}_metrics_phase{tag(phase)}.csv"
+        write_atomic(path, lambda file, content=content: file.write(content))
+
+
+def publish(config: PhaseConfig, out: Path | str, folder: Path | str) -> None:
+    """Copy a run's small files (JSON, CSV, PNG under the record's names) to the reports; weights stay."""
+    name = f"phase{tag(config.phase)}"
+    files = (f"final_summary_{name}.json", f"train_metrics_{name}.csv", f"val_metrics_{name}.csv")
+    for file_name in (*files, f"training_plots_{name}.png"):
+        content = (Path(out) / file_name).read_bytes()
+        write_atomic(Path(folder) / file_name, lambda file, content=content: file.write(content))
 
 
 def weights_path(out: Path | str, phase: str) -> Path:
@@ -179,111 +258,68 @@ def load_phase(config: PhaseConfig, out: Path | str) -> RecordedDetector:
     return detector.eval()
 
 
-def exit_confidence(detector: RecordedDetector, index: int, maps: ExitMaps, config: PhaseConfig) -> Tensor:
-    """Confidence of each image at an exit, with the exit's temperature."""
-    return confidence(probability_of_maps(maps.cls, detector.heads.temperatures[index]), config.confidence)
+def exit_probability(detector: RecordedDetector, index: int, maps: ExitMaps) -> Tensor:
+    """Chair probability of each box at an exit with the exit's temperature, (B, A)."""
+    return probability_of_maps(maps.cls, detector.heads.applied_temperatures()[index])
+
+
+def confidences(detector: RecordedDetector, config: PhaseConfig, outputs: list[ExitMaps]) -> Tensor:
+    """Confidence of each image at each exit, (B, 3)."""
+    return torch.stack(
+        [confidence(exit_probability(detector, k, maps), config.confidence) for k, maps in enumerate(outputs)], 1
+    )
+
+
+def _detections(maps: ExitMaps, targets: list[dict], config: PhaseConfig, category_id: int) -> dict[int, list[dict]]:
+    boxes = decoded_boxes(maps.box, config.targets.boxes, SIZE_HW)
+    kept = keep_best(boxes, probability_of_maps(maps.cls), SIZE_HW, nms_threshold=NMS_THRESHOLD)
+    pairs = zip(targets, kept, strict=True)
+    return {target["image_id"]: to_results(target["image_id"], d, category_id) for target, d in pairs}
+
+
+@torch.no_grad()
+def coco_full_ap(detector: RecordedDetector, config: PhaseConfig, dataset: DetectionDataset) -> float:
+    """AP of the full exit on a data set: it chooses the epoch under ``optim.keep: best``."""
+    detector.eval()
+    results: list[dict] = []
+    for images, targets in batches(dataset, 4):
+        rows = _detections(detector(images)[-1], targets, config, dataset.category_ids[0])
+        results += [r for image in rows.values() for r in image]
+    return coco_ap(dataset.coco, results, dataset.image_ids)["AP"]
 
 
 @torch.no_grad()
 def route_split(detector: RecordedDetector, config: PhaseConfig, split: str) -> dict:
-    """Run every exit on a split, then route.
+    """Run every exit on a split, then route with the thresholds in force at the end.
 
     Returns:
-        ``confidences`` (N, 3), ``chosen`` (N,), ``scores`` (N, 3): best chair probability,
-        ``results``: COCO results of each exit, ``routed``: those of the routed system, and
-        the ``dataset``.
+        ``confidences`` (N, 3), ``probabilities`` (N, 3): mean over the boxes after the
+        temperature, ``chosen`` (N,), ``results``: COCO results of each exit, ``routed``: those
+        of the routed system, and the ``dataset``.
     """
     detector.eval()
     dataset = DetectionDataset(
         split, resolve(config.data.root), build_transform(SIZE_HW[0]), keep_crowd=True, limit=config.data.eval_limit
     )
-    confidences, scores, results = [], [], {name: {} for name in EXIT_NAMES}
+    columns, means, results = [], [], {name: {} for name in EXIT_NAMES}
     for images, targets in batches(dataset, 4):
-        columns, best = [], []
-        for index, maps in enumerate(detector.exits(images)):
-            columns.append(exit_confidence(detector, index, maps, config))
-            p = probability_of_maps(maps.cls)
-            best.append(p.amax(1))
-            boxes = decoded_boxes(maps.box, config.targets.boxes, SIZE_HW)
-            for target, d in zip(targets, keep_best(boxes, p, SIZE_HW, nms_threshold=NMS_THRESHOLD), strict=True):
-                image_id = target["image_id"]
-                results[EXIT_NAMES[index]][image_id] = to_results(image_id, d, dataset.category_ids[0])
-        confidences.append(torch.stack(columns, 1))
-        scores.append(torch.stack(best, 1))
-    confidences = torch.cat(confidences)
-    group = 4 if config.routing.unit == "batch_mean" else 1
-    chosen = route(confidences, (config.thresholds.exit1, config.thresholds.exit2), group)
+        outputs = detector(images)
+        columns.append(confidences(detector, config, outputs))
+        means.append(torch.stack([exit_probability(detector, k, m).mean(1) for k, m in enumerate(outputs)], 1))
+        for name, maps in zip(EXIT_NAMES, outputs, strict=True):
+            results[name] |= _detections(maps, targets, config, dataset.category_ids[0])
+    c = torch.cat(columns)
+    chosen = route(c, final_thresholds(detector, config), routing_group(config))
     routed = [r for i, k in zip(dataset.image_ids, chosen.tolist(), strict=True) for r in results[EXIT_NAMES[k]][i]]
     flat = {name: [r for rows in by_image.values() for r in rows] for name, by_image in results.items()}
     return {
-        "confidences": confidences,
+        "confidences": c,
+        "probabilities": torch.cat(means),
         "chosen": chosen,
-        "scores": torch.cat(scores),
         "results": flat,
         "routed": routed,
         "dataset": dataset,
     }
-
-
-@torch.no_grad()
-def routed_call(detector: RecordedDetector, config: PhaseConfig, images: Tensor) -> int:
-    """One timed call: exits until the batch's mean confidence reaches its threshold."""
-    thresholds = (config.thresholds.exit1, config.thresholds.exit2)
-    for index, maps in enumerate(detector.exits(images)):
-        value = float(exit_confidence(detector, index, maps, config).mean())
-        if index == len(thresholds) or value >= thresholds[index]:
-            return index
-    raise AssertionError("the full exit takes what no other took")
-
-
-@torch.no_grad()
-def phase_times(detector: RecordedDetector, config: PhaseConfig, images: Tensor) -> dict:
-    """Time of the routed call as the phase takes it, and of one warmed-up image.
-
-    Args:
-        images: at least ``timing.batch_size`` of them, (N, 3, 320, 320).
-    """
-    n = config.timing.batch_size
-    calls = {"routed": lambda: routed_call(detector, config, images[:n])}
-    as_configured = measure(calls, repeats=15, warmup=config.timing.warmup)["routed"]["median_ms"]
-    single = measure({"routed": lambda: routed_call(detector, config, images[:1])}, repeats=15)["routed"]["median_ms"]
-    return {"routed_call_ms": as_configured, "images_per_call": n, "one_image_ms": single, "machine": machine()}
-
-
-def summarise(config: PhaseConfig, detector: RecordedDetector, history: list[dict], out: Path | str) -> dict:
-    """Everything measured of a trained phase on ``test``, with its provenance.
-
-    Writes ``final_summary_phaseN.json`` and ``train_metrics_phaseN.csv`` to ``out``.
-    """
-    run = route_split(detector, config, "test")
-    dataset = run["dataset"]
-    ap = {name: coco_ap(dataset.coco, rows, dataset.image_ids) for name, rows in run["results"].items()}
-    routed = coco_ap(dataset.coco, run["routed"], dataset.image_ids)
-    images = as_input(torch.stack([dataset[i][0] for i in range(min(4, len(dataset)))]))
-    name = f"phase{tag(config.phase)}"
-    summary = {
-        "phase": config.phase,
-        "seed": config.seed,
-        "images": len(dataset),
-        "train_images": config.data.limit,
-        "exit_shares": dict(zip(EXIT_NAMES, exit_shares(run["chosen"]), strict=True)),
-        "confidence_mean": dict(zip(EXIT_NAMES, run["confidences"].mean(0).tolist(), strict=True)),
-        "confidence_std": dict(zip(EXIT_NAMES, run["confidences"].std(0).tolist(), strict=True)),
-        "temperature": dict(zip(EXIT_NAMES, detector.heads.temperatures.tolist(), strict=True)),
-        "thresholds": config.thresholds.model_dump(),
-        "loss": {key.removeprefix("loss_"): history[-1][key] for key in history[-1] if key.startswith("loss")},
-        "time": phase_times(detector, config, images),
-        "AP_exits": {exit_: values["AP"] for exit_, values in ap.items()},
-        "AP": routed["AP"],
-        "AP50": routed["AP50"],
-        "detections_per_image": len(run["routed"]) / len(dataset),
-        "decision": decision(routed["AP"]),
-        **provenance("test", config, weights_path(out, config.phase)),
-    }
-    write_json(Path(out) / f"final_summary_{name}.json", summary)
-    losses = (Path(out) / "losses.csv").read_bytes()
-    write_atomic(Path(out) / f"train_metrics_{name}.csv", lambda file: file.write(losses))
-    return summary
 
 
 def write_json(path: Path | str, values: dict) -> Path:

@@ -1,7 +1,7 @@
-"""The architecture and the loss of the record, each defect a switch.
+"""The architecture of the record, each defect a switch.
 
 Three branches on 20 x 20 maps of one truncated trunk: exit1 after 80 channels, exit2 after
-112, "full" after the expansion of block 13. Restated from the record's sections A.3 and A.5;
+112, "full" after the expansion of block 13. Restated from the record's section A.3;
 parameter counts are held by a test.
 """
 
@@ -10,13 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from eelib.anchors import decode, encode
-from eelib.confidence import confidence, probability_of_maps
+from eelib.anchors import decode
 from eelib.config import PhaseConfig
-from eelib.losses import hard_negative_loss
-from eelib.matching import match_iou, match_random
 from eelib.model import CUTS, EXIT_NAMES, EarlyExitSSDLite, flatten_predictions
 
 BOXES_PER_CELL = 6
@@ -93,22 +89,80 @@ class RecordedBranch(nn.Module):
         return ExitMaps(self.cls_logits(context), self.bbox_regression(context)), context
 
 
+class LightBranch(nn.Module):
+    """SSDLite's predictors, a depthwise 3 x 3 and a 1 x 1, straight on the map: the full head without defect 13.
+
+    Args:
+        channels_in: channels of the trunk at the cut.
+    """
+
+    def __init__(self, channels_in: int):
+        super().__init__()
+        for name, values in (("cls_logits", 2), ("bbox_regression", 4)):
+            depthwise = _conv(channels_in, channels_in, 3, groups=channels_in)
+            setattr(self, name, nn.Sequential(depthwise, nn.Conv2d(channels_in, BOXES_PER_CELL * values, 1)))
+
+    def forward(self, features: Tensor) -> tuple[ExitMaps, Tensor]:
+        """Features to the branch's maps and, as the context, the features."""
+        return ExitMaps(self.cls_logits(features), self.bbox_regression(features)), features
+
+
 class RecordedExits(nn.Module):
-    """The three branches, their contexts and their temperatures, without the trunk below them.
+    """The three branches, their contexts and their scalars, without the trunk below them.
 
     Kept apart from the trunk, so that a frozen trunk's maps are computed once and cached.
+    Temperatures and thresholds are single parameters each: a scalar that no loss reaches keeps
+    its gradient None, and AdamW then leaves it alone, weight decay included.
 
     Args:
         temperatures: start values for exit1, exit2, full.
+        thresholds: start values for exit1, exit2; trained if ``thresholds.kind`` is "parameter".
+        temperature_clamp: ``"none"``, ``"forward"`` (no gradient outside, defect 28) or
+            ``"parameter"`` (:meth:`project`).
+        temperature_bounds: of the clamp.
+        thresholds_bounded: :meth:`project` keeps thresholds in [0, 1] (defect 25).
+        full_head: ``"heavy"`` is the record's branch, ``"light"`` SSDLite's predictors (defect 13).
         context_recomputed: run a branch's trunk again for its context (defect 14).
+        context_detached: a deeper loss does not reach the branches before it (defect 16).
     """
 
-    def __init__(self, temperatures: tuple[float, ...] = (1.5, 1.5, 1.0), context_recomputed: bool = False):
+    def __init__(
+        self,
+        temperatures: tuple[float, ...] = (1.5, 1.5, 1.0),
+        thresholds: tuple[float, float] = (0.5, 0.5),
+        *,
+        temperature_clamp: str = "none",
+        temperature_bounds: tuple[float, float] = (0.5, 3.0),
+        thresholds_bounded: bool = True,
+        full_head: str = "heavy",
+        context_recomputed: bool = False,
+        context_detached: bool = False,
+    ):
         super().__init__()
         self.branches = nn.ModuleDict({name: RecordedBranch(*CHANNELS[name]) for name in EXIT_NAMES})
+        if full_head == "light":
+            self.branches["full"] = LightBranch(CHANNELS["full"][0])
         self.projections = nn.ModuleDict({"exit2": nn.Conv2d(128, 112, 1), "full": nn.Conv2d(224, 672, 1)})
-        self.temperatures = nn.Parameter(torch.tensor(temperatures))
-        self.context_recomputed = context_recomputed
+        self.temperatures = _scalars(EXIT_NAMES, temperatures)
+        self.thresholds = _scalars(EXIT_NAMES[:2], thresholds)
+        self.temperature_clamp, self.temperature_bounds = temperature_clamp, temperature_bounds
+        self.thresholds_bounded = thresholds_bounded
+        self.context_recomputed, self.context_detached = context_recomputed, context_detached
+
+    def applied_temperatures(self) -> list[Tensor]:
+        """Temperatures as the confidence uses them, scalars in the order of the exits."""
+        values = list(self.temperatures.values())
+        return [t.clamp(*self.temperature_bounds) for t in values] if self.temperature_clamp == "forward" else values
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Bring bounded parameters back into their bounds; called after each step."""
+        if self.temperature_clamp == "parameter":
+            for temperature in self.temperatures.values():
+                temperature.clamp_(*self.temperature_bounds)
+        if self.thresholds_bounded:
+            for threshold in self.thresholds.values():
+                threshold.clamp_(0.0, 1.0)
 
     def exits(self, maps: Iterator[Tensor]) -> Iterator[ExitMaps]:
         """Branches one at a time.
@@ -119,6 +173,7 @@ class RecordedExits(nn.Module):
         context = None
         for name, features in zip(EXIT_NAMES, maps, strict=True):
             if context is not None:
+                context = context.detach() if self.context_detached else context
                 features = features + self.projections[name](context)
             output, context = self.branches[name](features)
             if self.context_recomputed and name != "full":
@@ -130,21 +185,35 @@ class RecordedExits(nn.Module):
         return list(self.exits(iter(maps)))
 
 
+def _scalars(names: tuple[str, ...], values: tuple[float, ...]) -> nn.ParameterDict:
+    return nn.ParameterDict({n: nn.Parameter(torch.tensor(float(v))) for n, v in zip(names, values, strict=True)})
+
+
 class RecordedDetector(nn.Module):
     """The record's detector: a trunk of SSDLite that ends at 672 channels, and the three branches.
 
     Args:
-        config: ``model``, ``data.normalise`` and ``temperature`` are used.
+        config: ``model``, ``data.normalise``, ``temperature`` and ``thresholds`` are used.
     """
 
     def __init__(self, config: PhaseConfig):
         super().__init__()
         weights = None if config.model.weights == "none" else config.model.weights
         self.backbone = EarlyExitSSDLite(early=False, weights=weights).backbone.features[0]
-        self.heads = RecordedExits(config.temperature.start, config.model.context_recomputed)
+        self.heads = RecordedExits(
+            config.temperature.start,
+            (config.thresholds.exit1, config.thresholds.exit2),
+            temperature_clamp=config.temperature.clamp,
+            temperature_bounds=config.temperature.bounds,
+            thresholds_bounded=config.thresholds.bounded,
+            full_head=config.model.full_head,
+            context_recomputed=config.model.context_recomputed,
+            context_detached=config.model.context_detached,
+        )
         self.normalise = config.data.normalise
         self.backbone.requires_grad_(config.model.train_trunk)
         self.heads.temperatures.requires_grad_(config.temperature.from_routing)
+        self.heads.thresholds.requires_grad_(config.thresholds.kind == "parameter")
         if config.model.context_projection == "frozen":
             self.heads.projections.requires_grad_(False)
 
@@ -167,110 +236,33 @@ class RecordedDetector(nn.Module):
         return list(self.exits(images))
 
 
-def class_rows(cls: Tensor, layout: str) -> Tensor:
+def class_rows(cls: Tensor, layout: str, index: str = "cell_major") -> Tensor:
     """Rows of the class loss from a map (B, 12, H, W): (B, H * W * 6, 2).
 
-    ``"permuted"`` pairs the two channels of a box; ``"column_pairs"`` views without a permute,
-    so a row is two neighbouring columns of one channel (defects 1 and 2).
+    Args:
+        cls: raw class map.
+        layout: ``"permuted"`` pairs the two channels of a box; ``"column_pairs"`` views without
+            a permute, so a row is two neighbouring columns of one channel (defect 1).
+        index: order of the rows. Box rows are cell-major; under ``"channel_major"`` the same
+            index is another place for the class (defect 2). The record has both defects.
     """
+    batch, _, height, width = cls.shape
+    cells = height * width
     if layout == "permuted":
-        return flatten_predictions([cls], 2)
-    return cls.contiguous().view(len(cls), -1, 2)
+        rows = flatten_predictions([cls], 2)
+        if index == "cell_major":
+            return rows
+        return rows.view(batch, cells, -1, 2).transpose(1, 2).reshape(batch, -1, 2)  # (B, K, H*W, 2)
+    pairs = cls.contiguous().view(batch, -1, cells, 2)  # (B, K, H*W, 2): pairs of both channels of a box
+    if index == "channel_major":
+        return pairs.flatten(1, 2)
+    # each pair goes to one of the two cells that it covers, so that place agrees with the box rows
+    start = 2 * torch.arange(cells)
+    cell = start % cells + (start >= cells) * (1 - cells % 2)
+    return pairs[:, :, cell.argsort()].transpose(1, 2).reshape(batch, -1, 2)
 
 
 def decoded_boxes(box: Tensor, targets_boxes: str, size_hw: tuple[int, int]) -> Tensor:
     """Boxes (B, A, 4) in pixels as the training meant them: raw corners, or offsets to the squares."""
     rows = flatten_predictions([box], 4)
-    return rows if targets_boxes == "pixels" else decode(rows, prior_boxes(tuple(box.shape[-2:]), size_hw))
-
-
-def _kl(teacher_rows: Tensor, student_rows: Tensor) -> Tensor:
-    log_student = student_rows.flatten(0, 1).log_softmax(-1)
-    return F.kl_div(log_student, teacher_rows.detach().flatten(0, 1).softmax(-1), reduction="batchmean")
-
-
-def assign(targets: list[dict], grid_hw: tuple[int, int], config: PhaseConfig, generator: torch.Generator) -> Tensor:
-    """``matched_idxs`` (B, A) of a batch by the configured assignment; one draw serves all exits."""
-    priors = prior_boxes(grid_hw, (320, 320))
-    match config.targets.assignment:
-        case "random":
-            matched = [match_random(len(t["boxes"]), len(priors), generator) for t in targets]
-        case "background":
-            matched = [torch.full((len(priors),), -1) for _ in targets]
-        case _:
-            matched = [match_iou(t["boxes"], priors, config.targets.iou_threshold) for t in targets]
-    return torch.stack(matched)
-
-
-def _detection_terms(maps: ExitMaps, matched: Tensor, targets: list[dict], config: PhaseConfig) -> Tensor:
-    positive = matched >= 0
-    rows = class_rows(maps.cls, config.targets.class_layout)
-    if config.loss.classification == "hard_negative":
-        class_loss = hard_negative_loss(rows, positive) / positive.sum().clamp(min=1)
-    else:
-        class_loss = F.cross_entropy(rows.flatten(0, 1), positive.flatten().long())
-    boxes = torch.cat([t["boxes"][m[m >= 0]] for t, m in zip(targets, matched, strict=True)])
-    if config.targets.boxes == "encoded":
-        priors = prior_boxes(tuple(maps.box.shape[-2:]), (320, 320)).expand(len(targets), -1, -1)
-        boxes = encode(boxes, priors[positive])
-    regression = flatten_predictions([maps.box], 4)[positive]
-    return class_loss, F.smooth_l1_loss(regression, boxes, reduction="sum") / positive.sum().clamp(min=1)
-
-
-def exit_weights(config: PhaseConfig, epoch: float) -> tuple[float, ...]:
-    """Weights of the three exits at a (fractional) epoch, moving linearly over ``ramp_epochs``."""
-    end, start = config.loss.exit_weights, config.loss.exit_weights_start
-    if start is None or epoch >= config.loss.ramp_epochs:
-        return end
-    return tuple(a + (b - a) * epoch / config.loss.ramp_epochs for a, b in zip(start, end, strict=True))
-
-
-def recorded_loss(
-    outputs: list[ExitMaps],
-    targets: list[dict],
-    temperatures: Tensor,
-    config: PhaseConfig,
-    epoch: float,
-    generator: torch.Generator,
-) -> tuple[Tensor, dict[str, float]]:
-    """The record's loss of a batch.
-
-    Args:
-        outputs: maps of exit1, exit2, full.
-        targets: ``boxes`` (G, 4) an image.
-        temperatures: (3,), divide the logits in the confidence and nowhere else.
-        config: ``targets``, ``loss`` and ``confidence`` are used.
-        epoch: fractional, for the ramp of the exit weights.
-        generator: draws the random positives.
-
-    Returns:
-        The total, and its parts: loss of each exit, ``cascade``, ``order``, and mean and
-        spread over the batch of each exit's confidence.
-
-    Source: the record, section A.5.
-    """
-    loss, share = config.loss, config.loss.teacher
-    matched = assign(targets, tuple(outputs[0].cls.shape[-2:]), config, generator)
-    rows = [class_rows(o.cls, config.targets.class_layout) for o in outputs]
-    boxes = [flatten_predictions([o.box], 4) for o in outputs]
-    losses, divergences = [], []
-    for k, output in enumerate(outputs):
-        class_loss, box_loss = _detection_terms(output, matched, targets, config)
-        if k == 2 or not share:
-            losses.append(class_loss + box_loss)
-            continue
-        divergences.append(_kl(rows[k + 1], rows[k]))
-        follow = F.smooth_l1_loss(boxes[k], boxes[k + 1].detach())
-        losses.append((1 - share) * (class_loss + box_loss) + share * (divergences[-1] + follow))
-    c = [
-        confidence(probability_of_maps(o.cls, t), config.confidence) for o, t in zip(outputs, temperatures, strict=True)
-    ]
-    order = (c[0].mean() - c[1].mean()).clamp(min=0) + (c[1].mean() - c[2].mean()).clamp(min=0)
-    cascade = 0.5 * sum(divergences) if divergences else torch.zeros(())
-    total = sum(w * part for w, part in zip(exit_weights(config, epoch), losses, strict=True))
-    total = total + loss.cascade * cascade + loss.confidence_order * order
-    parts = {f"loss_{name}": float(part.detach()) for name, part in zip(EXIT_NAMES, losses, strict=True)}
-    parts |= {"loss_cascade": float(cascade.detach()), "loss_order": float(order.detach())}
-    parts |= {f"confidence_{name}": float(v.detach().mean()) for name, v in zip(EXIT_NAMES, c, strict=True)}
-    parts |= {f"confidence_std_{name}": float(v.detach().std()) for name, v in zip(EXIT_NAMES, c, strict=True)}
-    return total, {"loss": float(total.detach()), **parts}
+    return rows if targets_boxes != "encoded" else decode(rows, prior_boxes(tuple(box.shape[-2:]), size_hw))

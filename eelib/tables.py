@@ -56,3 +56,67 @@ def phase_comparison(rows: list[dict], recorded: dict[str, dict]) -> pd.DataFram
             value = float(old[key]) if old.get(key) else None
             lines.append({"phase": row["phase"], "quantity": quantity, "recorded": value, "ours": ours})
     return pd.DataFrame(lines).astype({"recorded": object, "ours": object})
+
+
+def scorecard(summary: dict) -> pd.DataFrame:
+    """One run: recorded value beside ours, a line a quantity.
+
+    Args:
+        summary: of :func:`eelib.scorecard.summarise`.
+    """
+    old, lines = summary["recorded"], []
+    pairs = {"exit_shares": "exit_shares", "confidence": "confidence_mean", "confidence_std": "confidence_std"}
+    pairs |= {"temperature": "temperature", "thresholds": "thresholds", "loss": "loss"}
+    for key, ours in pairs.items():
+        for name, value in summary[ours].items():
+            recorded = old.get(key, {}).get("total" if name == "loss" else name)
+            lines.append({"quantity": f"{key} {name}", "recorded": recorded, "ours": value})
+    for kind in ("soft", "hard"):
+        for name, value in old.get(f"{kind}_rates", {}).items():
+            ours = summary["train_rates"].get(f"{kind}_{name}")
+            lines.append({"quantity": f"{kind} rate {name}", "recorded": value, "ours": ours})
+    lines.append({"quantity": "ms a call of four", "recorded": old.get("ms_per_batch_of_four"),
+                  "ours": summary["time"]["four_images_ms"]})  # fmt: skip
+    lines.append({"quantity": "ms an image", "recorded": old.get("ms_per_image"),
+                  "ours": summary["time"]["one_image_ms"]})  # fmt: skip
+    lines.append({"quantity": "AP", "recorded": None, "ours": summary["AP"]})
+    return pd.DataFrame(lines).astype({"recorded": object, "ours": object})
+
+
+def scorecard_overview(phases: list[dict]) -> pd.DataFrame:
+    """All phases, a line each: shares, confidence, spread, AP, and how many seeds agree and hold.
+
+    Args:
+        phases: entries of ``phases.json``.
+    """
+    lines = []
+    for entry in phases:
+        old, run = entry["recorded"], entry["runs"][0]
+        shares = [" / ".join(f"{100 * s:.0f}" for s in card["exit_shares"].values()) for card in (old, run)]
+        lines.append(
+            {
+                "phase": entry["phase"],
+                "recorded exits %": shares[0],
+                "ours %": shares[1],
+                "recorded c1": old["confidence"]["exit1"],
+                "c1": run["confidence_mean"]["exit1"],
+                "std c1": run["confidence_std"]["exit1"],
+                "threshold": run["thresholds"]["exit1"],
+                "AP": run["AP"],
+                "agrees": f"{entry['agree']} of {entry['seeds']}",
+                "holds": f"{entry['mechanism_holds']} of {entry['seeds']}",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def causal(rows: list[dict]) -> pd.DataFrame:
+    """The ladder of repairs, a line a variant and seed."""
+    lines = []
+    for row in rows:
+        line = {"variant": row["variant"], "seed": row["seed"]}
+        line |= {f"{name} %": 100 * share for name, share in row["exit_shares"].items()}
+        line |= {"c1": row["confidence_mean"]["exit1"], "std c1": row["confidence_std"]["exit1"]}
+        line |= {f"AP {name}": value for name, value in row["AP_exits"].items()}
+        lines.append(line)
+    return pd.DataFrame(lines)

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from eelib.config import PhaseConfig, resolve
+from eelib.config import ConfigError, PhaseConfig, parse, resolve
 from eelib.data import DetectionDataset, as_input, build_transform, loader
 from eelib.losses import detection_loss
 from eelib.model import EarlyExitSSDLite, ExitOutput
@@ -101,12 +101,12 @@ class WeightAverage:
                 self.state[key].copy_(value)
 
 
-def learning_rate_factor(step: int, total: int, warmup: int) -> float:
-    """Linear warm-up over ``warmup`` steps, then a cosine to 1 % at ``total``."""
+def learning_rate_factor(step: int, total: int, warmup: int, end: float = 0.01) -> float:
+    """Linear warm-up over ``warmup`` steps, then a cosine to ``end`` at ``total``."""
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def image_size_at(epoch: int, schedule: list[list[int]]) -> int:
@@ -124,16 +124,17 @@ def make_fabric(config: PhaseConfig) -> Fabric:
 
 
 def parameter_groups(model: nn.Module, config: PhaseConfig) -> list[dict]:
-    """Weights with decay, norms and biases without; the trunk and the temperatures at their own rate."""
-    optim, temperature = config.optim, config.temperature
+    """Weights with decay, norms and biases without; the trunk and the scalars of routing at their own rate."""
+    optim = config.optim
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         lr = optim.lr * (optim.trunk_lr_factor if name.startswith("backbone") else 1.0)
-        decay = optim.weight_decay if parameter.ndim > 1 else 0.0
-        if name.endswith("temperatures"):
-            lr, decay = temperature.lr, temperature.weight_decay
+        decay = optim.weight_decay if parameter.ndim > 1 or optim.decay_all else 0.0
+        for part, rule in (("temperatures", config.temperature), ("thresholds", config.thresholds)):
+            if part in name.split("."):
+                lr, decay = rule.lr, rule.weight_decay
         groups.setdefault((lr, decay), []).append(parameter)
     return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
 
@@ -147,6 +148,7 @@ def fit(
     *,
     resume: bool = False,
     evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
+    after_step: Callable[[], None] | None = None,
     log: Callable[[str], None] = print,
 ) -> list[dict]:
     """Train a model by a configuration; a checkpoint and a CSV line after every epoch.
@@ -158,12 +160,14 @@ def fit(
         config: the run's configuration; ``optim`` and ``seed`` are used.
         out: folder of ``last.pth`` and ``losses.csv``.
         resume: continue from ``last.pth`` to the same weights as an uninterrupted run.
-        evaluate: called on the averaged model every ``optim.eval_every`` epochs and after the last.
+        evaluate: called on the averaged model every ``optim.eval_every`` epochs and after the last;
+            under ``optim.keep: best`` the mean of what it gives as ``*_AP`` chooses the epoch (``best.pth``).
+        after_step: called after each optimiser step, to bring bounded parameters back.
         log: receives one line an epoch.
 
     Returns:
         One dict an epoch: means of the parts, learning rate, seconds, and what ``evaluate`` gave.
-        The model holds the averaged weights.
+        The model holds the averaged weights of the epoch that is kept.
 
     Raises:
         TrainingError: a loss is not finite, or the checkpoint belongs to another configuration.
@@ -187,7 +191,8 @@ def fit(
         model.train()
         sums: dict[str, float] = {}
         for index, batch in enumerate(batches):
-            factor = learning_rate_factor(epoch * steps + index, steps * optim.epochs, optim.warmup_steps)
+            step, end = (epoch * steps + index, 0.01) if optim.cosine == "step" else (epoch * steps, 0.0)
+            factor = learning_rate_factor(step, steps * optim.epochs, optim.warmup_steps, end)
             for group, lr in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = lr * factor
             loss, parts = step_loss(model, batch, epoch + index / steps)
@@ -198,6 +203,8 @@ def fit(
             if optim.clip_norm:
                 fabric.clip_gradients(model, optimizer, max_norm=optim.clip_norm)
             optimizer.step()
+            if after_step:
+                after_step()
             average.update(raw)
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + value / steps
@@ -205,12 +212,26 @@ def fit(
         row["seconds"] = round(time.perf_counter() - began, 1)
         if evaluate and ((epoch + 1) % optim.eval_every == 0 or epoch + 1 == optim.epochs):
             row |= _evaluate_average(raw, average, evaluate, epoch)
+        best = max(map(selection_score, history), default=-1.0)
         history.append(row)
+        if fabric.is_global_zero and selection_score(row) > best:
+            save_checkpoint(out / "best.pth", {"model": average.state, "epoch": epoch + 1})
         if fabric.is_global_zero:
             _save(out, raw, optimizer, average, config, epoch + 1, history)
         log("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
-    raw.load_state_dict(average.state)
+    measured = any(selection_score(row) >= 0 for row in history)
+    best = load_checkpoint(out / "best.pth") if optim.keep == "best" and measured else {"model": average.state}
+    raw.load_state_dict(best["model"])
     return history
+
+
+def selection_score(row: dict) -> float:
+    """Mean AP of the exits in a row of the history, -1 where none was measured.
+
+    The mean, because a frozen full path has the same AP in every epoch.
+    """
+    values = [value for key, value in row.items() if key.endswith("_AP")]
+    return sum(values) / len(values) if values else -1.0
 
 
 def _evaluate_average(model, average, evaluate, epoch) -> dict[str, float]:
@@ -247,7 +268,12 @@ def _as_csv(history: list[dict]) -> str:
 
 def _restore(path, model, optimizer, average, config) -> tuple[list[dict], int]:
     state = load_checkpoint(path)
-    if state.get("config") != config.model_dump(mode="json"):
+    # parsed, so that a switch that is newer than the checkpoint counts with its default
+    try:
+        same = parse(state.get("config")) == config
+    except ConfigError:
+        same = False
+    if not same:
         raise TrainingError(f"{path}: checkpoint of another configuration; start in an empty folder or drop --resume")
     model.load_state_dict(state["raw"])
     optimizer.load_state_dict(state["optimizer"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eelib.data import DetectionDataset, load_coco
-from eelib.evaluate import coco_ap, decision, provenance, to_results
+from eelib.evaluate import coco_ap, decision, precision_recall, provenance, to_results
 from eelib.model import Detections
 
 
@@ -24,6 +24,21 @@ def test_a_score_that_is_not_a_number_is_refused(tiny):
     results = [{"image_id": 1, "category_id": 62, "bbox": [0, 0, 1, 1], "score": float("nan")}]
     with pytest.raises(ValueError, match="score of a detection in image 1 is nan"):
         coco_ap(load_coco(tiny / "test.json"), results)
+
+
+def test_precision_and_recall_at_a_score(tiny):
+    """Two objects and a crowd: one hit, one miss, one false alarm, one detection on the crowd, one below the score."""
+    coco = load_coco(tiny / "test.json")
+    boxes = [[4, 6, 20, 30], [40, 30, 5, 5], [0, 0, 3, 3], [30, 10, 20, 20]]
+    scores = [0.9, 0.8, 0.7, 0.4]
+    results = [
+        {"image_id": 1, "category_id": 62, "bbox": box, "score": score}
+        for box, score in zip(boxes, scores, strict=True)
+    ]
+    values = precision_recall(coco, results, [1, 2], score=0.5)
+    assert values == {"score": 0.5, "precision": 0.5, "recall": 0.5, "detections_per_image": 1.5}
+    assert precision_recall(coco, results, [1, 2], score=0.3)["recall"] == 1.0
+    assert precision_recall(coco, [], [1, 2])["precision"] == 0.0
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from eelib.config import ROOT
 
 ORDER = [
     "config", "data", "anchors", "matching", "model", "losses", "confidence", "record", "routing", "recorded",
-    "architecture", "train", "evaluate", "latency", "phases", "figures", "record_figures", "tables", "batch", "__main__",
+    "architecture", "recorded_loss", "train", "evaluate", "latency", "feature_cache", "phases", "mechanisms",
+    "scorecard", "causal", "figures", "record_figures", "tables", "batch", "__main__",
 ]  # fmt: skip
 
 

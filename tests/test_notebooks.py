@@ -16,6 +16,7 @@ DRIVES = {
     "report_full": "03_baseline",
     "report_exits": "04_exits",
     "report_tables": "08_dissertation",
+    "causal": "05c_causal",
 }
 
 

@@ -6,19 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eelib.confidence import confidence, entropy, mean_max
-from eelib.config import ROOT, load, parse
+from eelib.config import ROOT, load, override, parse
 from eelib.model import EXIT_NAMES
 from eelib.phases import recorded_values
 from eelib.recorded import (
     ExitMaps,
     RecordedDetector,
     RecordedExits,
-    assign,
     class_rows,
-    exit_weights,
     prior_boxes,
-    recorded_loss,
 )
+from eelib.recorded_loss import assign, exit_weights, recorded_loss
 
 PHASE_1_4 = load(ROOT / "params" / "phase_1_4.yaml")
 PHASE_1_2 = load(ROOT / "params" / "phase_1_2.yaml")
@@ -33,6 +31,15 @@ def test_parameter_counts_of_the_record():
     heads = RecordedExits()
     assert [parameters(heads.branches[n]) for n in EXIT_NAMES] == [59_428, 164_900, 1_032_228]
     assert [parameters(p) for p in heads.projections.values()] == [14_448, 151_200]
+
+
+def test_the_full_head_switch():
+    """Defect 13: the heavy head costs more than the rest of the recorded detector together."""
+    heavy, light = (RecordedExits(full_head=kind) for kind in ("heavy", "light"))
+    assert parameters(heavy.branches["full"]) == 1_032_228
+    assert parameters(light.branches["full"]) < 50_000
+    maps = [torch.rand(1, c, 4, 4) for c in (80, 112, 672)]
+    assert [m.shape for m in heavy.eval()(maps)[2]] == [m.shape for m in light.eval()(maps)[2]]
 
 
 def test_trunk_maps_of_the_record():
@@ -66,7 +73,7 @@ def test_count_factor_and_penalty():
 
 def test_column_pairs_join_neighbouring_columns_of_one_channel():
     cls = torch.arange(12 * 4).float().view(1, 12, 2, 2)
-    assert class_rows(cls, "column_pairs")[0, 0].tolist() == [0, 1]
+    assert class_rows(cls, "column_pairs", "channel_major")[0, 0].tolist() == [0, 1]
     assert class_rows(cls, "permuted")[0, 0].tolist() == [0, 4]
 
 
@@ -99,7 +106,7 @@ def test_the_class_loss_does_not_supervise_the_confidence():
                 "targets": PHASE_1_4.targets.model_copy(update={"class_layout": layout, "assignment": "background"})
             }
         )
-        total, _ = recorded_loss(outputs, targets, torch.ones(3), config, 10.0, torch.Generator())
+        total, _ = recorded_loss(outputs, targets, torch.ones(3), (0.5, 0.5), config, 10.0, torch.Generator())
         (grad,) = torch.autograd.grad(total, cls)
         pairs = grad.view(2, 6, 2, 20, 20)
         gradient[layout] = float((pairs[:, :, 1] - pairs[:, :, 0]).mean().abs() / grad.abs().mean())
@@ -111,14 +118,14 @@ def test_assignment_switch():
     targets = [{"boxes": prior_boxes((20, 20), (320, 320))[1234:1235]}]
     values = PHASE_1_4.model_dump(mode="json")
     for assignment, positives in (("random", 10), ("background", 0)):
-        config = parse(values | {"targets": {"assignment": assignment}})
+        config = parse(override(values, {"targets.assignment": assignment}))
         assert (assign(targets, (20, 20), config, torch.Generator()) >= 0).sum() == positives
-    config = parse(values | {"targets": {"assignment": "iou"}})
+    config = parse(override(values, {"targets.assignment": "iou"}))
     assert assign(targets, (20, 20), config, torch.Generator())[0, 1234] == 0
 
 
 def test_frozen_switches():
     detector = RecordedDetector(PHASE_1_4)
     assert not any(p.requires_grad for p in detector.heads.projections.parameters())
-    assert detector.heads.temperatures.requires_grad
+    assert all(t.requires_grad for t in detector.heads.temperatures.values())
     assert not any(p.requires_grad for p in detector.backbone.parameters())

@@ -93,5 +93,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_kept_epoch_has_the_best_mean_ap_of_the_exits(tmp_path):
+    """With a frozen full path its AP alone would keep the first epoch."""
+    means = iter([0.1, 0.3, 0.2, 0.3])
+    config = parse({"phase": "t", "optim": {**OPTIM, "eval_every": 1}})
+    seen = []
+
+    def evaluate(model, epoch):
+        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+        return {"exit1_AP": next(means), "full_AP": 0.4}
+
+    model = network()
+    fit(model, step, batches, config, tmp_path, evaluate=evaluate, log=lambda _: None)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), seen[1].values(), strict=True))
+    last = config.model_copy(update={"optim": config.optim.model_copy(update={"keep": "last"})})
+    means = iter([0.1, 0.3, 0.2, 0.3])
+    fit(model, step, batches, last, tmp_path / "last", evaluate=evaluate, log=lambda _: None)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), seen[-1].values(), strict=True))
+
+
 def test_image_size_schedule():
     assert [image_size_at(e, [(0, 192), (3, 320)]) for e in (0, 2, 3, 9)] == [192, 192, 320, 320]
