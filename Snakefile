@@ -16,12 +16,27 @@ wildcard_constraints:
     seed=r"\d+",
 
 
-STAGES = ["data", "matching", "baseline", "exits", "scorecard", "causal", "validation", "dissertation"]
+STAGES = ["record", "data", "matching", "baseline", "exits", "scorecard", "causal", "validation", "dissertation"]
 
 
 rule all:
     input:
         expand("runs/stamps/{stage}", stage=STAGES),
+
+
+rule record:
+    input:
+        notebook="notebooks/00_record.ipynb",
+        params="params/report_record.yaml",
+        code=expand("eelib/{module}.py", module=["record", "record_figures", "architecture", "confidence"]),
+        data=expand("data/record/{file}", file=sorted(glob_wildcards("data/record/{file,[^/]+}").file)),
+    output:
+        "reports/tables/record_outcomes.csv",
+        touch("runs/stamps/record"),
+    log:
+        "reports/executed/00_record.ipynb",
+    shell:
+        RUN
 
 
 rule data:

@@ -38,9 +38,12 @@ def rule_curves(rules: Mapping[str, ConfidenceConfig], rows: pd.DataFrame) -> Fi
         axis.plot(p, np.where(np.abs(np.diff(c, append=c[-1])) > 0.03, np.nan, c), color="0.2", linewidth=1.2)
         axis.axhline(row["threshold"], color="0.45", linestyle="--", linewidth=0.8)
         implied = record.implied_probability(row["confidence"], rule)
-        if implied:
+        plateau = np.abs(c - row["confidence"]) < 1e-6
+        if plateau.sum() > 100:  # 1.8: every probability below the cut gives zero
+            axis.plot(p[plateau], c[plateau], linewidth=4, color=EXIT_COLOURS[row["exit"]], clip_on=False)
+        elif implied:
             axis.plot(implied[0], row["confidence"], "o", markersize=5.5, color=EXIT_COLOURS[row["exit"]], mec="white")
-        axis.set_title(name, pad=3)
+        axis.set_title(name.replace("_", " "), pad=3)
         axis.set_xlim(0, 1)
         axis.set_ylim(0, 1.04)
         axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])

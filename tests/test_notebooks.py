@@ -11,6 +11,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Which notebook a parameter file drives.
 DRIVES = {
     "phase_1": "05_routing",
+    "report_record": "00_record",
     "report_data": "01_data",
     "report_matching": "02_anchor_matching",
     "report_full": "03_baseline",
