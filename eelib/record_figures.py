@@ -172,3 +172,27 @@ def column_pairs(trajectory: pd.DataFrame, floor: float) -> Figure:
     axis.set_ylabel("loss")
     axis.legend(loc="center right", bbox_to_anchor=(1, 0.62))
     return figure
+
+
+def beside_record(recorded: pd.DataFrame, ours: pd.DataFrame | None, panels: list[tuple[str, str, str]]) -> Figure:
+    """A phase by epoch, recorded and reproduced, one panel a quantity.
+
+    Args:
+        recorded: by epoch.
+        ours: by epoch, or None when the phase was not run.
+        panels: (axis label, recorded column, our column); a label that ends in "(log)" has a logarithmic axis.
+    """
+    rows = -(-len(panels) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(TEXT_WIDTH_IN, 1.9 * rows), sharex=True, squeeze=False)
+    for axis, (label, old, new) in zip(axes.flat, panels, strict=True):
+        axis.plot(recorded.index, recorded[old], "o", markersize=3.5, color=RECORDED_COLOUR, label="recorded")
+        if ours is not None:
+            axis.plot(ours.index, ours[new], color=OURS_COLOUR, linewidth=1.4, label="ours")
+        if label.endswith("(log)"):
+            axis.set_yscale("log")
+        axis.set_ylabel(label.removesuffix(" (log)"))
+        axis.set_xticks([1, 5, 10, 15, 20])
+    for axis in axes[-1]:
+        axis.set_xlabel("epoch")
+    axes.flat[0].legend()
+    return figure

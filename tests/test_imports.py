@@ -6,8 +6,9 @@ from eelib.config import ROOT
 
 ORDER = [
     "config", "data", "anchors", "matching", "model", "losses", "confidence", "record", "routing", "recorded",
-    "architecture", "recorded_loss", "train", "evaluate", "latency", "feature_cache", "phases", "mechanisms",
-    "scorecard", "causal", "figures", "record_figures", "tables", "batch", "__main__",
+    "architecture", "recorded_loss", "train", "evaluate", "latency", "feature_cache", "phases", "inference",
+    "mechanisms", "scorecard", "causal", "figures", "record_figures", "tables", "comparison", "reports", "batch",
+    "__main__",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ DRIVES = {
     "report_record": "00_record",
     "report_data": "01_data",
     "report_matching": "02_anchor_matching",
+    "report_detector": "06b_detector",
     "report_full": "03_baseline",
     "report_exits": "04_exits",
     "report_tables": "08_dissertation",
