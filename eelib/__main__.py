@@ -1,4 +1,4 @@
-"""The command line: ``eelib train | exits | run | validate | bench``."""
+"""The command line: ``eelib train | run | validate | report | bench``."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import papermill
 import torch
 
-from eelib import batch, config, phases, scorecard, train
+from eelib import batch, config, phases, reports, scorecard, train
 from eelib.data import DataError, DetectionDataset, as_input, build_transform
 from eelib.evaluate import coco_ap, detect_exits
 from eelib.latency import exit_times
@@ -84,6 +84,13 @@ def _validate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _report(args: argparse.Namespace) -> int:
+    """Write the four reports from the measured results."""
+    for path in reports.write_all(args.reports):
+        print(f"wrote {path}")
+    return 0
+
+
 def _bench(args: argparse.Namespace) -> int:
     """Time of each exit in eager mode as a ratio to full, interleaved in one run."""
     model = train.load_released(args.checkpoint).eval()
@@ -122,6 +129,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--compute-map", action="store_true", help="run the detector on test now")
     command.add_argument("--runs", default=str(config.ROOT / "runs"), help="folder of the trained phases")
     command.add_argument("--json", action="store_true", help="one JSON object for machines")
+    command = add("report", _report, "eelib report")
+    command.add_argument(
+        "--reports", default=str(config.ROOT / "reports"), help="folder that holds metrics/ and phases/"
+    )
     command = add("bench", _bench, "eelib bench --repeats 30")
     command.add_argument("--checkpoint", default=str(config.ROOT / "checkpoints" / "exits.pth"))
     command.add_argument("--repeats", type=int, default=30)

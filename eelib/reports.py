@@ -118,7 +118,10 @@ def context(metrics: Path, published: Path) -> dict:
         "claims": tables.markdown(pd.DataFrame(told["claims"])),
         "slips": tables.markdown(pd.DataFrame(told["slips"])),
         "final": {phase: row.to_dict() for phase, row in final.iterrows()},
-        "outcomes": {p: comparison.outcome({n: row[f"val_fraction_{n}"] for n in EXIT_NAMES}) for p, row in final.iterrows()},
+        "outcomes": {
+            phase: comparison.outcome({n: row[f"val_fraction_{n}"] for n in EXIT_NAMES})
+            for phase, row in final.iterrows()
+        },
         "ranges": {phase: record.attainable_range(rule) for phase, rule in rules.items()},
         "tables": {name: tables.markdown(frame) for name, frame in built.items()},
         "constant": constant,
