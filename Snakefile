@@ -4,6 +4,7 @@ PHASES = sorted(glob_wildcards("params/{phase,phase_1_.*}.yaml").phase)
 # --config profile=full trains the trunk on all images; --config seeds=0,1,2 repeats each phase.
 SEEDS = str(config.get("seeds", "0")).split(",")
 METRICS = "reports/metrics"
+REPORTS = sorted(glob_wildcards("eelib/templates/{name}.md.j2").name)
 PHASE_METRICS = expand(METRICS + "/phases/{phase}_seed{seed}.json", phase=PHASES, seed=SEEDS)
 PHASE_CODE = ["recorded", "recorded_loss", "confidence", "routing", "feature_cache", "phases", "mechanisms", "scorecard"]
 WHOLE = {"model.train_trunk": "true", "optim.trunk_lr_factor": "0.1", "data.limit": "null", "data.val_limit": "null"}
@@ -17,14 +18,29 @@ wildcard_constraints:
 
 
 STAGES = [
-    *("data", "matching", "preflight", "baseline", "exits", "scorecard", "causal"),
-    *("validation", "acceleration", "dissertation"),
+    *("record", "data", "matching", "preflight", "baseline", "exits", "scorecard", "causal"),
+    *("validation", "detector", "acceleration", "dissertation", "reports"),
 ]
 
 
 rule all:
     input:
         expand("runs/stamps/{stage}", stage=STAGES),
+
+
+rule record:
+    input:
+        notebook="notebooks/00_record.ipynb",
+        params="params/report_record.yaml",
+        code=expand("eelib/{module}.py", module=["record", "record_figures", "architecture", "confidence"]),
+        data=expand("data/record/{file}", file=sorted(glob_wildcards("data/record/{file,[^/]+}").file)),
+    output:
+        "reports/tables/record_outcomes.csv",
+        touch("runs/stamps/record"),
+    log:
+        "reports/executed/00_record.ipynb",
+    shell:
+        RUN
 
 
 rule data:
@@ -187,6 +203,21 @@ rule acceleration:
         RUN
 
 
+rule detector:
+    input:
+        notebook="notebooks/06b_detector.ipynb",
+        params="params/report_detector.yaml",
+        phase=f"{METRICS}/phases/phase_1_4_seed0.json",
+        code="eelib/inference.py",
+    output:
+        f"{METRICS}/detector_1_4.json",
+        touch("runs/stamps/detector"),
+    log:
+        "reports/executed/06b_detector.ipynb",
+    shell:
+        RUN
+
+
 rule dissertation:
     input:
         notebook="notebooks/08_dissertation.ipynb",
@@ -198,3 +229,14 @@ rule dissertation:
         "reports/executed/08_dissertation.ipynb",
     shell:
         RUN
+
+
+rule reports:
+    input:
+        metrics=expand(METRICS + "/{name}.json", name=["baseline", "exits", "phases", "causal", "detector_1_4"]),
+        templates=expand("eelib/templates/{name}.md.j2", name=REPORTS),
+        code="eelib/reports.py",
+    output:
+        touch("runs/stamps/reports"),
+    shell:
+        "eelib report"

@@ -1,4 +1,4 @@
-"""The command line: ``eelib diagnose | train | release | run | validate | bench | export | detect``.
+"""The command line: ``eelib diagnose | train | release | run | validate | report | bench | export | detect``.
 
 Commands import what they use when they run: ``eelib detect`` works without torch.
 """
@@ -139,6 +139,15 @@ def _validate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _report(args: argparse.Namespace) -> int:
+    """Write the four reports from the measured results."""
+    from eelib import reports
+
+    for path in reports.write_all(args.reports):
+        print(f"wrote {path}")
+    return 0
+
+
 def _bench(args: argparse.Namespace) -> int:
     """Time every runtime, exit and batch size, interleaved; print the ratios, write bench.json."""
     from eelib import bench, deploy, quantise
@@ -242,6 +251,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--compute-map", action="store_true", help="run the detector on test now")
     command.add_argument("--runs", default=str(ROOT / "runs"), help="folder of the trained phases")
     command.add_argument("--json", action="store_true", help="one JSON object for machines")
+    command = add("report", _report, "eelib report")
+    command.add_argument("--reports", default=str(ROOT / "reports"), help="folder that holds metrics/ and phases/")
     checkpoint = str(ROOT / "checkpoints" / "exits.pth")
     command = add("bench", _bench, "eelib bench --quick")
     command.add_argument("--checkpoint", default=checkpoint)

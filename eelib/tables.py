@@ -16,46 +16,26 @@ def rounded(value: object) -> str:
     return str(value)
 
 
+def markdown(frame: pd.DataFrame) -> str:
+    """A Markdown table, rounded, with a trailing newline."""
+    header = "| " + " | ".join(map(str, frame.columns)) + " |"
+    rule = "|" + " --- |" * len(frame.columns)
+    lines = [header, rule, *("| " + " | ".join(row) + " |" for row in frame.map(rounded).itertuples(index=False))]
+    return "\n".join(lines) + "\n"
+
+
 def write(frame: pd.DataFrame, name: str, reports: Path | str) -> None:
     """Write ``tables/<name>.csv`` (full precision), ``.md`` and ``.tex`` (rounded)."""
     folder = Path(reports) / "tables"
     text = frame.map(rounded)
-    header = "| " + " | ".join(map(str, text.columns)) + " |"
-    rule = "|" + " --- |" * len(text.columns)
-    lines = [header, rule, *("| " + " | ".join(row) + " |" for row in text.itertuples(index=False))]
     tex = text.replace("–", "--").style.hide(axis=0).format(escape="latex").format_index(escape="latex", axis=1)
     contents = {
         "csv": frame.to_csv(index=False),
-        "md": "\n".join(lines) + "\n",
+        "md": markdown(frame),
         "tex": tex.to_latex(hrules=True),
     }
     for suffix, content in contents.items():
         write_atomic(folder / f"{name}.{suffix}", lambda file, c=content: file.write(c.encode()))
-
-
-def phase_comparison(rows: list[dict], recorded: dict[str, dict]) -> pd.DataFrame:
-    """Recorded value beside ours, one line a quantity and phase.
-
-    Args:
-        rows: summaries of :func:`eelib.phases.summarise`.
-        recorded: phase to its recorded row as text.
-    """
-    lines = []
-    for row in rows:
-        old = recorded[row["phase"]]
-        pairs = [(f"share at {e}", f"val_fraction_{e}", row["exit_shares"][e]) for e in row["exit_shares"]]
-        pairs += [(f"confidence {e}", f"train_confidence_{e}", row["confidence_mean"][e]) for e in row["exit_shares"]]
-        pairs += [(f"temperature {e}", f"temperature_{e}", row["temperature"][e]) for e in row["exit_shares"]]
-        pairs += [(f"loss {e}", f"loss_{e}", row["loss"][e]) for e in row["exit_shares"]]
-        pairs += [("loss total", "loss_total", row["loss"]["loss"])]
-        pairs += [("threshold exit1", "exit1_threshold_epoch20", row["thresholds"]["exit1"])]
-        pairs += [("threshold exit2", "exit2_threshold_epoch20", row["thresholds"]["exit2"])]
-        pairs += [("ms a call of four", "latency_ms_per_batch_of_4", row["time"]["routed_call_ms"])]
-        pairs += [("AP", "", row["AP"]), ("AP50", "", row["AP50"]), ("decision", "", row["decision"])]
-        for quantity, key, ours in pairs:
-            value = float(old[key]) if old.get(key) else None
-            lines.append({"phase": row["phase"], "quantity": quantity, "recorded": value, "ours": ours})
-    return pd.DataFrame(lines).astype({"recorded": object, "ours": object})
 
 
 def scorecard(summary: dict) -> pd.DataFrame:

@@ -5,10 +5,10 @@ import ast
 from eelib.config import ROOT
 
 ORDER = [
-    "config", "runtime", "images", "data", "anchors", "matching", "model", "losses", "confidence", "routing",
-    "recorded", "recorded_loss", "supervision", "train", "evaluate", "release", "latency", "deploy", "quantise",
-    "bench", "diagnose", "feature_cache", "phases", "mechanisms", "scorecard", "causal", "figures", "tables",
-    "batch", "__main__",
+    "config", "runtime", "images", "data", "anchors", "matching", "model", "losses", "confidence", "record", "routing",
+    "recorded", "architecture", "recorded_loss", "supervision", "train", "evaluate", "release", "latency", "deploy",
+    "quantise", "bench", "diagnose", "feature_cache", "phases", "inference", "mechanisms", "scorecard", "causal",
+    "figures", "record_figures", "tables", "comparison", "reports", "batch", "__main__",
 ]  # fmt: skip
 
 

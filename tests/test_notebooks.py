@@ -11,9 +11,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Which notebook a parameter file drives.
 DRIVES = {
     "phase_1": "05_routing",
+    "report_record": "00_record",
     "report_data": "01_data",
     "report_matching": "02_anchor_matching",
     "report_preflight": "02b_preflight",
+    "report_detector": "06b_detector",
     "report_full": "03_baseline",
     "report_exits": "04_exits",
     "report_acceleration": "07_acceleration",
