@@ -5,8 +5,8 @@ import ast
 from eelib.config import ROOT
 
 ORDER = [
-    "config", "data", "anchors", "matching", "model", "losses", "confidence", "routing", "recorded", "train",
-    "evaluate", "latency", "phases", "figures", "tables", "batch", "__main__",
+    "config", "data", "anchors", "matching", "model", "losses", "confidence", "routing", "recorded", "train", "records",
+    "evaluate", "routed_ap", "latency", "phases", "figures", "tables", "batch", "__main__",
 ]  # fmt: skip
 
 
