@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from synthetic import noisy
 
 from eelib.data import DetectionDataset, build_transform, file_sha256, split_sha256
 from eelib.evaluate import detect_exits, to_results
@@ -19,7 +20,6 @@ from eelib.records import (
     save_records,
 )
 from eelib.train import save_checkpoint
-from synthetic import noisy
 
 
 @pytest.fixture

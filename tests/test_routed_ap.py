@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from synthetic import annotations, noisy, records
 
 from eelib.evaluate import coco_ap, to_results
 from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, only_model, resample, scenes_of
-from synthetic import annotations, noisy, records
 
 
 def by_pycocotools(coco, made, chosen) -> dict:
