@@ -11,6 +11,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -32,6 +33,7 @@ class RoutedAP:
             order in which pycocotools ranks them: score falling, then image, exit and rank.
         matched, ignored: bool (10, D): right at an IoU threshold; not counted there.
         positives: (N,) objects of each image that count.
+        counts: detections of each exit.
     """
 
     def __init__(self, records: ExitRecords, coco: COCO, area: tuple[float, float] = ALL_AREAS):
@@ -39,16 +41,41 @@ class RoutedAP:
         self.image_ids = records.image_ids
         found = [_match(records, k, coco, area) for k in range(self.exits)]
         self.positives = found[0][-1]
+        self.counts = [len(f[0]) for f in found]
         image, score, matched, ignored = (
             np.concatenate(parts, -1) for parts in zip(*(f[:-1] for f in found), strict=True)
         )
-        exit_ = np.repeat(np.arange(self.exits), [len(f[0]) for f in found])
+        self._found = image, score, matched, ignored
+        self._rank()
+
+    def _rank(self) -> None:
+        """Put all detections into pycocotools' order."""
+        image, score, matched, ignored = self._found
+        exit_ = np.repeat(np.arange(self.exits), self.counts)
         order = np.lexsort((exit_, image, -score))  # stable, so ranks inside an image stay
         self.image, self.exit, self.score = image[order], exit_[order], score[order]
         self.matched, self.ignored = matched[:, order], ignored[:, order]
         self._pair = (self.image * self.exits + self.exit).astype(np.int32)
         self._matched_at = [np.flatnonzero(row) for row in self.matched]
         self._ignored_at = [np.flatnonzero(row) for row in self.ignored]
+
+    def rescored(self, records: ExitRecords) -> "RoutedAP":
+        """The same flags under scores that keep the order inside every image, as calibration does.
+
+        Matching looks at nothing but that order, so it need not be done again.
+
+        Raises:
+            ValueError: the scores change an image's order, or are of other detections.
+        """
+        image, _, matched, ignored = self._found
+        score = torch.cat(records.scores).double().numpy()
+        pair = np.repeat(np.arange(self.exits), self.counts) * self.images + image
+        if len(score) != len(image) or ((np.diff(score) > 0) & (np.diff(pair) == 0)).any():
+            raise ValueError("rescored: expected scores of the same detections in the same order inside every image")
+        other = copy.copy(self)
+        other._found = image, score, matched, ignored
+        other._rank()
+        return other
 
     def per_iou(self, chosen: Sequence[int], weights: np.ndarray | None = None) -> np.ndarray:
         """AP at each of the ten IoU thresholds when image i leaves at exit ``chosen[i]``.
