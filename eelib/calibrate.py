@@ -64,7 +64,8 @@ def isotonic(scores: np.ndarray, right: np.ndarray) -> Calibrator:
     return lambda values: (1 - 1e-6) * np.interp(values, x, y) + 1e-6 * values
 
 
-def _logit(scores: np.ndarray) -> np.ndarray:
+def logit(scores: np.ndarray) -> np.ndarray:
+    """Log odds of scores, held finite."""
     q = np.clip(scores, 1e-6, 1 - 1e-6)
     return np.log(q / (1 - q))
 
@@ -76,7 +77,7 @@ def platt(scores: np.ndarray, right: np.ndarray, steps: int = 50) -> Calibrator:
     """
     positives = right.sum()
     target = np.where(right > 0, (positives + 1) / (positives + 2), 1 / (len(right) - positives + 2))
-    design = np.stack((_logit(scores), np.ones(len(scores))), 1)  # (D, 2)
+    design = np.stack((logit(scores), np.ones(len(scores))), 1)  # (D, 2)
     beta = np.array([1.0, 0.0])
     for _ in range(steps):
         p = 1 / (1 + np.exp(-design @ beta))
@@ -87,7 +88,23 @@ def platt(scores: np.ndarray, right: np.ndarray, steps: int = 50) -> Calibrator:
         if abs(step).max() < 1e-8:
             break
     slope, shift = max(beta[0], 0.01), beta[1]
-    return lambda values: 1 / (1 + np.exp(-(slope * _logit(values) + shift)))
+    return lambda values: 1 / (1 + np.exp(-(slope * logit(values) + shift)))
+
+
+def fit_temperature(scores: np.ndarray, right: np.ndarray, clamp: tuple[float, float]) -> float:
+    """Temperature of least negative log-likelihood inside a clamp, by golden section on log T."""
+    values = logit(scores)
+
+    def loss(log_t: float) -> float:
+        z = values / np.exp(log_t)
+        return float((np.logaddexp(0, z) - right * z).mean())
+
+    low, high = np.log(clamp[0]), np.log(clamp[1])
+    ratio = (np.sqrt(5) - 1) / 2
+    for _ in range(40):
+        a, b = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, b) if loss(a) < loss(b) else (a, high)
+    return float(np.exp((low + high) / 2))
 
 
 def outcomes(evaluator: RoutedAP, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +143,9 @@ def fit_calibrators(records: ExitRecords, evaluator: RoutedAP, method: str = "is
 
 def calibrated(records: ExitRecords, calibrators: Sequence[Calibrator]) -> ExitRecords:
     """The records under calibrated scores."""
-    scores = [torch.from_numpy(np.asarray(f(s.double().numpy()))) for f, s in zip(calibrators, records.scores, strict=True)]
+    scores = [
+        torch.from_numpy(np.asarray(f(s.double().numpy()))) for f, s in zip(calibrators, records.scores, strict=True)
+    ]
     return records.with_scores(scores)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pycocotools.coco import COCO
 
-from eelib.calibrate import calibrated, fit_calibrators, outcomes, refuse_test
+from eelib.calibrate import calibrated, fit_calibrators, fit_temperature, logit, outcomes, refuse_test
 from eelib.gates import train_gates
 from eelib.records import EVIDENCE, ExitRecords
 from eelib.routed_ap import RoutedAP, scenes_of
@@ -110,24 +110,33 @@ def best_cuts(evaluator: RoutedAP) -> np.ndarray:
 
 
 def prepare(
-    records: Mapping[str, ExitRecords], cocos: Mapping[str, COCO], costs: Sequence[float], method: str = "isotonic"
+    records: Mapping[str, ExitRecords],
+    cocos: Mapping[str, COCO],
+    costs: Sequence[float],
+    method: str = "isotonic",
+    on: str = "calibrate",
+    matched: Mapping[str, RoutedAP] | None = None,
 ) -> dict[str, Split]:
-    """Calibrate on ``calibrate``, choose the cuts on ``val``, match every split once.
+    """Calibrate on one split, choose the cuts on ``val``, match every split once.
 
     Args:
-        records: of ``val``, ``calibrate`` and whatever else is wanted.
+        records: of ``val``, of the split to calibrate on and of whatever else is wanted.
         cocos: annotations of the same splits.
         costs: (E,) time of leaving at each exit / full.
         method: of :func:`eelib.calibrate.fit_calibrators`.
+        on: split to calibrate on.
+        matched: match flags of the records, if they are at hand.
 
     Raises:
         PolicyError: the times do not rise to 1.
+        CalibrationError: ``on`` is ``test``, or holds nothing to learn from.
     """
     costs = np.asarray(costs, float)
-    if costs[-1] != 1 or (np.diff(costs) <= 0).any() or costs[0] <= 0:
+    if costs[-1] != 1 or not (np.diff(costs) > 0).all() or not costs[0] > 0:
         raise PolicyError(f"times of the exits are {costs.tolist()}; expected shares of full that rise to 1")
-    matched = {name: RoutedAP(r, cocos[name]) for name, r in records.items()}
-    calibrators = fit_calibrators(records["calibrate"], matched["calibrate"], method)
+    refuse_test(on, "calibrating")
+    matched = matched or {name: RoutedAP(r, cocos[name]) for name, r in records.items()}
+    calibrators = fit_calibrators(records[on], matched[on], method)
     mixed = {name: calibrated(r, calibrators) for name, r in records.items()}
     evaluators = {name: matched[name].rescored(r) for name, r in mixed.items()}
     cuts = best_cuts(evaluators["val"])
@@ -152,11 +161,6 @@ def count_entropy(split: Split) -> np.ndarray:
 def agreement(split: Split) -> np.ndarray:
     """How far an exit repeats the exit before it; 0 at the first. Source: PABEE, Zhou et al. 2020."""
     return split.evidence[:, :-1, EVIDENCE.index("agreement")]
-
-
-def random_confidence(split: Split, seed: int = 0) -> np.ndarray:
-    """No evidence at all."""
-    return np.random.default_rng(seed).random((len(split.records), len(split.costs) - 1))
 
 
 def _swept(confidence: Confidence, calibrate: Split, grid: int) -> list[Setting]:
@@ -193,23 +197,6 @@ def _patience(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
     return [Setting((1.0, float(t)), agreement) for t in np.append(levels, 1.0)]
 
 
-def fit_temperature(scores: np.ndarray, right: np.ndarray, clamp: tuple[float, float]) -> float:
-    """Temperature of least negative log-likelihood inside a clamp, by golden section on log T."""
-    q = np.clip(scores, 1e-6, 1 - 1e-6)
-    logit = np.log(q / (1 - q))
-
-    def loss(log_t: float) -> float:
-        z = logit / np.exp(log_t)
-        return float((np.logaddexp(0, z) - right * z).mean())
-
-    low, high = np.log(clamp[0]), np.log(clamp[1])
-    ratio = (np.sqrt(5) - 1) / 2
-    for _ in range(40):
-        a, b = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, b) if loss(a) < loss(b) else (a, high)
-    return float(np.exp((low + high) / 2))
-
-
 def _progressive(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
     """Phase 1.7 repaired: its rising thresholds, on a confidence that can fall below them.
 
@@ -226,8 +213,7 @@ def _progressive(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
     )
 
     def tempered(split: Split) -> np.ndarray:
-        q = np.clip(top_score(split), 1e-6, 1 - 1e-6)
-        return 1 / (1 + (q / (1 - q)) ** (-1 / temperatures))
+        return 1 / (1 + np.exp(-logit(top_score(split)) / temperatures))
 
     start, step = np.array(schedule["start"]), np.array(schedule["step"])
     rows = [np.minimum(start + epoch * step, schedule["cap"]) for epoch in range(schedule["epochs"])]

@@ -84,6 +84,20 @@ class ExitRecords:
         """One column of the evidence at every exit, (N, E)."""
         return self.evidence[..., EVIDENCE.index(name)]
 
+    def rows(self, kept: Sequence[int]) -> "ExitRecords":
+        """The records of some images, by their rows in rising order."""
+        mask = torch.zeros(len(self), dtype=torch.bool)
+        mask[torch.as_tensor(kept)] = True
+        chosen = [mask.repeat_interleave(count) for count in self.counts]
+        return replace(
+            self,
+            image_ids=tuple(i for i, keep in zip(self.image_ids, mask.tolist(), strict=True) if keep),
+            counts=self.counts[:, mask],
+            boxes_xyxy=tuple(b[c] for b, c in zip(self.boxes_xyxy, chosen, strict=True)),
+            scores=tuple(s[c] for s, c in zip(self.scores, chosen, strict=True)),
+            evidence=self.evidence[mask],
+        )
+
     def with_scores(self, scores: Sequence[Tensor]) -> "ExitRecords":
         """The same boxes under other scores, such as calibrated ones; the evidence stays."""
         return replace(self, scores=tuple(s.float() for s in scores))

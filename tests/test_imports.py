@@ -6,7 +6,8 @@ from eelib.config import ROOT
 
 ORDER = [
     "config", "data", "anchors", "matching", "model", "losses", "confidence", "routing", "recorded", "train", "records",
-    "evaluate", "routed_ap", "latency", "phases", "figures", "tables", "batch", "__main__",
+    "evaluate", "routed_ap", "calibrate", "gates", "policies", "guarantee", "curves",
+    "latency", "phases", "figures", "figures_routing", "tables", "batch", "__main__",
 ]  # fmt: skip
 
 
