@@ -11,7 +11,7 @@ wildcard_constraints:
 
 rule all:
     input:
-        expand("runs/stamps/{stage}", stage=["data", "matching", "baseline", "exits", *PHASES, "validation", "dissertation"]),
+        expand("runs/stamps/{stage}", stage=["data", "matching", "baseline", "exits", *PHASES, "policies", "validation", "dissertation"]),
 
 
 rule data:
@@ -82,6 +82,22 @@ rule phase:
     log:
         "reports/executed/05_routing_{phase}.ipynb",
     threads: 2  # the branches use both cores of a small machine
+    shell:
+        RUN
+
+
+rule policies:
+    input:
+        notebook="notebooks/05c_policies.ipynb",
+        params="params/report_policies.yaml",
+        weights="checkpoints/exits.pth",
+        times=f"{METRICS}/exits.json",
+        code=expand("eelib/{m}.py", m=["records", "routed_ap", "calibrate", "gates", "policies", "curves", "guarantee"]),
+    output:
+        expand(METRICS + "/{m}.json", m=["routing", "calibration", "guarantee"]),
+        touch("runs/stamps/policies"),
+    log:
+        "reports/executed/05c_policies.ipynb",
     shell:
         RUN
 

@@ -1,4 +1,4 @@
-"""The command line: ``eelib train | exits | run | validate | bench``."""
+"""The command line: ``eelib train | run | validate | route | bench``."""
 
 import argparse
 import json
@@ -7,15 +7,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import papermill
 import torch
 
-from eelib import batch, config, phases, train
+from eelib import batch, calibrate, config, curves, guarantee, phases, policies, records, train
 from eelib.data import DataError, DetectionDataset, as_input, build_transform
 from eelib.evaluate import coco_ap, decision, detect_exits
 from eelib.latency import exit_times
+from eelib.routed_ap import RoutedAP, ap_speed, resample
 
-ERRORS = (config.ConfigError, DataError, train.TrainingError, OSError)
+ERRORS = (
+    config.ConfigError, DataError, train.TrainingError, records.RecordsError, calibrate.CalibrationError,
+    policies.PolicyError, guarantee.GuaranteeError, OSError,
+)  # fmt: skip
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -83,13 +88,99 @@ def _validate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _route(args: argparse.Namespace) -> int:
+    """Thresholds from calibrate for a budget of time, or with a guarantee; measured on test."""
+    values = config.read_yaml(args.params)
+    levels = _levels(args.guarantee) if args.guarantee else None
+    calibrate.refuse_test(args.calibrate_on, "choosing thresholds")
+    if args.policy:
+        policies.check_policy(args.policy)
+    policies.check_thresholds(args.thresholds or ())
+    if not 0 < args.budget <= 1:
+        raise policies.PolicyError(f"--budget {args.budget}: expected a share of full's time, above 0 and up to 1")
+    names = tuple(dict.fromkeys(("val", args.calibrate_on, "test")))
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    found, cocos = curves.load_study(args.checkpoint, values["root"], args.records, names, args.limit, say)
+    costs = curves.read_times(config.resolve(args.times), found["test"].exit_names)
+    # a guarantee may look at calibrate once only, so its loss rests on the scores as they are
+    method = "none" if levels else values["calibration"]
+    splits = policies.prepare(found, cocos, costs, method, args.calibrate_on)
+    here, test, stated = splits[args.calibrate_on], splits["test"], {}
+    if levels:
+        settings = guarantee.sequence(splits["val"], values["options"]["penalty"])
+        stated = guarantee.certify(here, settings, *levels, values["bound"])
+        setting = settings[stated["index"]]
+        chosen = setting.route(test) if stated["thresholds"] else np.full(len(test.records), len(costs) - 1)
+        stated["risk_on_test"] = float(guarantee.loss_against_full(test.f1, chosen).mean())
+    else:
+        settings = policies.settings_of(args.policy, here, splits["val"], values["options"])
+        if args.thresholds:
+            setting = policies.Setting(tuple(args.thresholds), settings[0].confidence)
+        else:
+            setting = curves.choose(settings, here, [args.budget])[0]
+        chosen = setting.route(test)
+        stated = {"policy": args.policy, "budget": args.budget, "thresholds": list(setting.thresholds)}
+    weights = resample(test.scenes, args.resamples, seed=0)
+    measured = curves.point(test, chosen, weights, curves.full_samples(test, weights))
+    _print_route(stated | measured, args.json)
+    return 0
+
+
+def _levels(pairs: list[str]) -> tuple[float, float]:
+    """Epsilon and delta from ``epsilon=0.05 delta=0.1``."""
+    try:
+        given = {key: float(value) for key, value in (pair.split("=") for pair in pairs)}
+    except ValueError:
+        given = {}
+    if given.keys() != {"epsilon", "delta"}:
+        raise guarantee.GuaranteeError(f"--guarantee {' '.join(pairs)}: expected epsilon=NUMBER delta=NUMBER")
+    for name, value in given.items():
+        guarantee.check_level(name, value)
+    return given["epsilon"], given["delta"]
+
+
+def _print_route(answer: dict, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(answer))
+        return
+    if "epsilon" in answer:
+        print(
+            f"guarantee    mean loss <= {answer['epsilon']} with probability {1 - answer['delta']:g} "
+            f"({answer['bound']}, n = {answer['n']}, p = {answer['p_value']:.3g}); on test {answer['risk_on_test']:.4f}"
+        )
+    thresholds = answer["thresholds"]
+    print("thresholds   " + ("none certified: all images take full" if thresholds is None else
+                             "  ".join(f"exit{k + 1} {t:.4f}" for k, t in enumerate(thresholds))))  # fmt: skip
+    print("exit shares  " + "  ".join(f"{name} {share:.3f}" for name, share in answer["exit_shares"].items()))
+    low, high = answer["AP_interval"]
+    print(f"AP on test   {answer['AP']:.4f}  [{low:.4f}, {high:.4f}]  AP50 {answer['AP50']:.4f}")
+    low, high = answer["AP_minus_full_interval"]
+    print(f"beside full  {answer['AP_minus_full']:+.4f}  [{low:+.4f}, {high:+.4f}]")
+    print(f"time ratio   {answer['time_ratio']:.3f}")
+
+
 def _bench(args: argparse.Namespace) -> int:
     """Time of each exit in eager mode as a ratio to full, interleaved in one run."""
+    if args.routed_ap:
+        return _bench_routed_ap(args)
     model = train.load_released(args.checkpoint).eval()
     dataset = DetectionDataset("val", transform=build_transform(320), limit=1)
     times = exit_times(model, as_input(dataset[0][0][None]), repeats=args.repeats)
     for name, t in times.items():
         print(f"{name:6} median {t['median_ms']:6.1f} ms   p95 {t['p95_ms']:6.1f} ms   ratio to full {t['ratio']:.2f}")
+    return 0
+
+
+def _bench_routed_ap(args: argparse.Namespace) -> int:
+    """Time of the AP of a routing: merged match flags, pycocotools, hotcoco."""
+    found, cocos = curves.load_study(args.checkpoint, "data/showroom", config.ROOT / "runs" / "records", ("test",))
+    speed = ap_speed(RoutedAP(found["test"], cocos["test"]), found["test"], cocos["test"])
+    for name in ("merge", "pycocotools", "hotcoco"):
+        ms = speed[f"{name}_ms"]
+        print(
+            f"{name:12} " + ("not installed" if ms is None else f"{ms:9.2f} ms   {ms / speed['merge_ms']:8.1f} x merge")
+        )
+    print(f"merge differs from pycocotools by {speed['largest_difference']:.1e}")
     return 0
 
 
@@ -119,6 +210,21 @@ def _parser() -> argparse.ArgumentParser:
     command = add("bench", _bench, "eelib bench --repeats 30")
     command.add_argument("--checkpoint", default=str(config.ROOT / "checkpoints" / "exits.pth"))
     command.add_argument("--repeats", type=int, default=30)
+    command.add_argument("--routed-ap", action="store_true", help="time the AP of a routing instead")
+    command = add("route", _route, "eelib route --policy benefit --budget 0.75")
+    way = command.add_mutually_exclusive_group(required=True)
+    way.add_argument("--policy", help=", ".join(policies.POLICIES))
+    way.add_argument("--guarantee", nargs="+", metavar="LEVEL", help="epsilon=0.05 delta=0.1")
+    command.add_argument("--budget", type=float, default=0.75, help="mean time / time of full")
+    command.add_argument("--thresholds", type=float, nargs=2, help="of exit1 and exit2, instead of a budget")
+    command.add_argument("--calibrate-on", default="calibrate", help="split that thresholds come from; never test")
+    command.add_argument("--checkpoint", default=str(config.ROOT / "checkpoints" / "exits.pth"))
+    command.add_argument("--times", default="reports/metrics/exits.json", help="metrics file with each exit's ratio")
+    command.add_argument("--params", default=str(config.ROOT / "params" / "report_policies.yaml"))
+    command.add_argument("--records", default=str(config.ROOT / "runs" / "records"), help="folder of exit records")
+    command.add_argument("--limit", type=int, help="images of each split")
+    command.add_argument("--resamples", type=int, default=200, help="of the bootstrap")
+    command.add_argument("--json", action="store_true", help="one JSON object for machines")
     return parser
 
 
@@ -126,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; 0 done, 1 a notebook failed, 2 bad input."""
     args = _parser().parse_args(argv)
     try:
-        with torch.inference_mode(mode=args.command in ("validate", "bench")):
+        with torch.inference_mode(mode=args.command in ("validate", "route", "bench")):
             return args.call(args)
     except ERRORS as error:
         print(f"eelib: {error}", file=sys.stderr)

@@ -169,3 +169,33 @@ def d_ece(scores: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
     if not len(scores):
         return 0.0
     return float((table["count"] * abs(table["score"] - table["right"])).sum() / len(scores))
+
+
+def compare(
+    fitted_on: ExitRecords,
+    evaluator: RoutedAP,
+    other: ExitRecords,
+    other_evaluator: RoutedAP,
+    mixes: Sequence[np.ndarray],
+    methods: Sequence[str] = METHODS,
+) -> dict[str, dict]:
+    """Every method fitted on one split and measured on another.
+
+    Args:
+        fitted_on, evaluator: ``calibrate`` and its match flags, scores as recorded.
+        other, other_evaluator: ``test`` and its match flags, scores as recorded.
+        mixes: routings of ``other``; the AP of the mix is their mean.
+
+    Returns:
+        For each method ``exits`` (reliability bins, ``d_ece`` and ``AP`` of each exit) and ``AP_mix``.
+    """
+    report = {}
+    for method in methods:
+        calibrators = fit_calibrators(fitted_on, evaluator, method)
+        measured = other_evaluator.rescored(calibrated(other, calibrators))
+        exits = {}
+        for index, name in enumerate(other.exit_names):
+            scores, right = outcomes(measured, index)
+            exits[name] = reliability(scores, right) | {"d_ece": d_ece(scores, right), "AP": measured.of_exit(index)}
+        report[method] = {"exits": exits, "AP_mix": float(np.mean([measured.ap(mix) for mix in mixes]))}
+    return report

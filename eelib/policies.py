@@ -85,6 +85,13 @@ class Split:
 Confidence = Callable[[Split], np.ndarray]  # (N, E - 1) in [0, 1]
 
 
+def check_thresholds(thresholds: Sequence[float]) -> None:
+    """:class:`PolicyError` unless every threshold lies in [0, 1]."""
+    for position, value in enumerate(thresholds):
+        if not 0 <= value <= 1:  # NaN as well
+            raise PolicyError(f"threshold of exit{position + 1} is {value}; expected [0, 1]")
+
+
 @dataclass(frozen=True)
 class Setting:
     """One operating point of a policy."""
@@ -93,9 +100,7 @@ class Setting:
     confidence: Confidence
 
     def __post_init__(self):
-        for position, value in enumerate(self.thresholds):
-            if not 0 <= value <= 1:  # also catches NaN
-                raise PolicyError(f"threshold of exit{position + 1} is {value}; expected [0, 1]")
+        check_thresholds(self.thresholds)
 
     def route(self, split: Split) -> np.ndarray:
         """Exit index of each image, (N,)."""
@@ -305,7 +310,8 @@ def fit_benefit(
 
 def _benefit(calibrate: Split, val: Split, options: Mapping) -> list[Setting]:
     """Leave where full is predicted to add little to AP."""
-    confidence = fit_benefit([val, calibrate], lambda s: -s.value[:, :-1], options["penalty"])
+    known = [calibrate] if val.name == calibrate.name else [val, calibrate]
+    confidence = fit_benefit(known, lambda s: -s.value[:, :-1], options["penalty"])
     return _swept(confidence, calibrate, options["grid"])
 
 
@@ -323,6 +329,12 @@ POLICIES: dict[str, Callable[[Split, Split, Mapping], list[Setting]]] = {
 }
 
 
+def check_policy(name: str) -> None:
+    """:class:`PolicyError` unless the policy exists."""
+    if name not in POLICIES:
+        raise PolicyError(f"policy: {name!r} is unknown; expected one of {', '.join(POLICIES)}")
+
+
 def settings_of(name: str, calibrate: Split, val: Split, options: Mapping) -> list[Setting]:
     """All settings of a policy.
 
@@ -335,8 +347,7 @@ def settings_of(name: str, calibrate: Split, val: Split, options: Mapping) -> li
         PolicyError: the policy is unknown.
         CalibrationError: a split to fit on is ``test``.
     """
-    if name not in POLICIES:
-        raise PolicyError(f"policy: {name!r} is unknown; expected one of {', '.join(POLICIES)}")
+    check_policy(name)
     for split in (calibrate, val):
         refuse_test(split.name, f"choosing thresholds of '{name}'")
     return POLICIES[name](calibrate, val, options)

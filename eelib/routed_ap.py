@@ -7,7 +7,9 @@ AP of a routing is then its own accumulation over the detections of the exits ta
 
 import contextlib
 import copy
+import importlib.util
 import io
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from eelib.data import CATEGORY
-from eelib.evaluate import to_results
+from eelib.evaluate import coco_ap, to_results
 from eelib.records import MAX_DETECTIONS, ExitRecords
 
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -255,3 +257,44 @@ def interval(samples: np.ndarray, level: float = 0.95) -> list[float]:
     """Percentile interval of bootstrap samples (R,): [low, high]."""
     tail = 100 * (1 - level) / 2
     return [float(v) for v in np.percentile(samples, [tail, 100 - tail])]
+
+
+def ap_speed(evaluator: RoutedAP, records: ExitRecords, coco: COCO, settings: int = 1000, seed: int = 0) -> dict:
+    """Time of one routed AP by merged flags, by pycocotools and by hotcoco, on random routings.
+
+    Returns:
+        ``merge_ms``, ``pycocotools_ms``, ``hotcoco_ms`` (None where it is not installed) for one
+        routing, and ``largest_difference`` from pycocotools.
+    """
+    rng = np.random.default_rng(seed)
+    routings = rng.integers(0, evaluator.exits, (settings, evaluator.images))
+    began = time.perf_counter()
+    merged = [evaluator.ap(chosen) for chosen in routings]
+    answer: dict = {"merge_ms": (time.perf_counter() - began) / settings * 1e3}
+    category = coco.getCatIds(catNms=[CATEGORY])[0]
+    results = [
+        r
+        for row, (i, k) in enumerate(zip(records.image_ids, routings[0], strict=True))
+        for r in to_results(i, records.detections(int(k), row), category)
+    ]
+    began = time.perf_counter()
+    reference = coco_ap(coco, results, records.image_ids)["AP"]
+    answer |= {"pycocotools_ms": (time.perf_counter() - began) * 1e3, "hotcoco_ms": None}
+    answer["largest_difference"] = abs(reference - merged[0])
+    if importlib.util.find_spec("hotcoco"):
+        answer["hotcoco_ms"] = _hotcoco_ms(coco, results, records.image_ids, category)
+    return answer
+
+
+def _hotcoco_ms(coco: COCO, results: list[dict], image_ids: Sequence[int], category: int) -> float:
+    import hotcoco  # a development tool, compared with and never relied upon
+
+    annotations = hotcoco.COCO(coco.dataset)
+    began = time.perf_counter()
+    evaluation = hotcoco.COCOeval(annotations, annotations.load_res(results), "bbox")
+    evaluation.params.img_ids, evaluation.params.cat_ids = list(image_ids), [category]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return (time.perf_counter() - began) * 1e3

@@ -15,6 +15,7 @@ DRIVES = {
     "report_matching": "02_anchor_matching",
     "report_full": "03_baseline",
     "report_exits": "04_exits",
+    "report_policies": "05c_policies",
     "report_tables": "08_dissertation",
 }
 
