@@ -107,13 +107,13 @@ def _route(args: argparse.Namespace) -> int:
     splits = policies.prepare(found, cocos, costs, method, args.calibrate_on)
     here, test, stated = splits[args.calibrate_on], splits["test"], {}
     if levels:
-        settings = guarantee.sequence(splits["val"], values["options"]["penalty"])
+        settings = guarantee.sequence(splits["val"], values["penalty"])
         stated = guarantee.certify(here, settings, *levels, values["bound"])
         setting = settings[stated["index"]]
         chosen = setting.route(test) if stated["thresholds"] else np.full(len(test.records), len(costs) - 1)
         stated["risk_on_test"] = float(guarantee.loss_against_full(test.f1, chosen).mean())
     else:
-        settings = policies.settings_of(args.policy, here, splits["val"], values["options"])
+        settings = policies.settings_of(args.policy, here, splits["val"], values)
         if args.thresholds:
             setting = policies.Setting(tuple(args.thresholds), settings[0].confidence)
         else:

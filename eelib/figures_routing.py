@@ -12,6 +12,7 @@ BOUND_COLOUR = "#4D4D4D"
 # What the plane tells apart: Okabe and Ito again, none of them an exit's.
 HIGHLIGHTS = {"benefit": OURS_COLOUR, "no_chair": "#CC79A7", "gumbel": "#D55E00"}
 OTHER_COLOUR = "#BBBBBB"
+MIN_COUNT = 10  # a bin with fewer detections says nothing about a share
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "<", ">", "*")
 
 
@@ -63,27 +64,31 @@ def ap_time_plane(
 def reliability_diagrams(before: Mapping[str, Mapping], after: Mapping[str, Mapping]) -> Figure:
     """Share of right detections against their score, an exit a column, before and after.
 
+    Bins with fewer than :data:`MIN_COUNT` detections are left out of the upper row.
+
     Args:
         before, after: exit to ``score``, ``right``, ``count`` (bins) and ``d_ece``.
     """
     names = list(before)
     figure, axes = plt.subplots(
-        2, len(names), figsize=(TEXT_WIDTH_IN, 4.4), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1)
+        2, len(names), figsize=(TEXT_WIDTH_IN, 4.2), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1)
     )
     for column, name in enumerate(names):
         top, bottom = axes[0, column], axes[1, column]
         top.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, zorder=0)
         for table, colour, marker, label in (
-            (before[name], RECORDED_COLOUR, "s", "before"),
-            (after[name], EXIT_COLOURS[name], "o", "after"),
+            (before[name], RECORDED_COLOUR, "s", "as recorded"),
+            (after[name], EXIT_COLOURS[name], "o", "calibrated"),
         ):
-            text = f"{label}: D-ECE {table['d_ece']:.3f}"
-            top.plot(table["score"], table["right"], color=colour, marker=marker, markersize=3.5, label=text)
-            bottom.plot(table["score"], table["count"], color=colour, marker=marker, markersize=3)
-        top.set_title(name)
+            score, right, count = (np.array(table[key]) for key in ("score", "right", "count"))
+            shown = count >= MIN_COUNT
+            top.plot(score[shown], right[shown], color=colour, marker=marker, markersize=3.5, label=label)
+            bottom.plot(score, count, color=colour, marker=marker, markersize=3)
+        top.set_title(f"{name}: D-ECE {before[name]['d_ece']:.3f} → {after[name]['d_ece']:.3f}", fontsize=8)
         top.legend(loc="upper left", fontsize=7)
         top.set_xlim(0, 1)
         top.set_ylim(0, 1)
+        bottom.axhline(MIN_COUNT, color="0.7", linewidth=0.8, linestyle=":")
         bottom.set_yscale("log")
         bottom.set_xlabel("score")
     axes[0, 0].set_ylabel("share right at IoU 0.5")

@@ -296,14 +296,15 @@ def fit_benefit(
         for k in range(folds):
             out = fold == k
             held_out[out, index] = ridge(rows[~out], targets[~out, index], penalty)(rows[out])
-    scale = targets.std(0) + 1e-9
+    # one scale for all exits, so that a threshold stands for the same gain at each
+    centre, scale = targets.mean(), targets.std() + 1e-9
 
     def confidence(split: Split) -> np.ndarray:
         if (owner == split.name).any():
             gain = held_out[owner == split.name]
         else:
             gain = np.stack([model(features_of(split.evidence, k)) for k, model in enumerate(models)], 1)
-        return 1 / (1 + np.exp(np.clip(4 * gain / scale, -30, 30)))
+        return 1 / (1 + np.exp(np.clip(4 * (gain - centre) / scale, -30, 30)))
 
     return confidence
 
