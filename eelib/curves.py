@@ -51,25 +51,36 @@ def load_study(
     return records, {s: load_coco(annotation_path(s, resolve(root))) for s in splits}
 
 
+def _measured(settings: Sequence[Setting], split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Mean time and AP of every setting on a split; each routing is evaluated once."""
+    routings = [setting.route(split) for setting in settings]
+    known = {r.tobytes(): r for r in routings}  # many thresholds give one routing
+    ap = {key: split.evaluator.ap(r) for key, r in known.items()}
+    return np.array([split.time(r) for r in routings]), np.array([ap[r.tobytes()] for r in routings])
+
+
 def choose(settings: Sequence[Setting], calibrate: Split, budgets: Sequence[float]) -> list[Setting]:
     """For each budget the setting with the best AP on ``calibrate`` among those that keep to it.
 
     A policy that cannot be that fast gives its fastest setting.
     """
-    routings = [setting.route(calibrate) for setting in settings]
-    times = np.array([calibrate.time(r) for r in routings])
-    known: dict[bytes, float] = {}  # many thresholds give one routing
-    ap = np.array([known.setdefault(r.tobytes(), np.nan) for r in routings])
-    for index, routing in enumerate(routings):
-        if np.isnan(known[routing.tobytes()]):
-            known[routing.tobytes()] = calibrate.evaluator.ap(routing)
-        ap[index] = known[routing.tobytes()]
+    times, ap = _measured(settings, calibrate)
     chosen = []
     for budget in budgets:
         inside = times <= budget + 1e-9
         best = np.where(inside, ap, -np.inf).argmax() if inside.any() else times.argmin()
         chosen.append(settings[int(best)])
     return chosen
+
+
+def fastest(settings: Sequence[Setting], calibrate: Split, loss: float = 0.01) -> Setting:
+    """The fastest setting that loses no more than a share ``loss`` of full's AP on ``calibrate``.
+
+    Where none does, the one with the best AP.
+    """
+    times, ap = _measured(settings, calibrate)
+    inside = ap >= (1 - loss) * calibrate.evaluator.of_exit(calibrate.evaluator.exits - 1)
+    return settings[int(np.where(inside, times, np.inf).argmin() if inside.any() else ap.argmax())]
 
 
 def point(split: Split, chosen: np.ndarray, weights: np.ndarray, full: np.ndarray) -> dict:
@@ -107,9 +118,12 @@ def policy_curve(
 ) -> list[dict]:
     """AP–time points of a policy: thresholds from ``calibrate``, everything else from ``test``."""
     full, points = full_samples(test, weights), []
+    known: dict[bytes, dict] = {}  # several budgets may get one routing
     for budget, setting in zip(budgets, choose(settings, calibrate, budgets), strict=True):
-        found = point(test, setting.route(test), weights, full)
-        points.append({"budget": float(budget), "thresholds": list(setting.thresholds)} | found)
+        chosen = setting.route(test)
+        if chosen.tobytes() not in known:
+            known[chosen.tobytes()] = point(test, chosen, weights, full)
+        points.append({"budget": float(budget), "thresholds": list(setting.thresholds)} | known[chosen.tobytes()])
     return points
 
 

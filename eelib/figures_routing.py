@@ -10,7 +10,7 @@ from eelib.figures import EXIT_COLOURS, OURS_COLOUR, RECORDED_COLOUR, TEXT_WIDTH
 
 BOUND_COLOUR = "#4D4D4D"
 # What the plane tells apart: Okabe and Ito again, none of them an exit's.
-HIGHLIGHTS = {"benefit": OURS_COLOUR, "no_chair": "#CC79A7", "gumbel": "#D55E00"}
+HIGHLIGHTS = {"benefit": OURS_COLOUR, "gumbel": "#D55E00", "max_score": "#CC79A7"}
 OTHER_COLOUR = "#BBBBBB"
 MIN_COUNT = 10  # a bin with fewer detections says nothing about a share
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "<", ">", "*")

@@ -11,6 +11,7 @@ from eelib.curves import (
     breakdown,
     choose,
     clear_of_hull,
+    fastest,
     full_samples,
     gain_auroc,
     groups_of,
@@ -211,3 +212,13 @@ def test_bad_input(tmp_path, splits):
     none = annotations(dict.fromkeys(made.image_ids, []))
     with pytest.raises(CalibrationError, match="5 images hold no object to learn from"):
         prepare({"val": made, "calibrate": made}, {"val": coco, "calibrate": none}, COSTS)
+
+
+def test_the_fastest_setting_keeps_its_ap(splits):
+    here = splits["calibrate"]
+    settings = settings_of("max_score", here, splits["val"], OPTIONS)
+    full = here.evaluator.of_exit(2)
+    routing = fastest(settings, here, 0.05).route(here)
+    assert here.evaluator.ap(routing) >= 0.95 * full and here.time(routing) < 1
+    always_first = [Setting((0.0, 0.0), top_score)]
+    assert fastest(always_first, here, 0.0) is always_first[0]  # nothing keeps it: the best there is
