@@ -18,7 +18,7 @@ wildcard_constraints:
 
 
 STAGES = [
-    *("record", "data", "matching", "preflight", "baseline", "exits", "scorecard", "causal"),
+    *("record", "data", "matching", "preflight", "baseline", "exits", "scorecard", "causal", "policies"),
     *("validation", "detector", "acceleration", "dissertation", "reports"),
 ]
 
@@ -160,6 +160,22 @@ rule causal:
     priority: 1  # one long job: start it first
     shell:
         "OMP_NUM_THREADS={threads} " + RUN
+
+
+rule policies:
+    input:
+        notebook="notebooks/05d_policies.ipynb",
+        params="params/report_policies.yaml",
+        weights="checkpoints/exits.pth",
+        times=f"{METRICS}/exits.json",
+        code=expand("eelib/{m}.py", m=["records", "routed_ap", "calibrate", "gates", "policies", "curves", "guarantee"]),
+    output:
+        expand(METRICS + "/{m}.json", m=["routing", "calibration", "guarantee"]),
+        touch("runs/stamps/policies"),
+    log:
+        "reports/executed/05d_policies.ipynb",
+    shell:
+        RUN
 
 
 rule validation:

@@ -1,4 +1,4 @@
-"""The command line: ``eelib diagnose | train | release | run | validate | report | bench | export | detect``.
+"""The command line: ``eelib diagnose | train | release | run | validate | report | route | bench | export | detect``.
 
 Commands import what they use when they run: ``eelib detect`` works without torch.
 """
@@ -7,7 +7,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,10 @@ BAD_INPUT = {
     "eelib.data": "DataError",
     "eelib.train": "TrainingError",
     "eelib.runtime": "DeploymentError",
+    "eelib.records": "RecordsError",
+    "eelib.calibrate": "CalibrationError",
+    "eelib.policies": "PolicyError",
+    "eelib.guarantee": "GuaranteeError",
 }
 
 
@@ -181,39 +184,19 @@ def _export(args: argparse.Namespace) -> int:
 
 def _detect(args: argparse.Namespace) -> int:
     """Detect in an image or a folder with an export, on onnxruntime alone; COCO results JSON."""
-    from eelib import images, runtime
+    from eelib import detect_command
 
-    broken: list[str] = []
+    return detect_command.run(args)
 
-    def on_broken(error: Exception) -> None:
-        broken.append(str(error))
-        print(f"eelib: skipped: {error}", file=sys.stderr)
 
-    if args.batch < 1:
-        raise runtime.DeploymentError(f"batch: {args.batch}; expected 1 or more images")
-    sources = images.find_images(args.images)
-    session = runtime.EarlyExitSession(args.export, args.threads, "stages_int8" if args.int8 else "stages")
-    policy = runtime.make_policy(session, args.policy, args.threshold, args.evidence)
-    out, drawn = Path(args.out), Path(args.draw) if args.draw else None
-    for folder in filter(None, (out.parent, drawn)):
-        folder.mkdir(parents=True, exist_ok=True)
-    results, left, shown = [], dict.fromkeys(session.exits, 0), time.monotonic()
-    found = images.detect_files(session, sources, policy, batch_size=args.batch, on_broken=on_broken)
-    for done, (source, image, detections, rows) in enumerate(found, 1):
-        results += rows
-        left[detections.exit_name] += 1
-        if drawn:
-            images.draw(image, rows, detections.exit_name, args.draw_score).save(drawn / f"{source.path.stem}.png")
-        if time.monotonic() - shown > (0.2 if sys.stderr.isatty() else 10):
-            shown = time.monotonic()
-            end = "\r" if sys.stderr.isatty() else "\n"
-            print(f"{done + len(broken)} of {len(sources)} images", end=end, file=sys.stderr, flush=True)
-    images.write_results(out, results)
-    shares = ", ".join(f"{name} {count}" for name, count in left.items())
-    print(f"{len(results)} detections in {sum(left.values())} images ({shares}): {out}")
-    if broken:
-        print(f"eelib: {len(broken)} of {len(sources)} images are broken", file=sys.stderr)
-    return 1 if broken else 0
+def _route(args: argparse.Namespace) -> int:
+    """Thresholds from calibrate for a budget of time, or with a guarantee; measured on test."""
+    import torch
+
+    from eelib import route_command
+
+    with torch.inference_mode():
+        return route_command.run(args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -275,6 +258,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--draw-score", type=float, default=0.3, help="least score that is drawn")
     command.add_argument("--batch", type=int, default=8, help="images a call")
     command.add_argument("--threads", type=int, default=1, help="of onnxruntime")
+    command = add("route", _route, "eelib route --policy benefit --budget 0.75")
+    way = command.add_mutually_exclusive_group(required=True)
+    way.add_argument("--policy", help="such as fixed, max_score, benefit; an unknown one lists them all")
+    way.add_argument("--guarantee", nargs="+", metavar="LEVEL", help="epsilon=0.05 delta=0.1")
+    command.add_argument("--budget", type=float, default=0.75, help="mean time / time of full")
+    command.add_argument("--thresholds", type=float, nargs=2, help="of exit1 and exit2, instead of a budget")
+    command.add_argument("--calibrate-on", default="calibrate", help="split that thresholds come from; never test")
+    command.add_argument("--checkpoint", default=checkpoint)
+    command.add_argument("--times", default="reports/metrics/exits.json", help="metrics file with each exit's ratio")
+    command.add_argument("--params", default=str(ROOT / "params" / "report_policies.yaml"))
+    command.add_argument("--records", default=str(ROOT / "runs" / "records"), help="folder of exit records")
+    command.add_argument("--limit", type=int, help="images of each split")
+    command.add_argument("--resamples", type=int, default=200, help="of the bootstrap")
+    command.add_argument("--json", action="store_true", help="one JSON object for machines")
     return parser
 
 

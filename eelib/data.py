@@ -37,7 +37,12 @@ def annotation_path(split: str, root: Path | str = SHOWROOM) -> Path:
 
 def split_sha256(split: str, root: Path | str = SHOWROOM) -> str:
     """SHA-256 of a split's annotation file: the identity of the data in every metrics file."""
-    return hashlib.sha256(annotation_path(split, root).read_bytes()).hexdigest()
+    return file_sha256(annotation_path(split, root))
+
+
+def file_sha256(path: Path | str) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def load_coco(path: Path | str) -> COCO:

@@ -1,21 +1,20 @@
 """AP by pycocotools, detections per exit, and where a number came from."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from eelib.config import PhaseConfig, resolve
-from eelib.data import CATEGORY, DetectionDataset, batches, split_sha256
-from eelib.model import Detections, postprocess
+from eelib.data import CATEGORY, DetectionDataset, file_sha256, split_sha256
+from eelib.model import Detections
+from eelib.records import detections_of_exits
 
 # Names of pycocotools' summary, in its order.
 AP_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -95,7 +94,6 @@ def precision_recall(
     }
 
 
-@torch.no_grad()
 def detect_exits(model: nn.Module, dataset: DetectionDataset, batch_size: int = 16) -> dict[str, list[dict]]:
     """COCO results of every exit on a data set whose images have the network's size.
 
@@ -103,25 +101,11 @@ def detect_exits(model: nn.Module, dataset: DetectionDataset, batch_size: int = 
         model: yields :class:`eelib.model.ExitOutput` from ``model.exits(images)``.
         dataset: evaluated in order; its transform resizes and nothing else.
     """
-    model.eval()
     results: dict[str, list[dict]] = {name: [] for name in model.exit_names}
-    for images, targets in batches(dataset, batch_size):
-        size_hw = tuple(images.shape[-2:])
-        for output in model.exits(images):
-            for target, detections in zip(targets, postprocess(output, size_hw), strict=True):
-                detections = _to_original(detections, dataset.coco.imgs[target["image_id"]], size_hw)
-                results[output.name] += to_results(target["image_id"], detections, dataset.category_ids[0])
+    for name, ids, found, _ in detections_of_exits(model, dataset, batch_size):
+        for image_id, detections in zip(ids, found, strict=True):
+            results[name] += to_results(image_id, detections, dataset.category_ids[0])
     return results
-
-
-def _to_original(detections: Detections, image: dict, size_hw: tuple[int, int]) -> Detections:
-    x, y = image["width"] / size_hw[1], image["height"] / size_hw[0]
-    return Detections(detections.boxes * torch.tensor([x, y, x, y]), detections.scores)
-
-
-def file_sha256(path: Path | str) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def provenance(split: str, config: PhaseConfig, checkpoint: Path | str) -> dict:

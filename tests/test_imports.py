@@ -6,9 +6,11 @@ from eelib.config import ROOT
 
 ORDER = [
     "config", "runtime", "images", "data", "anchors", "matching", "model", "losses", "confidence", "record", "routing",
-    "recorded", "architecture", "recorded_loss", "supervision", "train", "evaluate", "release", "latency", "deploy",
-    "quantise", "bench", "diagnose", "feature_cache", "phases", "inference", "mechanisms", "scorecard", "causal",
-    "figures", "record_figures", "tables", "comparison", "reports", "batch", "__main__",
+    "recorded", "architecture", "recorded_loss", "supervision", "train", "records", "evaluate", "routed_ap",
+    "calibrate", "gates", "policies", "guarantee", "curves", "release", "latency", "deploy", "quantise", "bench",
+    "diagnose", "feature_cache", "phases", "inference", "mechanisms", "scorecard", "causal", "figures",
+    "figures_routing", "record_figures", "tables", "comparison", "reports", "batch", "detect_command", "route_command",
+    "__main__",
 ]  # fmt: skip
 
 

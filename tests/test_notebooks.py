@@ -19,6 +19,7 @@ DRIVES = {
     "report_full": "03_baseline",
     "report_exits": "04_exits",
     "report_acceleration": "07_acceleration",
+    "report_policies": "05d_policies",
     "report_tables": "08_dissertation",
     "causal": "05c_causal",
 }

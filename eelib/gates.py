@@ -1,0 +1,77 @@
+"""Exit gates trained by gradient: a relaxation of "leave here", annealed to the hard decision."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+PENALTY = 50.0  # of the squared excess of time
+
+
+def train_gates(
+    features: np.ndarray,
+    value: np.ndarray,
+    costs: np.ndarray,
+    budgets: Sequence[float],
+    steps: int = 300,
+    lr: float = 0.05,
+    temperature: Sequence[float] = (1.0, 0.05),
+    decay: float = 1.0e-3,
+    seed: int = 0,
+    noise: bool = False,
+    slope: bool = True,
+) -> np.ndarray:
+    """Train one gate an early exit for each budget, all budgets side by side.
+
+    A gate opens with probability sigmoid((w . x + b) / temperature). The loss is the value lost
+    beside full plus a penalty on the mean time over the budget: linear, with a multiplier that
+    rises while the budget is exceeded, and quadratic. The linear part alone ends at all or nothing
+    wherever the gain is not concave in time.
+
+    Args:
+        features: standardised, (N, E - 1, F).
+        value: worth of each exit on each image beside full, (N, E).
+        costs: (E,) time of each exit / full.
+        budgets: B mean times to reach.
+        steps: of Adam.
+        lr: its learning rate.
+        temperature: of the relaxation, from first to last step, in geometric steps.
+        decay: weight decay.
+        seed: of the noise.
+        noise: Gumbel noise with a hard straight-through decision; without it the gate is soft.
+        slope: train w; False keeps it at 1, so that b alone is a threshold.
+
+    Returns:
+        (B, E - 1, F + 1): w, then b.
+
+    Source: Jang et al., "Categorical Reparameterization with Gumbel-Softmax", ICLR 2017.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        x, v, c, b = (torch.tensor(np.asarray(a), dtype=torch.float32) for a in (features, value, costs, budgets))
+        v = v / v.std().clamp(min=1e-9)
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.ones(len(b), *x.shape[1:]) if not slope else torch.zeros(len(b), *x.shape[1:])
+        weights.requires_grad_(slope)
+        shift = torch.zeros(len(b), x.shape[1], requires_grad=True)
+        optimizer = torch.optim.AdamW([t for t in (weights, shift) if t.requires_grad], lr, weight_decay=decay)
+        multiplier = torch.zeros(len(b))
+        for step in range(steps):
+            heat = temperature[0] * (temperature[1] / temperature[0]) ** (step / max(1, steps - 1))
+            logits = torch.einsum("nef,bef->bne", x, weights) + shift[:, None]
+            if noise:
+                u = torch.rand(logits.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
+                logits = logits + (u / (1 - u)).log()  # the difference of two Gumbel variables is logistic
+            open_ = torch.sigmoid(logits / heat)  # (B, N, E - 1)
+            if noise:
+                open_ = (open_ > 0.5).float() + open_ - open_.detach()
+            stay = torch.cumprod(1 - open_, 2)
+            before = torch.cat((torch.ones_like(stay[..., :1]), stay[..., :-1]), 2)
+            share = torch.cat((before * open_, stay[..., -1:]), 2)  # (B, N, E)
+            over = (share * c).sum(2).mean(1) - b
+            excess = PENALTY * over.clamp(min=0) ** 2
+            loss = (multiplier * over.clamp(min=0) + excess - (share * v).sum(2).mean(1)).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            multiplier = (multiplier + over.detach() * 2).clamp(min=0)
+        return torch.cat((weights, shift[..., None]), 2).detach().double().numpy()

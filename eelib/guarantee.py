@@ -1,0 +1,237 @@
+"""Thresholds with a guarantee: with probability 1 - delta the mean loss stays below epsilon.
+
+The loss of an image is what leaving early costs it against full: the drop of its F1, zero where
+the early exit is as good or better, so in [0, 1]. The sequence of settings to test is fixed
+before ``calibrate`` is looked at, from the one that risks least; testing stops at the first that
+cannot be shown to be safe. mAP is not a mean over images, so no such statement is made on it.
+
+Source: Angelopoulos, Bates, Candès, Jordan and Lei, "Learn then Test: Calibrating Predictive
+Algorithms to Achieve Risk Control", Annals of Applied Statistics 2025 (arXiv 2110.01052),
+section 2 and Appendix; Bates et al., JACM 2021 (Hoeffding-Bentkus); Waudby-Smith and Ramdas,
+"Estimating means of bounded random variables by betting", JRSS B 2024.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from eelib.calibrate import refuse_test
+from eelib.policies import Setting, Split, fit_benefit
+
+
+class GuaranteeError(ValueError):
+    """No guarantee can be given; the message says what was expected."""
+
+
+def check_level(name: str, value: float) -> None:
+    """:class:`GuaranteeError` unless a level lies strictly between 0 and 1."""
+    if not 0 < value < 1:  # NaN as well
+        raise GuaranteeError(f"{name} is {value}; expected a number between 0 and 1, both excluded")
+
+
+def smallest_set(epsilon: float, delta: float) -> int:
+    """Images below which nothing can be certified, not even a setting that never lost anything."""
+    return math.ceil(math.log(delta) / math.log(1 - epsilon))
+
+
+def binomial_tail(k: int, n: int, p: float) -> float:
+    """P(Bin(n, p) <= k)."""
+    if k < 0:
+        return 0.0
+    if k >= n or p <= 0:
+        return 1.0
+    if p >= 1:
+        return 0.0
+    i = np.arange(k + 1)
+    choose = math.lgamma(n + 1) - np.array([math.lgamma(j + 1) + math.lgamma(n - j + 1) for j in i])
+    return float(min(1.0, np.exp(choose + i * math.log(p) + (n - i) * math.log1p(-p)).sum()))
+
+
+def hoeffding_bentkus(losses: np.ndarray, epsilon: float) -> float:
+    """p-value of "the mean loss is above epsilon" for losses in [0, 1], (n,)."""
+    n, mean = len(losses), float(losses.mean())
+    a = min(mean, epsilon)
+    kl = (a * math.log(a / epsilon) if a > 0 else 0.0) + (1 - a) * math.log((1 - a) / (1 - epsilon))
+    # a sum of decimals may stand a hair above a whole number, which must not count as one more loss
+    bentkus = math.e * binomial_tail(math.ceil(n * mean - 1e-9), n, epsilon)
+    return min(1.0, math.exp(-n * kl), bentkus)
+
+
+def betting(losses: np.ndarray, epsilon: float, delta: float = 0.1) -> float:
+    """p-value of the same by the hedged capital of a bettor against the hypothesis.
+
+    Bets shrink with the variance seen so far, so losses that are mostly zero certify with fewer
+    images. The order of the images matters and is that of the set, fixed before the losses are known.
+    """
+    n = len(losses)
+    index = np.arange(1, n + 1)
+    mean = (0.5 + np.cumsum(losses)) / (index + 1)
+    variance = (0.25 + np.cumsum((losses - mean) ** 2)) / (index + 1)
+    before = np.concatenate(([0.25], variance[:-1]))
+    bet = np.minimum(1 / (1 - epsilon), np.sqrt(2 * math.log(1 / delta) / (n * before)))
+    capital = np.cumsum(np.log1p(-np.minimum(bet, 0.99 / (1 - epsilon)) * (losses - epsilon)))
+    return float(min(1.0, np.exp(-capital.max(initial=0.0))))
+
+
+BOUNDS: dict[str, Callable[[np.ndarray, float], float]] = {"hoeffding_bentkus": hoeffding_bentkus, "betting": betting}
+
+
+def loss_against_full(f1: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Drop of each image's F1 against full, (N,) in [0, 1]; 0 where leaving early is no worse."""
+    return np.maximum(0.0, f1[:, -1] - f1[np.arange(len(f1)), chosen])
+
+
+def sequence(val: Split, penalty: float, steps: int = 50) -> list[Setting]:
+    """Settings to test, fixed on ``val``: one threshold for all exits, from the safest down.
+
+    The confidence is one less the predicted loss against full, so that it means the same at
+    every exit and one threshold serves all. Its regressor and its steps come from ``val`` alone:
+    ``calibrate`` must not have been seen.
+    """
+    refuse_test(val.name, "fixing the sequence")
+    gain = fit_benefit([val], lambda s: np.maximum(0.0, s.f1[:, -1:] - s.f1[:, :-1]), penalty)
+    levels = np.unique(np.quantile(gain(val), np.linspace(0, 1, steps)))[::-1]
+    return [Setting((float(t),) * (len(val.costs) - 1), gain) for t in levels]
+
+
+def losses_of(settings: Sequence[Setting], split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and time of every setting on every image: (S, N), (S, N)."""
+    routings = np.array([setting.route(split) for setting in settings])
+    return np.array([loss_against_full(split.f1, chosen) for chosen in routings]), split.costs[routings]
+
+
+def fixed_sequence(
+    losses: np.ndarray, epsilon: float, delta: float, bound: str = "hoeffding_bentkus"
+) -> tuple[int, float]:
+    """Walk the sequence until a setting cannot be shown to be safe.
+
+    Args:
+        losses: (S, n) in [0, 1], the settings in the order fixed beforehand.
+        epsilon: mean loss to stay below.
+        delta: probability of being wrong.
+        bound: ``hoeffding_bentkus`` or ``betting``; chosen beforehand, too.
+
+    Returns:
+        Index of the last safe setting, -1 when there is none and all images must take full, and
+        its p-value (of the first setting when there is none).
+
+    Raises:
+        GuaranteeError: a level outside (0, 1), an unknown bound, losses outside [0, 1], or fewer
+            images than could certify anything.
+    """
+    check_level("epsilon", epsilon)
+    check_level("delta", delta)
+    if bound not in BOUNDS:
+        raise GuaranteeError(f"bound: {bound!r} is unknown; expected one of {', '.join(BOUNDS)}")
+    if not ((losses >= 0) & (losses <= 1)).all():
+        raise GuaranteeError("losses: expected numbers in [0, 1]")
+    needed = smallest_set(epsilon, delta)
+    if losses.shape[1] < needed:
+        raise GuaranteeError(
+            f"{losses.shape[1]} images cannot certify epsilon {epsilon} at delta {delta}; at least {needed} are needed"
+        )
+    certified, p_value = -1, 1.0
+    for index, row in enumerate(losses):
+        p = BOUNDS[bound](row, epsilon)
+        if p > delta:
+            return certified, p_value if certified >= 0 else p
+        certified, p_value = index, p
+    return certified, p_value
+
+
+def naive(losses: np.ndarray, epsilon: float) -> int:
+    """What tuning without a correction takes: the last setting whose mean loss is epsilon or less."""
+    safe = np.flatnonzero(losses.mean(1) <= epsilon)
+    return int(safe[-1]) if len(safe) else -1
+
+
+def certify(
+    calibrate: Split, settings: Sequence[Setting], epsilon: float, delta: float, bound: str = "hoeffding_bentkus"
+) -> dict:
+    """The certified setting of a sequence and what is stated with it.
+
+    Returns:
+        ``thresholds`` (None: all images take full), ``epsilon``, ``delta``, ``n``, ``p_value``,
+        ``bound``, ``risk`` and ``time_ratio`` on ``calibrate``, and ``index`` in the sequence.
+
+    Raises:
+        GuaranteeError: see :func:`fixed_sequence`.
+        CalibrationError: the split is ``test``.
+    """
+    refuse_test(calibrate.name, "certifying thresholds")
+    losses, times = losses_of(settings, calibrate)
+    index, p_value = fixed_sequence(losses, epsilon, delta, bound)
+    return {
+        "thresholds": None if index < 0 else list(settings[index].thresholds),
+        "epsilon": epsilon,
+        "delta": delta,
+        "n": len(calibrate.records),
+        "p_value": p_value,
+        "bound": bound,
+        "risk": 0.0 if index < 0 else float(losses[index].mean()),
+        "time_ratio": 1.0 if index < 0 else float(times[index].mean()),
+        "index": index,
+    }
+
+
+def resplits(
+    losses: np.ndarray,
+    times: np.ndarray,
+    scenes: np.ndarray,
+    epsilon: float,
+    delta: float,
+    bound: str = "hoeffding_bentkus",
+    rounds: int = 100,
+    seed: int = 0,
+) -> dict:
+    """Split a pool in halves by scene again and again: certify on one, look at the other.
+
+    A round is a violation when the mean loss on the other half is above epsilon. That half has
+    noise of its own, which the guarantee does not speak of, so the rate errs on the strict side.
+
+    Args:
+        losses, times: (S, N) of calibrate and test together.
+        scenes: (N,).
+
+    Returns:
+        ``certified`` and ``naive``: each with ``risk`` and ``time_ratio`` of every round on the
+        other half, ``violations``, ``rate`` and ``interval`` (Clopper-Pearson, 95 %).
+    """
+    rng = np.random.default_rng(seed)
+    names, group = np.unique(scenes, return_inverse=True)
+    found: dict[str, dict[str, list[float]]] = {k: {"risk": [], "time_ratio": []} for k in ("certified", "naive")}
+    for _ in range(rounds):
+        here = (rng.permutation(len(names)) < len(names) // 2)[group]
+        # the betting bound looks at images one by one: in a random order, as a set drawn anew
+        order = rng.permutation(np.flatnonzero(here))
+        picks = {
+            "certified": fixed_sequence(losses[:, order], epsilon, delta, bound)[0],
+            "naive": naive(losses[:, order], epsilon),
+        }
+        for key, index in picks.items():
+            found[key]["risk"].append(0.0 if index < 0 else float(losses[index, ~here].mean()))
+            found[key]["time_ratio"].append(1.0 if index < 0 else float(times[index, ~here].mean()))
+    answer = {}
+    for key, values in found.items():
+        violations = int(np.sum(np.array(values["risk"]) > epsilon))
+        answer[key] = values | {
+            "violations": violations, "rate": violations / rounds, "interval": clopper_pearson(violations, rounds)
+        }  # fmt: skip
+    return answer
+
+
+def clopper_pearson(k: int, n: int, level: float = 0.95) -> list[float]:
+    """Exact interval of a share k / n: [low, high]."""
+    tail = (1 - level) / 2
+
+    def solve(below: Callable[[float], bool]) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if below(middle) else (low, middle)
+        return (low + high) / 2
+
+    low = 0.0 if k == 0 else solve(lambda p: 1 - binomial_tail(k - 1, n, p) < tail)
+    high = 1.0 if k == n else solve(lambda p: binomial_tail(k, n, p) > tail)
+    return [low, high]

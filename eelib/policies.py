@@ -1,0 +1,354 @@
+"""Routing policies: from the evidence of an exit to the decision to leave there.
+
+A policy is a list of settings, ordered or not; a setting is a confidence for every exit but the
+last and one threshold each. :func:`eelib.routing.route` sends an image to the first exit whose
+confidence reaches its threshold. All confidences and thresholds lie in [0, 1].
+
+What is fitted is fitted on ``calibrate`` (the benefit regressor on ``val`` as well): every
+function that fits refuses ``test``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+
+from eelib.calibrate import calibrated, fit_calibrators, fit_temperature, logit, outcomes, refuse_test
+from eelib.gates import train_gates
+from eelib.records import EVIDENCE, ExitRecords
+from eelib.routed_ap import RoutedAP, scenes_of
+from eelib.routing import route
+
+
+class PolicyError(ValueError):
+    """A policy or threshold does not fit; the message says what was expected."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split's records with everything that policies look at.
+
+    Attributes:
+        records: under calibrated scores.
+        evaluator: their match flags.
+        coco: annotations.
+        costs: (E,) time of leaving at each exit as a share of full, rising to 1.
+        cuts: (E,) scores from which a box counts in the F1 of an image.
+    """
+
+    records: ExitRecords
+    evaluator: RoutedAP
+    coco: COCO
+    costs: np.ndarray
+    cuts: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """Of the split."""
+        return self.records.split
+
+    @cached_property
+    def evidence(self) -> np.ndarray:
+        """(N, E, F), columns :data:`eelib.records.EVIDENCE`."""
+        return self.records.evidence.double().numpy()
+
+    @cached_property
+    def scenes(self) -> np.ndarray:
+        """Scene of each image, (N,)."""
+        return scenes_of(self.coco, self.records.image_ids)
+
+    @cached_property
+    def f1(self) -> np.ndarray:
+        """F1 of every image at every exit, (N, E)."""
+        return self.evaluator.f1(self.cuts)
+
+    @cached_property
+    def value(self) -> np.ndarray:
+        """What each exit is worth to AP on each image beside full, (N, E); 0 for full.
+
+        The mean of two first-order changes of AP, times N: moving the image alone from the
+        exit to full when all others are at the exit, and back when all others are at full.
+        AP is not additive over images, so sums of this are an approximation.
+        """
+        full = self.evaluator.exits - 1
+        there = [self.evaluator.marginal(k, full) - self.evaluator.marginal(full, k) for k in range(full)]
+        return np.stack([*(-0.5 * gain for gain in there), np.zeros(len(self.records))], 1)
+
+    def time(self, chosen: np.ndarray) -> float:
+        """Mean time of a routing as a share of full."""
+        return float(self.costs[chosen].mean())
+
+
+Confidence = Callable[[Split], np.ndarray]  # (N, E - 1) in [0, 1]
+
+
+def check_thresholds(thresholds: Sequence[float]) -> None:
+    """:class:`PolicyError` unless every threshold lies in [0, 1]."""
+    for position, value in enumerate(thresholds):
+        if not 0 <= value <= 1:  # NaN as well
+            raise PolicyError(f"threshold of exit{position + 1} is {value}; expected [0, 1]")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One operating point of a policy."""
+
+    thresholds: tuple[float, ...]
+    confidence: Confidence
+
+    def __post_init__(self):
+        check_thresholds(self.thresholds)
+
+    def route(self, split: Split) -> np.ndarray:
+        """Exit index of each image, (N,)."""
+        return route(torch.from_numpy(self.confidence(split)), self.thresholds).numpy()
+
+
+def best_cuts(evaluator: RoutedAP) -> np.ndarray:
+    """For each exit the score from which boxes count, by the mean F1 of the images: (E,)."""
+    grid = np.linspace(0.02, 0.9, 45)
+    f1 = np.array([evaluator.f1(np.full(evaluator.exits, cut)).mean(0) for cut in grid])  # (45, E)
+    return grid[f1.argmax(0)]
+
+
+def prepare(
+    records: Mapping[str, ExitRecords],
+    cocos: Mapping[str, COCO],
+    costs: Sequence[float],
+    method: str = "isotonic",
+    on: str = "calibrate",
+    matched: Mapping[str, RoutedAP] | None = None,
+) -> dict[str, Split]:
+    """Calibrate on one split, choose the cuts on ``val``, match every split once.
+
+    Args:
+        records: of ``val``, of the split to calibrate on and of whatever else is wanted.
+        cocos: annotations of the same splits.
+        costs: (E,) time of leaving at each exit / full.
+        method: of :func:`eelib.calibrate.fit_calibrators`.
+        on: split to calibrate on.
+        matched: match flags of the records, if they are at hand.
+
+    Raises:
+        PolicyError: the times do not rise to 1.
+        CalibrationError: ``on`` is ``test``, or holds nothing to learn from.
+    """
+    costs = np.asarray(costs, float)
+    if costs[-1] != 1 or not (np.diff(costs) > 0).all() or not costs[0] > 0:
+        raise PolicyError(f"times of the exits are {costs.tolist()}; expected shares of full that rise to 1")
+    refuse_test(on, "calibrating")
+    matched = matched or {name: RoutedAP(r, cocos[name]) for name, r in records.items()}
+    calibrators = fit_calibrators(records[on], matched[on], method)
+    mixed = {name: calibrated(r, calibrators) for name, r in records.items()}
+    evaluators = {name: matched[name].rescored(r) for name, r in mixed.items()}
+    cuts = best_cuts(evaluators["val"])
+    return {name: Split(r, evaluators[name], cocos[name], costs, cuts) for name, r in mixed.items()}
+
+
+def top_score(split: Split) -> np.ndarray:
+    """The best box's score at each exit."""
+    return split.evidence[:, :-1, EVIDENCE.index("top_score")]
+
+
+def no_chair(split: Split) -> np.ndarray:
+    """How surely an image holds no chair: one less the best score."""
+    return 1 - top_score(split)
+
+
+def count_entropy(split: Split) -> np.ndarray:
+    """High when few boxes are undecided: 1 / (1 + their summed entropy in bits)."""
+    return 1 / (1 + split.evidence[:, :-1, EVIDENCE.index("undecided")])
+
+
+def agreement(split: Split) -> np.ndarray:
+    """How far an exit repeats the exit before it; 0 at the first. Source: PABEE, Zhou et al. 2020."""
+    return split.evidence[:, :-1, EVIDENCE.index("agreement")]
+
+
+def _swept(confidence: Confidence, calibrate: Split, grid: int) -> list[Setting]:
+    """Pairs of quantiles of the confidences on ``calibrate``, first to last exit."""
+    values = confidence(calibrate)
+    levels = np.linspace(0, 1, grid)
+    columns = [np.append(np.quantile(column, levels), 1.0) for column in values.T]
+    mesh = np.stack(np.meshgrid(*columns, indexing="ij"), -1).reshape(-1, len(columns))
+    return [Setting(tuple(map(float, row)), confidence) for row in mesh]
+
+
+def _fixed(_: Split, __: Split, options: Mapping) -> list[Setting]:
+    """One stated threshold for all exits."""
+    return [Setting((float(t),) * 2, top_score) for t in np.linspace(0, 1, options["grid"] * 4 + 1)]
+
+
+def _percentile(calibrate: Split, _: Split, __: Mapping) -> list[Setting]:
+    """Geometric exit shares, thresholds at their percentiles. Source: MSDNet, Huang et al. 2018."""
+    settings = []
+    for ratio in np.geomspace(0.05, 20, 25):
+        shares = ratio ** np.arange(len(calibrate.costs))
+        shares, left, thresholds = shares / shares.sum(), np.ones(len(calibrate.records), bool), []
+        for index, column in enumerate(top_score(calibrate).T):
+            leave = shares[index] / shares[index:].sum()
+            thresholds.append(float(np.quantile(column[left], 1 - leave)) if left.any() else 1.0)
+            left = left & (column < thresholds[-1])
+        settings.append(Setting(tuple(thresholds), top_score))
+    return settings
+
+
+def _patience(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
+    """Leave once two exits agree, so never at the first."""
+    levels = np.quantile(agreement(calibrate)[:, -1], np.linspace(0, 1, 4 * options["grid"]))
+    return [Setting((1.0, float(t)), agreement) for t in np.append(levels, 1.0)]
+
+
+def _progressive(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
+    """Phase 1.7 repaired: its rising thresholds, on a confidence that can fall below them.
+
+    The record's confidence never was below 0.5, so nothing could stay, and its temperature was
+    moved by the routing loss and ran away. Here it is the best score under a temperature that
+    is fitted to right and wrong boxes inside a clamp, and the schedule goes on up to a cap.
+    """
+    schedule = options["progressive"]
+    temperatures = np.array(
+        [
+            fit_temperature(*outcomes(calibrate.evaluator, k), tuple(schedule["temperature"]))
+            for k in range(len(calibrate.costs) - 1)
+        ]
+    )
+
+    def tempered(split: Split) -> np.ndarray:
+        return 1 / (1 + np.exp(-logit(top_score(split)) / temperatures))
+
+    start, step = np.array(schedule["start"]), np.array(schedule["step"])
+    rows = [np.minimum(start + epoch * step, schedule["cap"]) for epoch in range(schedule["epochs"])]
+    return [Setting(tuple(map(float, row)), tempered) for row in rows]
+
+
+def _learned(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
+    """Thresholds on the best score by a soft relaxation that is annealed, one pair a budget."""
+    confidence = top_score(calibrate)
+    mean, spread = confidence.mean(0), confidence.std(0) + 1e-9
+    features = ((confidence - mean) / spread)[..., None]  # (N, E - 1, 1)
+    weights = train_gates(features, calibrate.value, calibrate.costs, **options["gates"], slope=False)
+    thresholds = mean - spread * weights[..., -1]  # the gate opens where feature + shift > 0
+    return [Setting(tuple(map(float, np.clip(row, 0, 1))), top_score) for row in thresholds]
+
+
+def _gumbel(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
+    """Linear gates on all the evidence, trained through Gumbel noise; an open gate is 0.5 and more."""
+    evidence = calibrate.evidence[:, :-1]
+    mean, spread = evidence.mean(0), evidence.std(0) + 1e-6
+    weights = train_gates((evidence - mean) / spread, calibrate.value, calibrate.costs, **options["gates"], noise=True)
+
+    def gate(row: np.ndarray) -> Confidence:
+        def confidence(split: Split) -> np.ndarray:
+            logits = ((split.evidence[:, :-1] - mean) / spread * row[:, :-1]).sum(-1) + row[:, -1]
+            return 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
+
+        return confidence
+
+    return [Setting((0.5,) * len(row), gate(row)) for row in weights]
+
+
+def features_of(evidence: np.ndarray, index: int) -> np.ndarray:
+    """What is known at an exit: evidence of it and of all before, and the squares; (N, 2 * F * (index + 1))."""
+    known = evidence[:, : index + 1].reshape(len(evidence), -1)
+    return np.concatenate((known, known**2), 1)
+
+
+def ridge(features: np.ndarray, target: np.ndarray, penalty: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Least squares with standardised columns and a penalty on all but the constant."""
+    mean, spread = features.mean(0), features.std(0) + 1e-9
+    scaled, centre = (features - mean) / spread, target.mean()
+    gram = scaled.T @ scaled + penalty * np.eye(scaled.shape[1])
+    weights = np.linalg.solve(gram, scaled.T @ (target - centre))
+    return lambda rows: centre + np.clip((rows - mean) / spread, -5, 5) @ weights
+
+
+def fit_benefit(
+    fitted_on: Sequence[Split], target: Callable[[Split], np.ndarray], penalty: float = 30.0, folds: int = 5
+) -> Confidence:
+    """A regressor of what full would gain on an image, from what the exit knows.
+
+    A split that it was fitted on gets cross-fitted confidences: each scene's come from the
+    other folds, so thresholds chosen there meet the spread of unseen images.
+
+    Args:
+        fitted_on: splits; never ``test``.
+        target: gain of full over each exit, (N, E - 1).
+        penalty: of the ridge.
+        folds: of the cross-fit.
+
+    Returns:
+        Confidence: near 1 where full would gain nothing, near 0 where it would gain most.
+    """
+    for split in fitted_on:
+        refuse_test(split.name, "fitting the benefit")
+    exits = len(fitted_on[0].costs) - 1
+    targets = np.concatenate([target(s) for s in fitted_on])
+    fold = np.concatenate([np.unique(s.scenes, return_inverse=True)[1] % folds for s in fitted_on])
+    owner = np.concatenate([[s.name] * len(s.records) for s in fitted_on])
+    models, held_out = [], np.zeros((len(targets), exits))
+    for index in range(exits):
+        rows = np.concatenate([features_of(s.evidence, index) for s in fitted_on])
+        models.append(ridge(rows, targets[:, index], penalty))
+        for k in range(folds):
+            out = fold == k
+            held_out[out, index] = ridge(rows[~out], targets[~out, index], penalty)(rows[out])
+    # one scale for all exits, so that a threshold stands for the same gain at each
+    centre, scale = targets.mean(), targets.std() + 1e-9
+
+    def confidence(split: Split) -> np.ndarray:
+        if (owner == split.name).any():
+            gain = held_out[owner == split.name]
+        else:
+            gain = np.stack([model(features_of(split.evidence, k)) for k, model in enumerate(models)], 1)
+        return 1 / (1 + np.exp(np.clip(4 * (gain - centre) / scale, -30, 30)))
+
+    return confidence
+
+
+def _benefit(calibrate: Split, val: Split, options: Mapping) -> list[Setting]:
+    """Leave where full is predicted to add little to AP."""
+    known = [calibrate] if val.name == calibrate.name else [val, calibrate]
+    confidence = fit_benefit(known, lambda s: -s.value[:, :-1], options["penalty"])
+    return _swept(confidence, calibrate, options["grid"])
+
+
+POLICIES: dict[str, Callable[[Split, Split, Mapping], list[Setting]]] = {
+    "fixed": _fixed,
+    "percentile": _percentile,
+    "max_score": lambda calibrate, _, options: _swept(top_score, calibrate, options["grid"]),
+    "count_entropy": lambda calibrate, _, options: _swept(count_entropy, calibrate, options["grid"]),
+    "no_chair": lambda calibrate, _, options: _swept(no_chair, calibrate, options["grid"]),
+    "patience": _patience,
+    "learned": _learned,
+    "gumbel": _gumbel,
+    "progressive": _progressive,
+    "benefit": _benefit,
+}
+
+
+def check_policy(name: str) -> None:
+    """:class:`PolicyError` unless the policy exists."""
+    if name not in POLICIES:
+        raise PolicyError(f"policy: {name!r} is unknown; expected one of {', '.join(POLICIES)}")
+
+
+def settings_of(name: str, calibrate: Split, val: Split, options: Mapping) -> list[Setting]:
+    """All settings of a policy.
+
+    Args:
+        name: one of :data:`POLICIES`.
+        calibrate, val: what it may be fitted on.
+        options: ``grid``, ``penalty``, ``progressive`` and ``gates`` of ``params/report_policies.yaml``.
+
+    Raises:
+        PolicyError: the policy is unknown.
+        CalibrationError: a split to fit on is ``test``.
+    """
+    check_policy(name)
+    for split in (calibrate, val):
+        refuse_test(split.name, f"choosing thresholds of '{name}'")
+    return POLICIES[name](calibrate, val, options)

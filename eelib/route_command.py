@@ -1,0 +1,81 @@
+"""``eelib route``: thresholds for a budget of time or with a guarantee, and what they give on test."""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+
+from eelib import calibrate, config, curves, guarantee, policies
+from eelib.routed_ap import resample
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command: choose on calibrate, measure on test, print."""
+    values = config.read_yaml(args.params)
+    levels = _levels(args.guarantee) if args.guarantee else None
+    calibrate.refuse_test(args.calibrate_on, "choosing thresholds")
+    if args.policy:
+        policies.check_policy(args.policy)
+    policies.check_thresholds(args.thresholds or ())
+    if not 0 < args.budget <= 1:
+        raise policies.PolicyError(f"--budget {args.budget}: expected a share of full's time, above 0 and up to 1")
+    names = tuple(dict.fromkeys(("val", args.calibrate_on, "test")))
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    found, cocos = curves.load_study(args.checkpoint, values["root"], args.records, names, args.limit, say)
+    costs = curves.read_times(config.resolve(args.times), found["test"].exit_names)
+    # a guarantee may look at calibrate once only, so its loss rests on the scores as they are
+    method = "none" if levels else values["calibration"]
+    splits = policies.prepare(found, cocos, costs, method, args.calibrate_on)
+    here, test, stated = splits[args.calibrate_on], splits["test"], {}
+    if levels:
+        settings = guarantee.sequence(splits["val"], values["penalty"])
+        stated = guarantee.certify(here, settings, *levels, values["bound"])
+        setting = settings[stated["index"]]
+        chosen = setting.route(test) if stated["thresholds"] else np.full(len(test.records), len(costs) - 1)
+        stated["risk_on_test"] = float(guarantee.loss_against_full(test.f1, chosen).mean())
+    else:
+        settings = policies.settings_of(args.policy, here, splits["val"], values)
+        if args.thresholds:
+            setting = policies.Setting(tuple(args.thresholds), settings[0].confidence)
+        else:
+            setting = curves.choose(settings, here, [args.budget])[0]
+        chosen = setting.route(test)
+        stated = {"policy": args.policy, "budget": args.budget, "thresholds": list(setting.thresholds)}
+    weights = resample(test.scenes, args.resamples, seed=0)
+    measured = curves.point(test, chosen, weights, curves.full_samples(test, weights))
+    _print_route(stated | measured, args.json)
+    return 0
+
+
+def _levels(pairs: list[str]) -> tuple[float, float]:
+    """Epsilon and delta from ``epsilon=0.05 delta=0.1``."""
+    try:
+        given = {key: float(value) for key, value in (pair.split("=") for pair in pairs)}
+    except ValueError:
+        given = {}
+    if given.keys() != {"epsilon", "delta"}:
+        raise guarantee.GuaranteeError(f"--guarantee {' '.join(pairs)}: expected epsilon=NUMBER delta=NUMBER")
+    for name, value in given.items():
+        guarantee.check_level(name, value)
+    return given["epsilon"], given["delta"]
+
+
+def _print_route(answer: dict, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(answer))
+        return
+    if "epsilon" in answer:
+        print(
+            f"guarantee    mean loss <= {answer['epsilon']} with probability {1 - answer['delta']:g} "
+            f"({answer['bound']}, n = {answer['n']}, p = {answer['p_value']:.3g}); on test {answer['risk_on_test']:.4f}"
+        )
+    thresholds = answer["thresholds"]
+    print("thresholds   " + ("none certified: all images take full" if thresholds is None else
+                             "  ".join(f"exit{k + 1} {t:.4f}" for k, t in enumerate(thresholds))))  # fmt: skip
+    print("exit shares  " + "  ".join(f"{name} {share:.3f}" for name, share in answer["exit_shares"].items()))
+    low, high = answer["AP_interval"]
+    print(f"AP on test   {answer['AP']:.4f}  [{low:.4f}, {high:.4f}]  AP50 {answer['AP50']:.4f}")
+    low, high = answer["AP_minus_full_interval"]
+    print(f"beside full  {answer['AP_minus_full']:+.4f}  [{low:+.4f}, {high:+.4f}]")
+    print(f"time ratio   {answer['time_ratio']:.3f}")

@@ -1,0 +1,300 @@
+"""The AP of any routing as a merge of match flags: exact, in about a millisecond.
+
+COCO matches detections to objects inside one image, so which detection is right does not
+depend on where the other images leave. pycocotools matches every exit's detections once; the
+AP of a routing is then its own accumulation over the detections of the exits taken.
+"""
+
+import contextlib
+import copy
+import importlib.util
+import io
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from eelib.data import CATEGORY
+from eelib.evaluate import coco_ap, to_results
+from eelib.records import MAX_DETECTIONS, ExitRecords
+
+IOUS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0, 1, 101)
+ALL_AREAS = (0.0, 1e10)  # pycocotools' ranges, in square pixels
+AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+
+
+class RoutedAP:
+    """Match flags of one split's records, ready to be merged for any routing.
+
+    Attributes:
+        image, exit, score: (D,) row, exit index and score of every recorded detection, in the
+            order in which pycocotools ranks them: score falling, then image, exit and rank.
+        matched, ignored: bool (10, D): right at an IoU threshold; not counted there.
+        positives: (N,) objects of each image that count.
+        counts: detections of each exit.
+    """
+
+    def __init__(self, records: ExitRecords, coco: COCO, area: tuple[float, float] = ALL_AREAS):
+        self.exits, self.images = len(records.exit_names), len(records)
+        self.image_ids = records.image_ids
+        found = [_match(records, k, coco, area) for k in range(self.exits)]
+        self.positives = found[0][-1]
+        self.counts = [len(f[0]) for f in found]
+        image, score, matched, ignored = (
+            np.concatenate(parts, -1) for parts in zip(*(f[:-1] for f in found), strict=True)
+        )
+        self._found = image, score, matched, ignored
+        self._rank()
+
+    def _rank(self) -> None:
+        """Put all detections into pycocotools' order."""
+        image, score, matched, ignored = self._found
+        exit_ = np.repeat(np.arange(self.exits), self.counts)
+        order = np.lexsort((exit_, image, -score))  # stable, so ranks inside an image stay
+        self.image, self.exit, self.score = image[order], exit_[order], score[order]
+        self.matched, self.ignored = matched[:, order], ignored[:, order]
+        self._pair = (self.image * self.exits + self.exit).astype(np.int32)
+        self._matched_at = [np.flatnonzero(row) for row in self.matched]
+        self._ignored_at = [np.flatnonzero(row) for row in self.ignored]
+
+    def rescored(self, records: ExitRecords) -> "RoutedAP":
+        """The same flags under scores that keep the order inside every image, as calibration does.
+
+        Matching looks at nothing but that order, so it need not be done again.
+
+        Raises:
+            ValueError: the scores change an image's order, or are of other detections.
+        """
+        image, _, matched, ignored = self._found
+        score = torch.cat(records.scores).double().numpy()
+        pair = np.repeat(np.arange(self.exits), self.counts) * self.images + image
+        if len(score) != len(image) or ((np.diff(score) > 0) & (np.diff(pair) == 0)).any():
+            raise ValueError("rescored: expected scores of the same detections in the same order inside every image")
+        other = copy.copy(self)
+        other._found = image, score, matched, ignored
+        other._rank()
+        return other
+
+    def per_iou(self, chosen: Sequence[int], weights: np.ndarray | None = None) -> np.ndarray:
+        """AP at each of the ten IoU thresholds when image i leaves at exit ``chosen[i]``.
+
+        Args:
+            chosen: exit index of each image, (N,).
+            weights: (N,) how often each image counts, for a bootstrap resample; None is once.
+
+        Returns:
+            (10,) in [0, 1], or -1 throughout where no object counts, as pycocotools has it.
+
+        Raises:
+            ValueError: the routing is not one exit for each image.
+        """
+        chosen = np.asarray(chosen)
+        if chosen.shape != (self.images,) or chosen.min() < 0 or chosen.max() >= self.exits:
+            raise ValueError(f"routing: expected {self.images} exit indices below {self.exits}, got {chosen!r}")
+        weights = np.ones(self.images, np.int64) if weights is None else weights
+        positives = float(self.positives @ weights)
+        if positives == 0:
+            return np.full(len(IOUS), -1.0)
+        taken = np.zeros(self.images * self.exits, np.int64)
+        taken[np.arange(self.images) * self.exits + chosen] = weights
+        count = taken[self._pair]  # (D,)
+        rank = np.cumsum(count)
+        return np.array(
+            [
+                _average_precision(count, rank, hits, ignored, positives)
+                for hits, ignored in zip(self._matched_at, self._ignored_at, strict=True)
+            ]
+        )
+
+    def ap(self, chosen: Sequence[int], weights: np.ndarray | None = None) -> float:
+        """AP[.50:.95] of a routing; arguments as in :meth:`per_iou`."""
+        return float(self.per_iou(chosen, weights).mean())
+
+    def of_exit(self, index: int, weights: np.ndarray | None = None) -> float:
+        """AP when every image leaves at one exit."""
+        return self.ap(np.full(self.images, index), weights)
+
+    def f1(self, cuts: Sequence[float], iou: float = 0.5) -> np.ndarray:
+        """F1 of every image at every exit, counting detections that score above a cut.
+
+        An image without objects and without detections has F1 1.
+
+        Args:
+            cuts: E scores, one an exit: what counts as a detection there.
+            iou: one of the ten thresholds.
+
+        Returns:
+            (N, E) in [0, 1].
+        """
+        level = int(np.argmin(abs(IOUS - iou)))
+        counted = (self.score > np.asarray(cuts)[self.exit]) & ~self.ignored[level]
+        size = self.images * self.exits
+        shape = (self.images, self.exits)
+        found = np.bincount(self._pair[counted], minlength=size).reshape(shape)
+        right = np.bincount(self._pair[counted & self.matched[level]], minlength=size).reshape(shape)
+        total = found + self.positives[:, None]
+        return np.where(total > 0, 2 * right / np.maximum(total, 1), 1.0)
+
+    def marginal(self, base: int, other: int) -> np.ndarray:
+        """What AP gains when one image alone moves from one exit to another, times N: (N,).
+
+        AP is no mean over images; this is its first-order share of each.
+        """
+        chosen = np.full(self.images, base)
+        start, gains = self.ap(chosen), np.zeros(self.images)
+        for row in range(self.images):
+            chosen[row] = other
+            gains[row] = self.ap(chosen) - start
+            chosen[row] = base
+        return gains * self.images
+
+
+def _average_precision(count, rank, hits, ignored, positives) -> float:
+    """101-point AP at one IoU: only right detections can raise recall or bound the precision."""
+    hits = hits[count[hits] > 0]
+    if not len(hits):
+        return 0.0
+    right = np.cumsum(count[hits])
+    seen = rank[hits]
+    if len(ignored):
+        before = np.concatenate(([0], np.cumsum(count[ignored])))
+        seen = seen - before[np.searchsorted(ignored, hits)]
+    precision = right / (seen + np.spacing(1))
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    at = np.searchsorted(right / positives, RECALLS, side="left")
+    return float(np.append(precision, 0.0)[at].sum() / len(RECALLS))
+
+
+def _match(records: ExitRecords, index: int, coco: COCO, area: tuple[float, float]) -> tuple:
+    """pycocotools' own matching of one exit: image rows, scores, matched, ignored, positives."""
+    category = coco.getCatIds(catNms=[CATEGORY])
+    results = [
+        r for row, i in enumerate(records.image_ids) for r in to_results(i, records.detections(index, row), category[0])
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(coco, coco.loadRes(results) if results else _no_results(coco), "bbox")
+        evaluation.params.imgIds, evaluation.params.catIds = list(records.image_ids), category
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [list(area)], ["all"]
+        evaluation.params.maxDets = [MAX_DETECTIONS]
+        evaluation.evaluate()
+    rows, scores, matched, ignored, positives = [], [], [], [], np.zeros(len(records), np.int64)
+    for row, image in enumerate(evaluation.evalImgs):
+        if image is None:  # neither objects nor detections
+            continue
+        positives[row] = np.count_nonzero(np.asarray(image["gtIgnore"]) == 0)
+        rows += [row] * len(image["dtScores"])
+        scores += image["dtScores"]
+        matches, ignore = np.asarray(image["dtMatches"]) != 0, np.asarray(image["dtIgnore"], bool)
+        matched.append(matches & ~ignore)
+        ignored.append(ignore)
+    empty = [np.zeros((len(IOUS), 0), bool)]
+    flags = np.concatenate(empty + matched, 1), np.concatenate(empty + ignored, 1)
+    return np.array(rows, np.int64), np.array(scores, np.float64), *flags, positives
+
+
+def _no_results(coco: COCO) -> COCO:
+    """Results without a detection, which ``loadRes`` cannot read."""
+    results = COCO()
+    results.dataset = {"images": coco.dataset["images"], "annotations": [], "categories": coco.dataset["categories"]}
+    results.createIndex()
+    return results
+
+
+def only_model(coco: COCO, model: str) -> COCO:
+    """Annotations in which only the chairs of one furniture model count; the others are ignored.
+
+    pycocotools overwrites an annotation's ``ignore``, but leaves out objects whose area is
+    beyond its range: that is where the other chairs go. A detection on one of them is neither
+    right nor wrong; all others count against this model.
+    """
+    changed = copy.deepcopy(coco.dataset)
+    for annotation in changed["annotations"]:
+        if annotation.get("model") != model:
+            annotation["area"] = 2 * ALL_AREAS[1]
+    coco = COCO()
+    coco.dataset = changed
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def scenes_of(coco: COCO, image_ids: Sequence[int]) -> np.ndarray:
+    """Scene of each image; an image that names none is its own."""
+    return np.array([coco.imgs[i].get("scene", f"image {i}") for i in image_ids])
+
+
+def resample(scenes: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Bootstrap weights: scenes are drawn with all their views.
+
+    Returns:
+        int64 (resamples, N): how often each image counts.
+    """
+    _, group = np.unique(scenes, return_inverse=True)
+    groups = group.max() + 1
+    draws = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
+    return draws[:, group].astype(np.int64)
+
+
+def bootstrap(evaluator: RoutedAP, routings: Sequence[Sequence[int]], weights: np.ndarray) -> np.ndarray:
+    """AP of several routings on the same resamples, so that differences are paired.
+
+    Args:
+        routings: K routings, each (N,).
+        weights: (R, N) of :func:`resample`.
+
+    Returns:
+        (R, K); resamples without any object are left out.
+    """
+    weights = weights[(weights @ evaluator.positives) > 0]
+    return np.array([[evaluator.ap(chosen, row) for chosen in routings] for row in weights])
+
+
+def interval(samples: np.ndarray, level: float = 0.95) -> list[float]:
+    """Percentile interval of bootstrap samples (R,): [low, high]."""
+    tail = 100 * (1 - level) / 2
+    return [float(v) for v in np.percentile(samples, [tail, 100 - tail])]
+
+
+def ap_speed(evaluator: RoutedAP, records: ExitRecords, coco: COCO, settings: int = 1000, seed: int = 0) -> dict:
+    """Time of one routed AP by merged flags, by pycocotools and by hotcoco, on random routings.
+
+    Returns:
+        ``merge_ms``, ``pycocotools_ms``, ``hotcoco_ms`` (None where it is not installed) for one
+        routing, and ``largest_difference`` from pycocotools.
+    """
+    rng = np.random.default_rng(seed)
+    routings = rng.integers(0, evaluator.exits, (settings, evaluator.images))
+    began = time.perf_counter()
+    merged = [evaluator.ap(chosen) for chosen in routings]
+    answer: dict = {"merge_ms": (time.perf_counter() - began) / settings * 1e3}
+    category = coco.getCatIds(catNms=[CATEGORY])[0]
+    results = [
+        r
+        for row, (i, k) in enumerate(zip(records.image_ids, routings[0], strict=True))
+        for r in to_results(i, records.detections(int(k), row), category)
+    ]
+    began = time.perf_counter()
+    reference = coco_ap(coco, results, records.image_ids)["AP"]
+    answer |= {"pycocotools_ms": (time.perf_counter() - began) * 1e3, "hotcoco_ms": None}
+    answer["largest_difference"] = abs(reference - merged[0])
+    if importlib.util.find_spec("hotcoco"):
+        answer["hotcoco_ms"] = _hotcoco_ms(coco, results, records.image_ids, category)
+    return answer
+
+
+def _hotcoco_ms(coco: COCO, results: list[dict], image_ids: Sequence[int], category: int) -> float:
+    import hotcoco  # a development tool, compared with and never relied upon
+
+    annotations = hotcoco.COCO(coco.dataset)
+    began = time.perf_counter()
+    evaluation = hotcoco.COCOeval(annotations, annotations.load_res(results), "bbox")
+    evaluation.params.img_ids, evaluation.params.cat_ids = list(image_ids), [category]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return (time.perf_counter() - began) * 1e3

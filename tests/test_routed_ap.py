@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import annotations, noisy, records
+
+from eelib.evaluate import coco_ap, to_results
+from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, only_model, resample, scenes_of
+
+
+def by_pycocotools(coco, made, chosen) -> dict:
+    results = [
+        r for row, (i, k) in enumerate(zip(made.image_ids, chosen, strict=True))
+        for r in to_results(i, made.detections(int(k), row), 62)
+    ]  # fmt: skip
+    return coco_ap(coco, results, made.image_ids)
+
+
+# Coarse coordinates and five scores make ties, exact IoUs and double matches frequent.
+box = st.tuples(*[st.integers(0, 6).map(lambda v: 10 * v)] * 2, *[st.integers(1, 4).map(lambda v: 10 * v)] * 2)
+detection = st.tuples(box, st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9])).map(
+    lambda d: (d[0][0], d[0][1], d[0][0] + d[0][2], d[0][1] + d[0][3], d[1])
+)
+
+
+@st.composite
+def routed_splits(draw):
+    images = range(1, draw(st.integers(1, 5)) + 1)
+    objects = {i: draw(st.lists(box, max_size=4)) for i in images}
+    crowds = {(i, k) for i, boxes in objects.items() for k in range(len(boxes)) if draw(st.integers(0, 4)) == 0}
+    found = [{i: draw(st.lists(detection, max_size=6)) for i in images} for _ in range(3)]
+    chosen = [draw(st.integers(0, 2)) for _ in images]
+    return annotations(objects, crowds), records(found), chosen
+
+
+@settings(max_examples=60, deadline=None)
+@given(routed_splits())
+def test_any_routing_equals_pycocotools(case):
+    coco, made, chosen = case
+    evaluator = RoutedAP(made, coco)
+    per_iou = evaluator.per_iou(chosen)
+    if not any(len(made.detections(k, row).scores) for row, k in enumerate(chosen)):
+        assert (per_iou == (0 if evaluator.positives.sum() else -1)).all()  # pycocotools fails on no result
+        return
+    expected = by_pycocotools(coco, made, chosen)
+    assert abs(evaluator.ap(chosen) - expected["AP"]) < 1e-9
+    assert abs(per_iou[0] - expected["AP50"]) < 1e-9 and abs(per_iou[5] - expected["AP75"]) < 1e-9
+
+
+def test_ap_by_size_equals_pycocotools():
+    coco, made = noisy(30)
+    chosen = np.arange(30) % 3
+    expected = by_pycocotools(coco, made, chosen)
+    for name, area in AREAS.items():
+        assert abs(RoutedAP(made, coco, area).ap(chosen) - expected[f"AP_{name}"]) < 1e-9
+
+
+def test_a_weighted_image_is_that_image_repeated():
+    coco, made = noisy(8, seed=3)
+    weights = np.array([0, 3, 1, 2, 0, 1, 1, 2])
+    copies = [(row, i) for row, i in enumerate(made.image_ids) for _ in range(weights[row])]
+    objects = {k + 1: [a["bbox"] for a in coco.imgToAnns[i]] for k, (_, i) in enumerate(copies)}
+    found = []
+    for k in range(3):
+        at = [made.detections(k, row) for row, _ in copies]
+        found.append({j + 1: [(*b, s) for b, s in zip(d.boxes.tolist(), d.scores.tolist(), strict=True)]
+                      for j, d in enumerate(at)})  # fmt: skip
+    repeated = RoutedAP(records(found), annotations(objects))
+    chosen = np.arange(8) % 3
+    assert abs(
+        RoutedAP(made, coco).ap(chosen, weights) - repeated.ap([chosen[row] for row, _ in copies])
+    ) < 1e-12  # fmt: skip
+
+
+def test_f1_by_hand():
+    coco = annotations({1: [[0, 0, 10, 10], [50, 50, 10, 10]], 2: []})
+    sure, miss = (0, 0, 10, 10, 0.9), (200, 200, 210, 210, 0.6)
+    made = records([{1: [sure, miss], 2: []}, {1: [sure], 2: [miss]}])
+    evaluator = RoutedAP(made, coco)
+    assert evaluator.f1((0.5, 0.5)).tolist() == [[2 / 4, 2 / 3], [1, 0]]
+    assert evaluator.f1((0.7, 0.7)).tolist() == [[2 / 3, 2 / 3], [1, 1]]
+    assert evaluator.f1((0.95, 0.95)).tolist() == [[0, 0], [1, 1]]
+
+
+def test_marginal_gain_is_the_change_of_ap():
+    coco, made = noisy(10)
+    evaluator = RoutedAP(made, coco)
+    moved = np.zeros(10, int)
+    moved[4] = 2
+    assert evaluator.marginal(0, 2)[4] == pytest.approx(10 * (evaluator.ap(moved) - evaluator.of_exit(0)))
+
+
+def test_chairs_of_other_models_are_neither_right_nor_wrong():
+    coco = annotations({1: [[0, 0, 10, 10], [50, 50, 10, 10]]})
+    for annotation, model in zip(coco.dataset["annotations"], ("a", "b"), strict=True):
+        annotation["model"] = model
+    made = records([{1: [(0, 0, 10, 10, 0.5), (50, 50, 60, 60, 0.9)]}])
+    evaluator = RoutedAP(made, only_model(coco, "a"))
+    assert evaluator.positives.tolist() == [1] and evaluator.ap([0]) == pytest.approx(1)
+    assert RoutedAP(made, coco).positives.tolist() == [2]  # the annotations given stay as they are
+
+
+def test_scenes_are_drawn_with_all_their_views():
+    coco = annotations({1: [], 2: [], 3: []}, scenes={1: 7, 2: 7, 3: 8})
+    weights = resample(scenes_of(coco, (1, 2, 3)), 50, seed=0)
+    assert (weights[:, 0] == weights[:, 1]).all() and (weights[:, 0] + weights[:, 2] == 2).all()
+    assert len(np.unique(weights, axis=0)) == 3
+    assert (weights == resample(scenes_of(coco, (1, 2, 3)), 50, seed=0)).all()
+    assert len(set(scenes_of(annotations({1: [], 2: []}), (1, 2)))) == 2
+
+
+def test_a_bootstrap_is_paired():
+    coco, made = noisy(20)
+    evaluator = RoutedAP(made, coco)
+    same = np.full(20, 2)
+    samples = bootstrap(evaluator, [same, same, np.zeros(20, int)], resample(np.arange(20), 40, 0))
+    assert (samples[:, 0] == samples[:, 1]).all()
+    low, high = interval(samples[:, 0] - samples[:, 2])
+    assert 0 < low < high and low < evaluator.of_exit(2) - evaluator.of_exit(0) < high
+
+
+def test_a_routing_of_another_split_is_refused():
+    evaluator = RoutedAP(noisy(5)[1], noisy(5)[0])
+    with pytest.raises(ValueError, match="expected 5 exit indices below 3"):
+        evaluator.ap([0, 1])
+    with pytest.raises(ValueError, match="expected 5 exit indices below 3"):
+        evaluator.ap([0, 1, 2, 3, 0])
