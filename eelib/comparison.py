@@ -128,7 +128,7 @@ def temperatures(entries: Mapping[str, dict]) -> pd.DataFrame:
         states = []
         for _, row in frame.iterrows():
             values = {name: row[f"{name} {source}"] for name in EXIT_NAMES}
-            states.append(None if None in values.values() else temperature_state(values))
+            states.append(None if pd.isna(list(values.values())).any() else temperature_state(values))
         frame[f"state {source}"] = states
     return frame
 

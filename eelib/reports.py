@@ -72,6 +72,10 @@ def _at_most(value: float, most: float) -> str:
     return "met" if value <= most else f"missed by {tables.rounded(value - most)}"
 
 
+def _share_gate(share: float, least: float) -> str:
+    return "met" if share >= least else f"missed by {100 * (least - share):.0f} points"
+
+
 def _seeds(count: int, of: int) -> str:
     """How many seeds, as words that follow the number."""
     if count == of:
@@ -154,6 +158,7 @@ def environment() -> jinja2.Environment:
     env.filters |= {"num": tables.rounded, "pct": _per_cent, "shares": comparison.shares_text}
     env.globals |= {
         "gate": _gate,
+        "share_gate": _share_gate,
         "at_most": _at_most,
         "seeds": _seeds,
         "plural": _plural,

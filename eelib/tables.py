@@ -8,10 +8,12 @@ from eelib.train import write_atomic
 
 
 def rounded(value: object) -> str:
-    """Three decimals below 10 in size, one above; text as it is; a dash for nothing."""
+    """Three decimals below 10 in size, one above, two digits below 0.001; text as it is; a dash for nothing."""
     if value is None or value == "" or value != value:
         return "–"
     if isinstance(value, float):
+        if 0 < abs(value) < 1e-3:  # a spread of 2e-4 is not zero
+            return f"{value:.1e}"
         return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
     return str(value)
 
