@@ -19,6 +19,7 @@ from eelib.routed_ap import RoutedAP
 
 METHODS = ("isotonic", "platt", "none")
 BINS = 20
+SURE = 0.3  # Küppers et al. look at detections from this score on; most recorded ones are far below
 
 
 class CalibrationError(ValueError):
@@ -187,7 +188,8 @@ def compare(
         mixes: routings of ``other``; the AP of the mix is their mean.
 
     Returns:
-        For each method ``exits`` (reliability bins, ``d_ece`` and ``AP`` of each exit) and ``AP_mix``.
+        For each method ``exits`` (reliability bins, ``d_ece`` over all detections and over the
+        ``sure`` ones that score :data:`SURE` and more, ``AP`` of each exit) and ``AP_mix``.
     """
     report = {}
     for method in methods:
@@ -196,6 +198,12 @@ def compare(
         exits = {}
         for index, name in enumerate(other.exit_names):
             scores, right = outcomes(measured, index)
-            exits[name] = reliability(scores, right) | {"d_ece": d_ece(scores, right), "AP": measured.of_exit(index)}
+            sure = scores >= SURE
+            exits[name] = reliability(scores, right) | {
+                "d_ece": d_ece(scores, right),
+                "d_ece_sure": d_ece(scores[sure], right[sure]),
+                "sure": int(sure.sum()),
+                "AP": measured.of_exit(index),
+            }
         report[method] = {"exits": exits, "AP_mix": float(np.mean([measured.ap(mix) for mix in mixes]))}
     return report

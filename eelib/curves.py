@@ -283,7 +283,7 @@ def breakdown(split: Split, routings: Mapping[str, np.ndarray], weights: np.ndar
         models: by chair model, too: over the images that show it, other chairs ignored.
 
     Returns:
-        Rows of group, objects, system, AP, AP50 and the interval's ends.
+        Rows of group, objects, system, AP, AP50 and the interval's ends; None where nothing can be found.
     """
     rows = []
     for name, inside in groups_of(split).items():
@@ -314,8 +314,9 @@ def _rows(group, evaluator, routings, weights, once) -> list[dict]:
         low, high = interval(samples[:, index]) if len(samples) else (None, None)
         rows.append(
             {
-                "group": group, "objects": objects, "system": system, "AP": float(per_iou.mean()),
-                "AP50": float(per_iou[0]), "AP low": low, "AP high": high,
+                "group": group, "objects": objects, "system": system,
+                "AP": float(per_iou.mean()) if objects else None, "AP50": float(per_iou[0]) if objects else None,
+                "AP low": low, "AP high": high,
             }
         )  # fmt: skip
     return rows

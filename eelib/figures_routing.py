@@ -132,5 +132,6 @@ def recovered_bars(shares: Mapping[str, float]) -> Figure:
     bars = axis.barh([n.replace("_", " ") for n in ordered], [shares[n] for n in ordered], color=colours)
     axis.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
     axis.axvline(0, color="black", linewidth=0.8)
+    axis.margins(x=0.12)  # room for the labels
     axis.set_xlabel("recovered share: 0 random, 1 oracle")
     return figure

@@ -57,7 +57,7 @@ class RoutedAP:
         order = np.lexsort((exit_, image, -score))  # stable, so ranks inside an image stay
         self.image, self.exit, self.score = image[order], exit_[order], score[order]
         self.matched, self.ignored = matched[:, order], ignored[:, order]
-        self._pair = (self.image * self.exits + self.exit).astype(np.int32)
+        self._pair = (self.image * self.exits + self.exit).astype(np.intp)
         self._matched_at = [np.flatnonzero(row) for row in self.matched]
         self._ignored_at = [np.flatnonzero(row) for row in self.ignored]
 
@@ -99,10 +99,10 @@ class RoutedAP:
         positives = float(self.positives @ weights)
         if positives == 0:
             return np.full(len(IOUS), -1.0)
-        taken = np.zeros(self.images * self.exits, np.int64)
+        taken = np.zeros(self.images * self.exits, np.int32)
         taken[np.arange(self.images) * self.exits + chosen] = weights
-        count = taken[self._pair]  # (D,)
-        rank = np.cumsum(count)
+        count = taken.take(self._pair, mode="clip")  # (D,); "clip" spares a check of what is known to fit
+        rank = np.cumsum(count, dtype=np.int32)
         return np.array(
             [
                 _average_precision(count, rank, hits, ignored, positives)
