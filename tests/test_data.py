@@ -2,10 +2,11 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from eelib.data import DataError, DetectionDataset, build_transform, loader
+from eelib.data import DataError, DetectionDataset, build_transform, loader, read_image
 
 
 def test_items(tiny):
@@ -102,3 +103,15 @@ def test_bad_images(tiny):
     (tiny / "val.json").write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):
         DetectionDataset("val", tiny)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour"), [("L", 180), ("CMYK", (0, 0, 0, 75)), ("RGBA", (180, 180, 180, 255)), ("P", 0)]
+)
+def test_any_mode_under_any_name(tmp_path, mode, colour):
+    path = tmp_path / f"стул 椅子 {mode}.png"
+    path = path.with_suffix(".jpg") if mode in ("L", "CMYK") else path
+    Image.new(mode, (20, 10), colour).save(path)
+    image = read_image(path)
+    assert image.shape == (3, 10, 20) and image.dtype == torch.uint8
+    assert (image[0].float() - image[2].float()).abs().max() <= 3  # all of these are grey
