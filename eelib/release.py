@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pandas as pd
+
 from eelib.config import ROOT, parse
 from eelib.data import DetectionDataset, build_transform
 from eelib.evaluate import coco_ap, detect_exits, file_sha256, provenance
@@ -70,3 +72,32 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
     text = json.dumps(manifest | {name: entry}, indent=2) + "\n"
     write_atomic(Path(folder) / "manifest.json", lambda file: file.write(text.encode()))
     return entry
+
+
+def stages_table(name: str, folder: Path | str = CHECKPOINTS) -> pd.DataFrame:
+    """The training runs behind released weights, oldest first, one line each.
+
+    Raises:
+        TrainingError: the manifest has no entry of this name.
+    """
+    manifest = read_manifest(folder)
+    if name not in manifest:
+        raise TrainingError(f"{Path(folder) / 'manifest.json'}: no entry '{name}'; expected one of {list(manifest)}")
+    rows = []
+    for stage in manifest[name]["stages"]:
+        config = stage["config"]
+        optim, sizes = config["optim"], config["data"]["image_sizes"]
+        reached = [side for first, side in sizes if first < stage["epochs"]]
+        rows.append(
+            {
+                "epochs": stage["epochs"],
+                "planned": optim["epochs"],
+                "sides in px": ", ".join(map(str, reached)),
+                "class loss": config["loss"]["classification"],
+                "mask loss": config["loss"].get("mask", 0.0),
+                "batch": optim["batch_size"],
+                "learning rate": optim["lr"],
+                "start": stage["start"] or "nothing",
+            }
+        )
+    return pd.DataFrame(rows)

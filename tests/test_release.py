@@ -4,7 +4,7 @@ import torch
 from eelib.config import parse
 from eelib.evaluate import file_sha256
 from eelib.model import EarlyExitSSDLite
-from eelib.release import read_manifest, release
+from eelib.release import read_manifest, release, stages_table
 from eelib.train import TrainingError, save_checkpoint
 
 
@@ -40,3 +40,16 @@ def test_bad_sources_change_nothing(tmp_path, trained):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(TrainingError, match=r"manifest.json: not valid JSON"):
         read_manifest(tmp_path)
+
+
+def test_the_stages_are_a_table(tmp_path, trained):
+    path, _ = trained
+    release(path, "first.pth", tmp_path, limit=2)
+    table = stages_table("first.pth", tmp_path)
+    assert table.iloc[0].to_dict() == {
+        "epochs": 1, "planned": 1, "sides in px": "320", "class loss": "quality_focal", "mask loss": 0.0,
+        "batch": 16, "learning rate": 2e-3, "start": "nothing",
+    }  # fmt: skip
+    assert len(stages_table("baseline.pth")) >= 3  # the released ones can be read, too
+    with pytest.raises(TrainingError, match="no entry 'none.pth'; expected one of"):
+        stages_table("none.pth", tmp_path)
