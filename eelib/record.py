@@ -4,6 +4,7 @@ Tables come from ``data/record`` (sources named there); formulas restate the rec
 A.5 and B. Nothing here touches a model, so each result is exact arithmetic on recorded values.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -47,11 +48,13 @@ def other_runs() -> pd.DataFrame:
     return pd.read_csv(FOLDER / "other_runs.csv").set_index("run")
 
 
+@functools.cache
 def narrative() -> dict:
     """``phases``, ``claims`` and ``slips`` of ``narrative.yaml``."""
     return yaml.safe_load((FOLDER / "narrative.yaml").read_text())
 
 
+@functools.cache
 def phase_rules() -> dict[str, ConfidenceConfig]:
     """Confidence rule of each phase, from its parameter file: the one place where it is written."""
     paths = sorted((ROOT / "params").glob("phase_1_*.yaml"))
@@ -76,7 +79,8 @@ def uniform_confidence(p: Sequence[float] | np.ndarray, rule: ConfidenceConfig, 
     return confidence(column.expand(-1, boxes).contiguous(), rule).double().numpy()
 
 
-def attainable_range(rule: ConfidenceConfig, boxes: int = 60, grid: int = 41) -> tuple[float, float]:
+@functools.cache
+def attainable_range(rule: ConfidenceConfig, boxes: int = 20, grid: int = 21) -> tuple[float, float]:
     """Smallest and largest confidence that a rule can take, whatever the weights.
 
     Every recorded rule is a mean over boxes with jumps at a cut and at small counts, so its
@@ -86,7 +90,7 @@ def attainable_range(rule: ConfidenceConfig, boxes: int = 60, grid: int = 41) ->
 
     Args:
         boxes: boxes of a field.
-        grid: levels in [0, 1]; 41 steps of 0.025 hold 0.3, 0.4, 0.5, 0.6 and 0.7.
+        grid: levels in [0, 1]; 21 in steps of 0.05 hold 0.3, 0.4, 0.5, 0.6 and 0.7.
     """
     levels = torch.linspace(0, 1, grid, dtype=torch.float64)
     levels = torch.cat((levels, (levels + 1e-6).clamp(max=1))).float()  # just above a cut counts as above
