@@ -176,9 +176,9 @@ class RecordedExits(nn.Module):
                 context = context.detach() if self.context_detached else context
                 features = features + self.projections[name](context)
             output, context = self.branches[name](features)
+            yield output  # before the recomputation: an image that leaves here never pays for it
             if self.context_recomputed and name != "full":
                 context = self.branches[name].trunk(features)
-            yield output
 
     def forward(self, maps: list[Tensor]) -> list[ExitMaps]:
         """All three branches."""
