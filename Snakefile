@@ -201,7 +201,7 @@ rule bench:
         touch("runs/stamps/bench"),
     threads: workflow.cores  # alone: a neighbour would be measured too
     shell:
-        "eelib bench"
+        "eelib bench --quick"  # torch.compile and int8 cost five minutes more: `eelib bench`
 
 
 rule acceleration:
