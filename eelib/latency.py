@@ -80,7 +80,7 @@ def exit_times(model: EarlyExitSSDLite, image: Tensor, repeats: int = 30, thread
 
 
 # Modules of the exported stages by the part that a profile names.
-PARTS = {"trunk": "trunk", "second": "trunk", "extra": "trunk", "context": "head", "down": "head"}
+PARTS = {"trunk": "trunk", "second": "trunk", "extra": "trunk", "context": "head", "down": "head", "shared": "head"}
 
 
 def part_of(operator: str) -> str | None:
