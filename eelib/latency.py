@@ -89,7 +89,7 @@ def part_of(operator: str) -> str | None:
         return "trunk" if operator.startswith("next_features") else None
     module, _, rest = operator[1:].partition("/")
     if module == "decoder":
-        return "head" if rest.startswith(("classes", "offsets")) else "decode"
+        return "head" if rest.startswith("predictors") else "decode"
     return PARTS[module.split(".")[0]]
 
 
