@@ -9,6 +9,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, ScalarFormatter
 from torch import Tensor
 
 from eelib.images import EXIT_COLOURS
@@ -158,8 +159,10 @@ def runtime_ratios(rows: Sequence[Mapping], threads: int = 1) -> Figure:
         axis.minorticks_off()
         axis.set_title(name)
         axis.set_xlabel("batch size")
+    axes.flat[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.flat[0].yaxis.set_major_formatter(ScalarFormatter())
     axes.flat[0].set_ylabel("ms an image")
-    axes.flat[-1].legend(fontsize=6)
+    figure.legend(*axes.flat[-1].get_legend_handles_labels(), ncols=len(runtimes), loc="outside upper center")
     return figure
 
 
