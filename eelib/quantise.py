@@ -36,7 +36,8 @@ class _Reader(CalibrationDataReader):
 
 def kept_in_float(graph: onnx.GraphProto) -> list[str]:
     """Names of the nodes that are not quantised: the decoding, and each predictor's last convolution."""
-    decode = [node for node in graph.node if part_of(node.name) == "decode"]
+    # a joint predictor's output is cut into classes and boxes before the decoding
+    decode = [node for node in graph.node if part_of(node.name) == "decode" or node.op_type in ("Slice", "Split")]
     inputs = {name for node in decode for name in node.input}
     last = [node for node in graph.node if node.op_type == "Conv" and inputs & set(node.output)]
     return [node.name for node in [*decode, *last]]

@@ -37,8 +37,10 @@ def test_convolutions_are_int8_and_pixels_are_not(folder):
         restored = {name for n in graph.node if n.op_type == "DequantizeLinear" for name in n.output}
         convolutions = [n for n in graph.node if n.op_type == "Conv"]
         quantised = [n for n in convolutions if n.input[1] in restored]  # its weights are stored in int8
-        predictors = [n for n in convolutions if n.name.startswith(("/decoder/classes", "/decoder/offsets"))]
-        assert len(convolutions) - len(quantised) == len(predictors) / 2
+        predictors = [n for n in convolutions if n.name.startswith("/decoder/predictors")]
+        joint = [n for n in predictors if "/both/" in n.name]  # the last convolution of classes and boxes together
+        expected = 4 if joint else 12  # one a map of an early exit, two a map of the full one
+        assert len(convolutions) - len(quantised) == expected == len(joint) + (len(predictors) - len(joint)) / 2
         (boxes,) = (n for n in graph.node if "boxes" in n.output)
         assert boxes.op_type == "Concat"
         assert (folder / entry["file"]).stat().st_size < 0.6 * (folder / f"stage_{entry['exit']}.onnx").stat().st_size
