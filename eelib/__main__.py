@@ -153,6 +153,10 @@ def _report(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     """Time every runtime, exit and batch size, interleaved; print the ratios, write bench.json."""
+    if args.routed_ap:
+        from eelib import route_command
+
+        return route_command.print_speed(args.checkpoint)
     from eelib import bench, deploy, quantise
 
     folder = Path(args.export) if args.export else ROOT / "runs" / "bench_export"
@@ -242,6 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--export", help="folder of `eelib export`; written afresh without it")
     command.add_argument("--quick", action="store_true", help="few repeats, no torch.compile, no int8: a minute")
     command.add_argument("--reports", default=str(ROOT / "reports"), help="folder of metrics/bench.json")
+    command.add_argument("--routed-ap", action="store_true", help="time the AP of a routing instead, by three scorers")
     command = add("export", _export, "eelib export --out runs/deploy")
     command.add_argument("--checkpoint", default=checkpoint, help="a released detector with or without exits")
     command.add_argument("--out", required=True, help="folder of the graphs and the manifest")

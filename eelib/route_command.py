@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from eelib import calibrate, config, curves, guarantee, policies
-from eelib.routed_ap import resample
+from eelib.routed_ap import RoutedAP, ap_speed, resample
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,3 +79,15 @@ def _print_route(answer: dict, as_json: bool) -> None:
     low, high = answer["AP_minus_full_interval"]
     print(f"beside full  {answer['AP_minus_full']:+.4f}  [{low:+.4f}, {high:+.4f}]")
     print(f"time ratio   {answer['time_ratio']:.3f}")
+
+
+def print_speed(checkpoint: str) -> int:
+    """Time of the AP of a routing on test: merged match flags, pycocotools, hotcoco."""
+    found, cocos = curves.load_study(checkpoint, "data/showroom", config.ROOT / "runs" / "records", ("test",))
+    speed = ap_speed(RoutedAP(found["test"], cocos["test"]), found["test"], cocos["test"])
+    for name in ("merge", "pycocotools", "hotcoco"):
+        ms = speed[f"{name}_ms"]
+        taken = "not installed" if ms is None else f"{ms:9.2f} ms   {ms / speed['merge_ms']:8.1f} x merge"
+        print(f"{name:12} {taken}")
+    print(f"merge differs from pycocotools by {speed['largest_difference']:.1e}")
+    return 0
