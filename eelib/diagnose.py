@@ -16,12 +16,13 @@ from eelib.data import DetectionDataset, build_transform
 from eelib.losses import detection_loss, match_batch
 from eelib.matching import matching_quality
 from eelib.model import EarlyExitSSDLite, ExitOutput
-from eelib.recorded import BOXES_PER_CELL, ExitMaps, prior_boxes
+from eelib.recorded import BOXES_PER_CELL, ExitMaps, RecordedExits, prior_boxes
 from eelib.recorded_loss import SIZE_HW, assign, recorded_loss
 from eelib.routing import distribution_loss, exit_rates, scheduled_thresholds, slope_at
 
 # Logit of the difference chair - background at which a detector starts: 1 % chair (RetinaNet's prior).
 PRIOR_LOGIT = -4.6
+PUSHED = 10.0
 
 
 class Check(NamedTuple):
@@ -163,9 +164,20 @@ def _routing(config: PhaseConfig) -> Iterator[Check]:
         size = _threshold_gradient(config)
         yield Check("thresholds can learn", "gradient of the exit rates to them", size, "above 0", size > 0)
     if config.temperature.from_routing:
-        bounded = config.temperature.clamp == "parameter"
-        question = "temperatures that a routing loss moves, without a bound on the parameter"
-        yield Check("temperatures are bounded", question, 0.0 if bounded else 3.0, "0", bounded)
+        reached, limit = _pushed_temperature(config), config.temperature.bounds[1]
+        question = f"a temperature that is pushed to {PUSHED:g}, after a step"
+        yield Check("temperatures are bounded", question, reached, f"at most {limit:g}", reached <= limit)
+
+
+@torch.no_grad()
+def _pushed_temperature(config: PhaseConfig) -> float:
+    """Where a temperature ends that a routing loss drives away: a clamp in the forward pass leaves the parameter."""
+    rule = config.temperature
+    exits = RecordedExits(temperature_clamp=rule.clamp, temperature_bounds=rule.bounds)
+    for temperature in exits.temperatures.values():
+        temperature.fill_(PUSHED)
+    exits.project()
+    return max(float(temperature) for temperature in exits.temperatures.values())
 
 
 def _threshold_gradient(config: PhaseConfig) -> float:

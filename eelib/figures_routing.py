@@ -77,7 +77,7 @@ def reliability_diagrams(before: Mapping[str, Mapping], after: Mapping[str, Mapp
         top, bottom = axes[0, column], axes[1, column]
         top.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, zorder=0)
         for table, colour, marker, label in (
-            (before[name], RECORDED_COLOUR, "s", "as recorded"),
+            (before[name], RECORDED_COLOUR, "s", "raw score"),
             (after[name], EXIT_COLOURS[name], "o", "calibrated"),
         ):
             score, right, count = (np.array(table[key]) for key in ("score", "right", "count"))
