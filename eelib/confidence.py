@@ -4,6 +4,8 @@ All rules take ``p``, the chair probability of each box after the temperature, s
 and return one confidence an image, shape (B,). ``m`` is max(p, 1 - p).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,9 +18,9 @@ def chair_probability(cls_logits: Tensor, temperature: Tensor | float = 1.0) -> 
     return (cls_logits / temperature).softmax(-1)[..., 1]
 
 
-def probability_of_maps(cls_maps: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
-    """Chair probability from a class map (B, K * 2, H, W), channel pairs permuted: (B, H * W * K)."""
-    return chair_probability(flatten_predictions([cls_maps], 2), temperature)
+def probability_of_maps(cls_maps: Sequence[Tensor], temperature: Tensor | float = 1.0) -> Tensor:
+    """Chair probability (B, sum of H * W * K) from class maps (B, K * 2, H, W), one a level, channel pairs permuted."""
+    return chair_probability(flatten_predictions(cls_maps, 2), temperature)
 
 
 def top_score(p: Tensor) -> Tensor:

@@ -27,11 +27,13 @@ class _Group(BaseModel):
 class ModelConfig(_Group):
     """Which detector, and where its weights start."""
 
-    architecture: Literal["ssdlite", "recorded"] = "ssdlite"  # 11, 12: "recorded" has one 20x20 map an exit
+    architecture: Literal["ssdlite", "recorded"] = "ssdlite"  # "recorded": three branches, each a switch below
     exits: bool = True  # exit1 and exit2 exist; False is the baseline
     weights: Literal["none", "imagenet", "coco"] = "none"  # start of the trunk; the last two are downloaded
     start: str | None = None  # checkpoint to start from, relative to the repository; overrides `weights`
     train_trunk: bool = True  # False freezes the trunk, statistics included
+    single_map: bool = False  # 11: one 20x20 map an exit and unnamed boxes, no pyramid
+    full_truncated: bool = False  # 12: full ends with the trunk's first part; False runs SSDLite's tail
     full_head: Literal["light", "heavy"] = "light"  # 13: "heavy" costs 358 MMAC, "light" is SSDLite's predictor
     context_projection: Literal["trained", "frozen"] = "trained"  # 15: the optimiser forgot the projections
     context_recomputed: bool = False  # 14: branch trunks run twice, which moves their statistics twice
@@ -217,7 +219,8 @@ def parse(values: object, source: str = "configuration") -> PhaseConfig:
 
 # A switch is refused where it cannot act: the key, the key that it depends on, and the values that let it act.
 _ON_RECORDED = (
-    *(f"model.{key}" for key in ("full_head", "context_projection", "context_recomputed", "context_detached")),
+    *(f"model.{key}" for key in ("single_map", "full_truncated", "full_head")),
+    *(f"model.context_{key}" for key in ("projection", "recomputed", "detached")),
     *("data.normalise", "data.val_limit"),
     *(f"targets.{key}" for key in ("assignment", "class_layout", "class_index", "boxes")),
     *(f"loss.{key}" for key in ("exit_weights_start", "ramp_epochs", "teacher", "cascade", "confidence_order")),

@@ -15,7 +15,7 @@ from eelib.config import PhaseConfig, resolve
 from eelib.data import DetectionDataset, build_transform
 from eelib.losses import detection_loss, match_batch
 from eelib.matching import matching_quality
-from eelib.model import EarlyExitSSDLite, ExitOutput
+from eelib.model import EarlyExitSSDLite, ExitOutput, flatten_predictions
 from eelib.recorded import BOXES_PER_CELL, ExitMaps, RecordedExits, prior_boxes
 from eelib.recorded_loss import SIZE_HW, assign, recorded_loss
 from eelib.routing import distribution_loss, exit_rates, scheduled_thresholds, slope_at
@@ -75,25 +75,29 @@ def _data(samples: list[dict]) -> Iterator[Check]:
     yield Check("boxes follow the image", "share of chair pixels inside a box", share, "at least 0.85", share >= 0.85)
 
 
-def _grid(config: PhaseConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Default boxes (A, 4), and class and box outputs of an untrained exit for one image, as leaves."""
+def _levels(config: PhaseConfig) -> list[tuple[int, int]]:
+    return [(20, 20)] if config.model.single_map else [(n, n) for n in (20, 10, 5, 3, 2, 1)]
+
+
+def _grid(config: PhaseConfig) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Default boxes (A, 4), and class outputs, as leaves, and box outputs of an untrained exit for one image."""
     if config.model.architecture == "ssdlite":
         with torch.no_grad():
             output = EarlyExitSSDLite(early=False).eval()(torch.zeros(1, 3, *SIZE_HW))[0]
         defaults = output.default_boxes
         cls = torch.tensor([0.0, PRIOR_LOGIT]).expand(1, len(defaults), 2).clone()
-        return defaults, cls.requires_grad_(), torch.zeros(1, len(defaults), 4)
-    grid = (20, 20)
+        return defaults, [cls.requires_grad_()], [torch.zeros(1, len(defaults), 4)]
     pair = torch.tensor([0.0, PRIOR_LOGIT]).repeat(BOXES_PER_CELL).reshape(1, -1, 1, 1)
-    cls = pair.expand(1, -1, *grid).clone().requires_grad_()
-    return prior_boxes(grid, SIZE_HW), cls, torch.zeros(1, 4 * BOXES_PER_CELL, *grid)
+    cls = [pair.expand(1, -1, *grid).clone().requires_grad_() for grid in _levels(config)]
+    boxes = [torch.zeros(1, 4 * BOXES_PER_CELL, *grid) for grid in _levels(config)]
+    return prior_boxes(_levels(config), SIZE_HW), cls, boxes
 
 
 def _matched(config: PhaseConfig, target: dict, defaults: Tensor, generator: torch.Generator) -> Tensor:
     if config.model.architecture == "ssdlite":
         output = ExitOutput("full", torch.zeros(1, len(defaults), 2), torch.zeros(1, len(defaults), 4), defaults)
         return match_batch(output, [target], config.targets.iou_threshold)[0][0]
-    return assign([target], (20, 20), config, generator)[0]
+    return assign([target], _levels(config), config, generator)[0]
 
 
 def _targets(config: PhaseConfig, samples: list[dict]) -> Iterator[Check]:
@@ -130,17 +134,16 @@ def _class_gradient(config, cls, boxes, defaults, target, generator) -> Tensor:
     """Gradient of the class loss with respect to chair - background of each box, in the confidence's order (A,)."""
     if config.model.architecture == "ssdlite":
         options = {"classification": config.loss.classification, "box": config.loss.box}
-        output = ExitOutput("full", cls, boxes, defaults)
+        output = ExitOutput("full", *cls, *boxes, defaults)
         loss = detection_loss(output, [target], iou_threshold=config.targets.iou_threshold, **options)
-        (gradient,) = torch.autograd.grad(loss["classification"], cls)
-        return (gradient[0, :, 1] - gradient[0, :, 0]) / 2
-    # Only the full exit's class map is a leaf here, so no box, teacher or order term reaches it.
-    still = ExitMaps(cls.detach(), boxes)
+        pairs = torch.autograd.grad(loss["classification"], cls)[0][0]  # (A, 2)
+        return (pairs[:, 1] - pairs[:, 0]) / 2
+    # Only the full exit's class maps are leaves here, so no box, teacher or order term reaches them.
+    still = ExitMaps([level.detach() for level in cls], boxes)
     exits = [still, still, ExitMaps(cls, boxes)]
     one = [torch.ones(())] * 3
     loss, _ = recorded_loss(exits, [target], one, one[:2], config, config.optim.epochs, generator)
-    (gradient,) = torch.autograd.grad(loss, cls)
-    pairs = gradient.view(1, BOXES_PER_CELL, 2, 20, 20).permute(0, 3, 4, 1, 2).reshape(-1, 2)  # (A, 2)
+    pairs = flatten_predictions(torch.autograd.grad(loss, cls), 2)[0]  # (A, 2)
     return (pairs[:, 1] - pairs[:, 0]) / 2
 
 

@@ -13,7 +13,7 @@ from eelib.recorded_loss import SIZE_HW
 class FeatureDataset(Dataset):
     """A frozen trunk's maps of every image and its mirror image, as float16 (0.7 MB an image and side).
 
-    Items are ``(maps, boxes)``; which side is drawn depends on (seed, epoch, index) alone.
+    Items are ``(maps, boxes)``, full's maps last; which side is drawn depends on (seed, epoch, index) alone.
     Caching changes nothing: the contexts of the exits are added to these maps and never pass
     through the trunk (the record, section A.3).
 
@@ -34,7 +34,7 @@ class FeatureDataset(Dataset):
             maps = []
             for images, targets in batches(dataset, 8):
                 with torch.no_grad():
-                    features = list(detector.trunk_maps(images.flip(-1) if mirrored else images))
+                    features = sum(detector.trunk_maps(images.flip(-1) if mirrored else images), [])
                 maps.append([f.half() for f in features])
                 for target in targets:
                     boxes = target["boxes"]
@@ -59,14 +59,14 @@ def _mirror(boxes_xyxy: Tensor) -> Tensor:
     return torch.stack((SIZE_HW[1] - x2, y1, SIZE_HW[1] - x1, y2), 1)
 
 
-def collate_maps(items: list) -> tuple[list[Tensor], list[dict]]:
-    """Items of a :class:`FeatureDataset` to maps (B, C, 20, 20) of each level and targets.
+def collate_maps(items: list) -> tuple[list[list[Tensor]], list[dict]]:
+    """Items of a :class:`FeatureDataset` to the maps (B, C, H, W) of each exit, and targets.
 
     Channels last is a fifth faster in the 1 x 1 convolutions of the branches on a CPU.
     """
     levels = zip(*(maps for maps, _ in items), strict=True)
     maps = [torch.stack(level).contiguous(memory_format=torch.channels_last) for level in levels]
-    return maps, [{"boxes": boxes} for _, boxes in items]
+    return [maps[:1], maps[1:2], maps[2:]], [{"boxes": boxes} for _, boxes in items]
 
 
 def collate_images(items: list) -> tuple[Tensor, list[dict]]:

@@ -35,7 +35,7 @@ def describe(detector: RecordedDetector, config: PhaseConfig, exit_name: str, li
     for images, targets in batches(dataset, 4):
         outputs = detector(images)
         p = probability_of_maps(outputs[index].cls)
-        boxes = decoded_boxes(outputs[index].box, config.targets.boxes, SIZE_HW)
+        boxes = decoded_boxes(outputs[index], config.targets.boxes, SIZE_HW)
         confidence.append(confidences(detector, config, outputs)[:, index])
         probability.append(torch.stack((p.amin(1), p.amax(1)), 1))
         corners.append(torch.stack((boxes.amin(1), boxes.amax(1)), 1))  # (B, 2, 4)
@@ -67,6 +67,6 @@ def best_detections(
     """The ``topk`` best boxes of each image after NMS, for a picture; images (B, 3, 320, 320) in [0, 1]."""
     detector.eval()
     maps = detector(images)[EXIT_NAMES.index(exit_name)]
-    boxes = decoded_boxes(maps.box, config.targets.boxes, SIZE_HW)
+    boxes = decoded_boxes(maps, config.targets.boxes, SIZE_HW)
     kept = keep_best(boxes, probability_of_maps(maps.cls), SIZE_HW, nms_threshold=NMS_THRESHOLD)
     return [Detections(d.boxes[:topk], d.scores[:topk]) for d in kept]

@@ -57,6 +57,12 @@ def recorded_values(phase: str) -> dict[str, str]:
     return {}
 
 
+def _trunk_parts(detector: RecordedDetector) -> list[tuple[nn.Module, str]]:
+    names = ("features.1", *(f"extra.{k}" for k in range(len(detector.backbone_tail))))
+    tail = [(block, f"backbone.{name}.") for block, name in zip(detector.backbone_tail, names, strict=False)]
+    return [(detector.backbone, "backbone.features.0."), *tail]
+
+
 def build_detector(config: PhaseConfig) -> RecordedDetector:
     """The recorded detector of a configuration, its trunk from the start checkpoint.
 
@@ -68,10 +74,10 @@ def build_detector(config: PhaseConfig) -> RecordedDetector:
     detector = RecordedDetector(config)
     if config.model.start:
         state = load_checkpoint(resolve(config.model.start))["model"]
-        prefix = "backbone.features.0."
-        trunk = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         try:
-            detector.backbone.load_state_dict(trunk)
+            for part, prefix in _trunk_parts(detector):
+                own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+                part.load_state_dict(own)
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip()
             raise TrainingError(f"{config.model.start}: checkpoint of another architecture; {detail}") from None
@@ -271,7 +277,7 @@ def confidences(detector: RecordedDetector, config: PhaseConfig, outputs: list[E
 
 
 def _detections(maps: ExitMaps, targets: list[dict], config: PhaseConfig, category_id: int) -> dict[int, list[dict]]:
-    boxes = decoded_boxes(maps.box, config.targets.boxes, SIZE_HW)
+    boxes = decoded_boxes(maps, config.targets.boxes, SIZE_HW)
     kept = keep_best(boxes, probability_of_maps(maps.cls), SIZE_HW, nms_threshold=NMS_THRESHOLD)
     pairs = zip(targets, kept, strict=True)
     return {target["image_id"]: to_results(target["image_id"], d, category_id) for target, d in pairs}

@@ -23,9 +23,11 @@ SIZE_HW = (320, 320)
 ZERO_BOX_WEIGHT = 0.1  # of the full exit's boxes against zero, phase 1.1
 
 
-def assign(targets: list[dict], grid_hw: tuple[int, int], config: PhaseConfig, generator: torch.Generator) -> Tensor:
+def assign(
+    targets: list[dict], grids_hw: Sequence[tuple[int, int]], config: PhaseConfig, generator: torch.Generator
+) -> Tensor:
     """``matched_idxs`` (B, A) of a batch by the configured assignment; one draw serves all exits."""
-    priors = prior_boxes(grid_hw, SIZE_HW)
+    priors = prior_boxes(grids_hw, SIZE_HW)
     match config.targets.assignment:
         case "random":
             matched = [match_random(len(t["boxes"]), len(priors), generator) for t in targets]
@@ -53,7 +55,7 @@ def _class_term(maps: ExitMaps, rows: Tensor, matched: Tensor, targets: list[dic
     if kind == "hard_negative":
         return hard_negative_loss(rows, positive) / count
     quality = torch.zeros(positive.shape)
-    reached = decoded_boxes(maps.box.detach(), config.targets.boxes, SIZE_HW)[positive]
+    reached = decoded_boxes(maps, config.targets.boxes, SIZE_HW).detach()[positive]
     quality[positive] = paired_iou(reached, _matched_boxes(targets, matched)).clamp(0, 1)
     return quality_focal_loss(rows, quality) / count
 
@@ -62,12 +64,12 @@ def _box_term(maps: ExitMaps, matched: Tensor, targets: list[dict], config: Phas
     positive, boxes = matched >= 0, _matched_boxes(targets, matched)
     count = positive.sum().clamp(min=1)
     if config.loss.box == "giou":
-        predicted = decoded_boxes(maps.box, config.targets.boxes, SIZE_HW)[positive]
+        predicted = decoded_boxes(maps, config.targets.boxes, SIZE_HW)[positive]
         return 2.0 * generalized_box_iou_loss(predicted, boxes, reduction="sum") / count
     if config.targets.boxes == "encoded":
-        priors = prior_boxes(tuple(maps.box.shape[-2:]), SIZE_HW).expand(len(targets), -1, -1)
+        priors = prior_boxes(maps.grids, SIZE_HW).expand(len(targets), -1, -1)
         boxes = encode(boxes, priors[positive])
-    return F.smooth_l1_loss(flatten_predictions([maps.box], 4)[positive], boxes, reduction="sum") / count
+    return F.smooth_l1_loss(flatten_predictions(maps.box, 4)[positive], boxes, reduction="sum") / count
 
 
 def early_weight(config: PhaseConfig, epoch: float) -> float:
@@ -92,7 +94,7 @@ def _exit_losses(
     """Loss of each exit, and the mean divergence from the next deeper one (the cascade term)."""
     share, layout = config.loss.teacher, config.targets
     rows = [class_rows(o.cls, layout.class_layout, layout.class_index) for o in outputs]
-    boxes = [flatten_predictions([o.box], 4) for o in outputs]
+    boxes = [flatten_predictions(o.box, 4) for o in outputs]
     losses, divergences = [], []
     for k, output in enumerate(outputs):
         class_loss = _class_term(output, rows[k], matched, targets, config)
@@ -145,7 +147,7 @@ def recorded_loss(
     Source: the record, sections A.5 and B.
     """
     loss = config.loss
-    matched = assign(targets, tuple(outputs[0].cls.shape[-2:]), config, generator)
+    matched = assign(targets, outputs[0].grids, config, generator)
     losses, cascade = _exit_losses(outputs, matched, targets, config)
     p = [probability_of_maps(o.cls, t) for o, t in zip(outputs, temperatures, strict=True)]
     c = [confidence(values, config.confidence) for values in p]

@@ -129,7 +129,7 @@ def test_9_exit1_cannot_tell_four_of_ten_column_pairs_apart():
     model = detector(recomputed=False).double().train()  # batch statistics keep the deep signal alive
     with torch.no_grad():
         maps = model(torch.full((2, 3, 320, 320), 0.4, dtype=torch.float64))
-    assert [architecture.indistinguishable_pairs(m.cls) for m in maps] == [4, 0, 0]
+    assert [architecture.indistinguishable_pairs(m.cls[0]) for m in maps] == [4, 0, 0]
     floor = record.column_pair_floor(reach_columns=6)
     assert floor == pytest.approx(0.4 * math.log(2))
     early = record.trajectory("1.1")["loss_exit1"].loc[1:2]

@@ -7,16 +7,11 @@ from hypothesis import strategies as st
 
 from eelib.confidence import confidence, entropy, mean_max
 from eelib.config import ROOT, load, override, parse
-from eelib.model import EXIT_NAMES
-from eelib.phases import recorded_values
-from eelib.recorded import (
-    ExitMaps,
-    RecordedDetector,
-    RecordedExits,
-    class_rows,
-    prior_boxes,
-)
+from eelib.model import EXIT_NAMES, EarlyExitSSDLite
+from eelib.phases import build_detector, recorded_values
+from eelib.recorded import ExitMaps, RecordedDetector, RecordedExits, class_rows, decoded_boxes, prior_boxes
 from eelib.recorded_loss import assign, exit_weights, recorded_loss
+from eelib.train import save_checkpoint
 
 PHASE_1_4 = load(ROOT / "params" / "phase_1_4.yaml")
 PHASE_1_2 = load(ROOT / "params" / "phase_1_2.yaml")
@@ -38,14 +33,15 @@ def test_the_full_head_switch():
     heavy, light = (RecordedExits(full_head=kind) for kind in ("heavy", "light"))
     assert parameters(heavy.branches["full"]) == 1_032_228
     assert parameters(light.branches["full"]) < 50_000
-    maps = [torch.rand(1, c, 4, 4) for c in (80, 112, 672)]
-    assert [m.shape for m in heavy.eval()(maps)[2]] == [m.shape for m in light.eval()(maps)[2]]
+    maps = [[torch.rand(1, c, 4, 4)] for c in (80, 112, 672)]
+    shapes = [[m.shape for levels in heads.eval()(maps)[2] for m in levels] for heads in (heavy, light)]
+    assert shapes[0] == shapes[1]
 
 
 def test_trunk_maps_of_the_record():
     detector = RecordedDetector(PHASE_1_4).eval()
     with torch.no_grad():
-        shapes = [tuple(m.shape) for m in detector.trunk_maps(torch.rand(1, 3, 320, 320))]
+        shapes = [tuple(m.shape) for (m,) in detector.trunk_maps(torch.rand(1, 3, 320, 320))]
     assert shapes == [(1, 80, 20, 20), (1, 112, 20, 20), (1, 672, 20, 20)]
 
 
@@ -73,8 +69,8 @@ def test_count_factor_and_penalty():
 
 def test_column_pairs_join_neighbouring_columns_of_one_channel():
     cls = torch.arange(12 * 4).float().view(1, 12, 2, 2)
-    assert class_rows(cls, "column_pairs", "channel_major")[0, 0].tolist() == [0, 1]
-    assert class_rows(cls, "permuted")[0, 0].tolist() == [0, 4]
+    assert class_rows([cls], "column_pairs", "channel_major")[0, 0].tolist() == [0, 1]
+    assert class_rows([cls], "permuted")[0, 0].tolist() == [0, 4]
 
 
 def test_exit_weights_ramp():
@@ -97,7 +93,7 @@ def test_the_class_loss_does_not_supervise_the_confidence():
     """Defect 1: rows of column pairs push both channels of a box alike."""
     torch.manual_seed(0)
     cls = (0.1 * torch.randn(2, 12, 20, 20)).requires_grad_()
-    outputs = [ExitMaps(cls, torch.zeros(2, 24, 20, 20)) for _ in range(3)]
+    outputs = [ExitMaps([cls], [torch.zeros(2, 24, 20, 20)]) for _ in range(3)]
     targets = [{"boxes": torch.tensor([[40.0, 40, 120, 160]])}] * 2
     gradient = {}
     for layout in ("column_pairs", "permuted"):
@@ -115,13 +111,13 @@ def test_the_class_loss_does_not_supervise_the_confidence():
 
 
 def test_assignment_switch():
-    targets = [{"boxes": prior_boxes((20, 20), (320, 320))[1234:1235]}]
+    targets = [{"boxes": prior_boxes([(20, 20)], (320, 320))[1234:1235]}]
     values = PHASE_1_4.model_dump(mode="json")
     for assignment, positives in (("random", 10), ("background", 0)):
         config = parse(override(values, {"targets.assignment": assignment}))
-        assert (assign(targets, (20, 20), config, torch.Generator()) >= 0).sum() == positives
+        assert (assign(targets, [(20, 20)], config, torch.Generator()) >= 0).sum() == positives
     config = parse(override(values, {"targets.assignment": "iou"}))
-    assert assign(targets, (20, 20), config, torch.Generator())[0, 1234] == 0
+    assert assign(targets, [(20, 20)], config, torch.Generator())[0, 1234] == 0
 
 
 def test_frozen_switches():
@@ -129,3 +125,30 @@ def test_frozen_switches():
     assert not any(p.requires_grad for p in detector.heads.projections.parameters())
     assert all(t.requires_grad for t in detector.heads.temperatures.values())
     assert not any(p.requires_grad for p in detector.backbone.parameters())
+
+
+@pytest.mark.parametrize("head", ["heavy", "light"])
+@pytest.mark.parametrize("truncated", [True, False])
+@pytest.mark.parametrize("single", [True, False])
+def test_the_map_and_the_tail_are_two_switches(single, truncated, head):
+    """Defects 11 and 12, each alone and both, on either full head."""
+    model = {"single_map": single, "full_truncated": truncated, "full_head": head}
+    config = parse({"phase": "t", "model": {"architecture": "recorded", **model}, "data": {"augment": "flip"}})
+    detector = RecordedDetector(config).eval()
+    with torch.no_grad():
+        exits = detector(torch.rand(1, 3, 320, 320))
+    grids = [(20, 20)] if single else [(n, n) for n in (20, 10, 5, 3, 2, 1)]
+    assert [o.grids for o in exits] == [grids] * 3
+    boxes = 2400 if single else 3234  # the second is SSDLite's count
+    assert [tuple(decoded_boxes(o, "encoded", (320, 320)).shape) for o in exits] == [(1, boxes, 4)] * 3
+    assert len(detector.backbone_tail) == (0 if truncated else 1 if single else 5)
+
+
+def test_the_tail_comes_from_the_start_checkpoint(tmp_path):
+    donor = EarlyExitSSDLite(early=False)
+    path = save_checkpoint(tmp_path / "start.pth", {"model": donor.state_dict()})
+    model = {"architecture": "recorded", "start": str(path), "train_trunk": False}
+    detector = build_detector(parse({"phase": "t", "model": model, "data": {"augment": "flip"}}))
+    assert torch.equal(detector.backbone_tail[0][3][0].weight, donor.backbone.features[1][3][0].weight)
+    assert torch.equal(detector.backbone_tail[4][1][0].weight, donor.backbone.extra[3][1][0].weight)
+    assert not any(p.requires_grad for p in detector.backbone_tail.parameters())

@@ -28,7 +28,7 @@ def changed(config, **keys):
 def outputs(seed=0, grad=False):
     generator = torch.Generator().manual_seed(seed)
     maps = [[0.5 * torch.randn(2, n, 4, 4, generator=generator) for n in (12, 24)] for _ in range(3)]
-    return [ExitMaps(*(m.requires_grad_(grad) for m in pair)) for pair in maps]
+    return [ExitMaps(*([m.requires_grad_(grad)] for m in pair)) for pair in maps]
 
 
 TARGETS = [
@@ -82,7 +82,7 @@ def test_boxes_without_ground_truth():
     values = parts(PHASES["phase_1_1"], maps=maps)
     rows = class_rows(maps[2].cls, "column_pairs", "channel_major").flatten(0, 1)
     background = cross_entropy(rows, torch.zeros(len(rows), dtype=torch.long))
-    expected = background + 0.1 * smooth_l1_loss(maps[2].box, torch.zeros_like(maps[2].box))
+    expected = background + 0.1 * smooth_l1_loss(maps[2].box[0], torch.zeros_like(maps[2].box[0]))
     assert values["loss_full"] == pytest.approx(float(expected), rel=1e-5)
     same = parts(PHASES["phase_1_1"], maps=[maps[1], maps[1], maps[2]])
     assert same["loss_exit1"] == pytest.approx(0, abs=1e-6)
@@ -93,7 +93,7 @@ def test_boxes_without_ground_truth():
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (2, 6)])
 def test_class_rows_hold_every_logit_once(layout, index, grid):
     cls = torch.arange(2 * 12 * grid[0] * grid[1]).float().view(2, 12, *grid)
-    rows = class_rows(cls, layout, index)
+    rows = class_rows([cls], layout, index)
     assert rows.shape == (2, grid[0] * grid[1] * 6, 2)
     assert torch.equal(rows[0].flatten().sort().values, cls[0].flatten())
 
@@ -101,12 +101,12 @@ def test_class_rows_hold_every_logit_once(layout, index, grid):
 def test_the_index_switch_moves_rows_and_keeps_their_pairs():
     """Defect 2 alone: with channel pairs, the class of index i is at another cell than the box of index i."""
     cls = torch.arange(12 * 16).float().view(1, 12, 4, 4)
-    cell, channel = (class_rows(cls, "permuted", i)[0] for i in ("cell_major", "channel_major"))
+    cell, channel = (class_rows([cls], "permuted", i)[0] for i in ("cell_major", "channel_major"))
     assert cell[1].tolist() == [32, 48]  # second box of cell 0
     assert channel[1].tolist() == [1, 17]  # first box of cell 1
     assert {tuple(r) for r in cell.tolist()} == {tuple(r) for r in channel.tolist()}
     # column pairs in cell-major order lie at one of the two cells that they cover
-    rows = class_rows(cls, "column_pairs", "cell_major")[0].view(16, 6, 2) % 16
+    rows = class_rows([cls], "column_pairs", "cell_major")[0].view(16, 6, 2) % 16
     assert all(float(i) in rows[i, k].tolist() for i in range(16) for k in range(6))
 
 
@@ -264,8 +264,8 @@ def test_threshold_bounds():
 def test_detached_contexts_keep_the_full_loss_from_the_early_branches(detached):
     """Defect 16."""
     heads = RecordedExits(context_detached=detached)
-    full = heads([torch.randn(2, c, 4, 4) for c in (80, 112, 672)])[-1]
-    full.cls.sum().backward()
+    full = heads([[torch.randn(2, c, 4, 4)] for c in (80, 112, 672)])[-1]
+    full.cls[0].sum().backward()
     reached = [any(p.grad is not None for p in heads.branches[n].parameters()) for n in ("exit1", "exit2")]
     assert reached == [not detached, not detached]
 
@@ -286,7 +286,7 @@ def test_an_order_that_holds_leaves_the_temperatures_without_gradient():
         levels = (0.0, 0.5, 1.0) if rising else (1.0, 0.5, 0.0)
         maps = outputs()
         for level, output in zip(levels, maps, strict=True):
-            output.cls.view(2, 6, 2, 4, 4)[:, :, 1] += 3 * level
+            output.cls[0].view(2, 6, 2, 4, 4)[:, :, 1] += 3 * level
         temperatures = [torch.tensor(1.5, requires_grad=True) for _ in range(3)]
         config = changed(BASE, confidence={"rule": "gated_mean"})
         total, values = recorded_loss(maps, TARGETS, temperatures, (0.4, 0.5), config, 10.0, torch.Generator())
