@@ -34,7 +34,10 @@ from eelib.train import (
 NMS_THRESHOLD = 0.45  # of the record's inference script
 RECORDED = ("data/record/phases.csv", "data/record/lost_run.csv")
 # What a phase's outcome depends on: a change of one of these files starts its training over.
-CODE = ("recorded", "recorded_loss", "confidence", "routing", "matching", "losses", "feature_cache", "train", "phases")
+CODE = (
+    *("data", "anchors", "matching", "model", "losses", "confidence", "routing"),
+    *("recorded", "recorded_loss", "train", "feature_cache", "phases"),
+)
 
 
 def tag(phase: str) -> str:
