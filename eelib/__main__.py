@@ -32,6 +32,8 @@ def _bad_input() -> tuple[type[Exception], ...]:
 
 def _train(args: argparse.Namespace) -> int:
     """Train an SSDLite with or without exits and release its averaged weights."""
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
     from eelib import config, train
     from eelib.data import DetectionDataset, build_transform
     from eelib.evaluate import coco_ap, detect_exits
@@ -65,7 +67,8 @@ def _train(args: argparse.Namespace) -> int:
         evaluate=evaluate,
     )
     state = {"model": model.state_dict(), "config": settings.model_dump(mode="json"), "history": history}
-    print(f"released {train.save_checkpoint(out / 'released.pth', state)}")
+    if rank_zero_only.rank == 0:
+        print(f"released {train.save_checkpoint(out / 'released.pth', state)}")
     return 0
 
 

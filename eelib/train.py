@@ -176,6 +176,8 @@ def fit(
     """
     out, optim = Path(out), config.optim
     fabric = make_fabric(config)
+    if not fabric.is_global_zero:  # every process trains, one speaks and writes
+        log = _silent
     average = WeightAverage(model, optim.ema_decay)
     raw = model
     # fused: a quarter of the time on a CPU; it unscales half-precision gradients itself, which clipping forbids
@@ -226,6 +228,10 @@ def fit(
     best = load_checkpoint(out / "best.pth") if optim.keep == "best" and measured else {"model": average.state}
     raw.load_state_dict(best["model"])
     return history
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 def selection_score(row: dict) -> float:
