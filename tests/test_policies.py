@@ -8,13 +8,11 @@ from eelib.calibrate import CalibrationError
 from eelib.config import ROOT, read_yaml
 from eelib.curves import (
     auroc,
-    breakdown,
     choose,
     clear_of_hull,
     fastest,
     full_samples,
     gain_auroc,
-    groups_of,
     hull_mixture,
     oracle_curve,
     point,
@@ -177,23 +175,6 @@ def test_full_differs_from_full_by_nothing(splits):
     weights = resample(test.scenes, 10, 0)
     found = point(test, np.full(50, 2), weights, full_samples(test, weights))
     assert found["AP_minus_full"] == 0 and found["AP_minus_full_interval"] == [0, 0] and found["time_ratio"] == 1
-
-
-def test_breakdown_by_tag_size_and_model():
-    coco, made = noisy(12, split="test")
-    val_coco, val = noisy(12, split="val")
-    for k, image in enumerate(coco.dataset["images"]):
-        image |= {"dark": k % 2 == 0, "recipe": "office", "clutter": k / 12}
-    for k, annotation in enumerate(coco.dataset["annotations"]):
-        annotation["model"] = f"m{k % 2}"
-    split = prepare({"val": val, "test": made}, {"val": val_coco, "test": coco}, COSTS, "none", on="val")["test"]
-    assert groups_of(split)["dark True"].sum() == 6 and groups_of(split)["clutter high"].sum() == 6
-    rows = breakdown(split, {"full": np.full(12, 2)}, resample(split.scenes, 5, 0))
-    by_group = {row["group"]: row for row in rows}
-    assert by_group["all"]["objects"] == by_group["dark True"]["objects"] + by_group["dark False"]["objects"]
-    assert by_group["all"]["AP"] == by_group["recipe office"]["AP"] == split.evaluator.of_exit(2)
-    assert by_group["model m0"]["objects"] + by_group["model m1"]["objects"] == by_group["all"]["objects"]
-    assert {"size small", "size medium", "size large"} <= by_group.keys()
 
 
 def test_bad_input(tmp_path, splits):
