@@ -17,21 +17,26 @@ from eelib.records import ExitRecords, records_of
 from eelib.routed_ap import bootstrap, interval
 
 
-def read_times(path: Path | str, exit_names: Sequence[str]) -> list[float]:
-    """Time of each exit as a share of full, from ``exits.<name>.ratio`` of a metrics file.
+def read_times(path: Path | str, exit_names: Sequence[str], key: str = "ratio") -> list[float]:
+    """Time of each exit as a share of full, from ``exits.<name>.<key>`` of a metrics file.
+
+    Args:
+        key: ``ratio``, or ``passed_ratio`` for what suppression at the exits passed adds.
 
     Raises:
         PolicyError: the file is missing, is no JSON, or has no ratio for an exit.
     """
     try:
         content = json.loads(Path(path).read_text())
-        return [float(content["exits"][name]["ratio"]) for name in exit_names]
+        return [float(content["exits"][name][key]) for name in exit_names]
     except FileNotFoundError:
         raise PolicyError(f"{path}: no such file of times; run notebook 04_exits first") from None
     except json.JSONDecodeError as error:
         raise PolicyError(f"{path}: not valid JSON ({error})") from None
     except (KeyError, TypeError) as error:
-        raise PolicyError(f"{path}: no key exits.<name>.ratio for every one of {exit_names}: {error}") from None
+        raise PolicyError(
+            f"{path}: no key exits.<name>.{key} for every one of {exit_names}: {error}; run 04_exits"
+        ) from None
 
 
 def load_study(
@@ -56,7 +61,8 @@ def _measured(settings: Sequence[Setting], split: Split) -> tuple[np.ndarray, np
     routings = [setting.route(split) for setting in settings]
     known = {r.tobytes(): r for r in routings}  # many thresholds give one routing
     ap = {key: split.evaluator.ap(r) for key, r in known.items()}
-    return np.array([split.time(r) for r in routings]), np.array([ap[r.tobytes()] for r in routings])
+    times = [split.time(r, s.reads_boxes) for r, s in zip(routings, settings, strict=True)]
+    return np.array(times), np.array([ap[r.tobytes()] for r in routings])
 
 
 def choose(settings: Sequence[Setting], calibrate: Split, budgets: Sequence[float]) -> list[Setting]:
@@ -83,13 +89,14 @@ def fastest(settings: Sequence[Setting], calibrate: Split, loss: float = 0.01) -
     return settings[int(np.where(inside, times, np.inf).argmin() if inside.any() else ap.argmax())]
 
 
-def point(split: Split, chosen: np.ndarray, weights: np.ndarray, full: np.ndarray) -> dict:
+def point(split: Split, chosen: np.ndarray, weights: np.ndarray, full: np.ndarray, reads_boxes: bool = False) -> dict:
     """One routing measured: AP with interval, difference to full, exit shares, time.
 
     Args:
         chosen: exit of each image, (N,).
         weights: (R, N) bootstrap resamples.
         full: (R,) AP of full on the same resamples.
+        reads_boxes: of the setting that chose.
     """
     per_iou = split.evaluator.per_iou(chosen)
     samples = bootstrap(split.evaluator, [chosen], weights)[:, 0]
@@ -97,7 +104,7 @@ def point(split: Split, chosen: np.ndarray, weights: np.ndarray, full: np.ndarra
     names = split.records.exit_names
     shares = np.bincount(chosen, minlength=len(names)) / len(chosen)
     return {
-        "time_ratio": split.time(chosen),
+        "time_ratio": split.time(chosen, reads_boxes),
         "exit_shares": dict(zip(names, shares.tolist(), strict=True)),
         "AP": float(per_iou.mean()),
         "AP_interval": interval(samples),
@@ -122,7 +129,7 @@ def policy_curve(
     for budget, setting in zip(budgets, choose(settings, calibrate, budgets), strict=True):
         chosen = setting.route(test)
         if chosen.tobytes() not in known:
-            known[chosen.tobytes()] = point(test, chosen, weights, full)
+            known[chosen.tobytes()] = point(test, chosen, weights, full, setting.reads_boxes)
         points.append({"budget": float(budget), "thresholds": list(setting.thresholds)} | known[chosen.tobytes()])
     return points
 

@@ -177,6 +177,19 @@ def test_full_differs_from_full_by_nothing(splits):
     assert found["AP_minus_full"] == 0 and found["AP_minus_full_interval"] == [0, 0] and found["time_ratio"] == 1
 
 
+def test_a_policy_that_reads_boxes_pays_for_suppression_at_the_exits_passed():
+    coco, made = noisy(12)
+    records, cocos = {"val": made, "calibrate": made}, {"val": coco, "calibrate": coco}
+    here = prepare(records, cocos, COSTS, "none", passing=(0.0, 0.01, 0.03))["calibrate"]
+    chosen = np.array([0, 1, 2, 2])
+    assert here.time(chosen) == pytest.approx((0.5 + 0.7 + 1 + 1) / 4)
+    assert here.time(chosen, reads_boxes=True) == pytest.approx((0.5 + 0.71 + 1.03 + 1.03) / 4)
+    reads = {name for name in POLICIES if settings_of(name, here, here, OPTIONS)[0].reads_boxes}
+    assert reads == {"count_entropy", "patience", "gumbel", "benefit"}
+    with pytest.raises(PolicyError, match="expected 3 shares of full from 0"):
+        prepare(records, cocos, COSTS, "none", passing=(0.0, -0.1, 0.0))
+
+
 def test_bad_input(tmp_path, splits):
     with pytest.raises(PolicyError, match="policy: 'best' is unknown; expected one of fixed,"):
         check_policy("best")
