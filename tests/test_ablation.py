@@ -103,7 +103,7 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch):
 
     def train(config, out, **_):
         trained.append(config.phase)
-        return {"detector": None}
+        return {"detector": object()}
 
     monkeypatch.setattr(ablation, "train_phase", train)
     monkeypatch.setattr(ablation, "measure", lambda _, config, __: made("", config.seed, 0.1))
