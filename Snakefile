@@ -6,7 +6,10 @@ SEEDS = str(config.get("seeds", "0")).split(",")
 METRICS = "reports/metrics"
 REPORTS = sorted(glob_wildcards("eelib/templates/{name}.md.j2").name)
 PHASE_METRICS = expand(METRICS + "/phases/{phase}_seed{seed}.json", phase=PHASES, seed=SEEDS)
-PHASE_CODE = ["recorded", "recorded_loss", "confidence", "routing", "feature_cache", "phases", "mechanisms", "scorecard"]
+PHASE_CODE = [
+    *("data", "anchors", "matching", "model", "losses", "confidence", "routing", "recorded", "recorded_loss"),
+    *("train", "feature_cache", "phases", "mechanisms", "scorecard"),
+]
 WHOLE = {"model.train_trunk": "true", "optim.trunk_lr_factor": "0.1", "data.limit": "null", "data.val_limit": "null"}
 FULL = " ".join(f"--set {k}={v}" for k, v in WHOLE.items()) if config.get("profile") == "full" else ""
 RUN = "eelib run {input.notebook} --params {input.params} --out {log}"

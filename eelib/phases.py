@@ -1,6 +1,5 @@
 """Train, route and measure one recorded phase, under the record's file names."""
 
-import csv
 import functools
 import hashlib
 import json
@@ -32,9 +31,11 @@ from eelib.train import (
 )
 
 NMS_THRESHOLD = 0.45  # of the record's inference script
-RECORDED = ("data/record/phases.csv", "data/record/lost_run.csv")
 # What a phase's outcome depends on: a change of one of these files starts its training over.
-CODE = ("recorded", "recorded_loss", "confidence", "routing", "matching", "losses", "feature_cache", "train", "phases")
+CODE = (
+    *("data", "anchors", "matching", "model", "losses", "confidence", "routing"),
+    *("recorded", "recorded_loss", "train", "feature_cache", "phases"),
+)
 
 
 def tag(phase: str) -> str:
@@ -45,16 +46,6 @@ def tag(phase: str) -> str:
 def run_folder(config: PhaseConfig, runs: Path | str | None = None) -> Path:
     """Folder of a run: ``runs/phase_1_4/seed0``."""
     return Path(runs or resolve("runs")) / f"phase_{tag(config.phase)}" / f"seed{config.seed}"
-
-
-def recorded_values(phase: str) -> dict[str, str]:
-    """The recorded row of a phase as text, or an empty dict for a phase that is not on record."""
-    for table in RECORDED:
-        with resolve(table).open(newline="") as file:
-            for row in csv.DictReader(file):
-                if row["phase"] == phase:
-                    return row
-    return {}
 
 
 def _trunk_parts(detector: RecordedDetector) -> list[tuple[nn.Module, str]]:

@@ -30,6 +30,15 @@ def final_values() -> pd.DataFrame:
     return pd.read_csv(FOLDER / "phases.csv", dtype={"phase": str}).set_index("phase")
 
 
+def recorded_values(phase: str) -> dict[str, float]:
+    """The recorded numbers of a phase's final row, ``"1.1_max"`` too; empty for a phase that is not on record."""
+    for table in ("phases.csv", "lost_run.csv"):
+        rows = pd.read_csv(FOLDER / table, dtype={"phase": str}).set_index("phase")
+        if phase in rows.index:
+            return pd.to_numeric(rows.loc[phase], errors="coerce").dropna().astype(float).to_dict()
+    return {}
+
+
 def trajectory(phase: str) -> pd.DataFrame:
     """The recorded values of a phase by epoch (1.1, 1.6, 1.7, 1.8 and 1.9), indexed by epoch from 1.
 

@@ -23,12 +23,12 @@ from eelib.phases import (
     final_thresholds,
     identity,
     load_phase,
-    recorded_values,
     route_split,
     tag,
     weights_path,
     write_json,
 )
+from eelib.record import recorded_values
 from eelib.recorded import RecordedDetector
 from eelib.routing import exit_shares
 from eelib.train import TrainingError, training_set
@@ -149,7 +149,7 @@ def validate(config: PhaseConfig, folder: Path | str, *, compute: bool, score: f
 
 def recorded_card(phase: str) -> dict:
     """The recorded final values of a phase as numbers, grouped as ours; empty for a phase not on record."""
-    row = {key: float(value) for key, value in recorded_values(phase).items() if _is_number(value)}
+    row = recorded_values(phase)
     if not row:
         return {}
     names = {
@@ -168,14 +168,6 @@ def recorded_card(phase: str) -> dict:
     card["ms_per_batch_of_four"] = row["latency_ms_per_batch_of_4"]
     card["ms_per_image"] = row["latency_ms_per_batch_of_4"] / 4
     return card
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def summarise(config: PhaseConfig, detector: RecordedDetector, history: list[dict], out: Path | str) -> dict:
