@@ -176,10 +176,18 @@ def test_the_ablation_is_told_where_there_is_one(results):
     reports.write_all(results)
     assert "One defect at a time" not in (results / name).read_text()
     row = {
-        "variant": "mean probability (33)", "seeds": {"0": {}, "1": {}},
-        "AP": 0.1, "largest_share": 1.0, "spread": 0.01, "AP_full": 0.123, "AP_full_interval": [0.1, 0.2], "AP_full_minus_working": 0.0,
-        "AP_full_minus_working_interval": [0.0, 0.0], "destroys_detection": False, "all_or_nothing": True,
-    }  # fmt: skip
+        "variant": "mean probability (33)",
+        "seeds": {"0": {}, "1": {}},
+        "AP_full": 0.123,
+        "AP_full_interval": [0.1, 0.2],
+        "AP_full_minus_working": 0.0,
+        "AP_full_minus_working_interval": [0.0, 0.0],
+        "AP": 0.1,
+        "largest_share": 1.0,
+        "spread": 0.01,
+        "destroys_detection": False,
+        "all_or_nothing": True,
+    }
     content = {"variants": [row], "answer": "Alone destroys detection: none."}
     (results / "metrics" / "ablation.json").write_text(json.dumps(content))
     reports.write_all(results)
