@@ -102,7 +102,8 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch):
         return {"detector": object()}
 
     monkeypatch.setattr(ablation, "train_phase", train)
-    monkeypatch.setattr(ablation, "measure", lambda _, config, __: made("", config.seed, 0.1))
+    measured = {key: value for key, value in made("", 0, 0.1).items() if key != "variant"}
+    monkeypatch.setattr(ablation, "measure", lambda *_: measured)
     monkeypatch.setattr(ablation, "provenance", lambda *_: {"split": "test"})
     monkeypatch.setattr(ablation, "identity", lambda config: {"config": config.model_dump(mode="json")})
     (job, *_) = ablation.jobs_of(BASE, STUDY["variants"], STUDY["common"], [0])
