@@ -18,6 +18,7 @@ RUN = "eelib run {input.notebook} --params {input.params} --out {log}"
 wildcard_constraints:
     phase=r"phase_1_\w+",
     seed=r"\d+",
+    part=r"\d+",
 
 
 STAGES = [
@@ -106,9 +107,11 @@ rule exits:
     input:
         notebook="notebooks/04_exits.ipynb",
         params="params/report_exits.yaml",
-        weights="checkpoints/exits.pth",
+        weights=expand("checkpoints/{name}.pth", name=sorted(glob_wildcards("checkpoints/{name,exits[^/]*}.pth").name)),
+        code=["eelib/validation.py", "eelib/records.py", "eelib/routed_ap.py"],
     output:
         f"{METRICS}/exits.json",
+        f"{METRICS}/training.json",
         touch("runs/stamps/exits"),
     log:
         "reports/executed/04_exits.ipynb",
@@ -165,6 +168,34 @@ rule causal:
         "OMP_NUM_THREADS={threads} " + RUN
 
 
+# Not in `all`: a quarter of an hour on two cores. `snakemake ablation --cores 2`; a stopped run goes on.
+rule ablation_part:
+    input:
+        params="params/ablation.yaml",
+        base="params/phase_2_0_recorded.yaml",
+        weights="checkpoints/baseline.pth",
+        code=expand("eelib/{module}.py", module=[*PHASE_CODE, "causal", "ablation"]),
+    output:
+        touch("runs/stamps/ablation_{part}"),
+    threads: 1  # two parts side by side
+    shell:
+        "OMP_NUM_THREADS={threads} eelib ablate {input.params} --part {wildcards.part}/2"
+
+
+rule ablation:
+    input:
+        notebook="notebooks/05e_ablation.ipynb",
+        params="params/ablation.yaml",
+        parts=expand("runs/stamps/ablation_{part}", part=[1, 2]),
+    output:
+        f"{METRICS}/ablation.json",
+        touch("runs/stamps/ablation"),
+    log:
+        "reports/executed/05e_ablation.ipynb",
+    shell:
+        RUN
+
+
 rule policies:
     input:
         notebook="notebooks/05d_policies.ipynb",
@@ -184,10 +215,15 @@ rule policies:
 rule validation:
     input:
         notebook="notebooks/06_validation.ipynb",
-        params="params/report_tables.yaml",
+        params="params/report_validation.yaml",
+        options="params/report_policies.yaml",
+        weights="checkpoints/exits.pth",
         metrics=[f"{METRICS}/baseline.json", f"{METRICS}/exits.json", *PHASE_METRICS],
+        records=f"{METRICS}/routing.json",  # 05d leaves the exit records behind
+        code=["eelib/validation.py", "eelib/policies.py"],
     output:
         "reports/tables/validation.csv",
+        f"{METRICS}/validation.json",
         touch("runs/stamps/validation"),
     log:
         "reports/executed/06_validation.ipynb",

@@ -1,4 +1,4 @@
-"""The command line: ``eelib diagnose | train | release | run | validate | report | route | bench | export | detect``.
+"""The command line; ``eelib --help`` lists the commands, from ``diagnose`` and ``train`` to ``export`` and ``detect``.
 
 Commands import what they use when they run: ``eelib detect`` works without torch.
 """
@@ -97,6 +97,31 @@ def _release(args: argparse.Namespace) -> int:
         entry = release(args.checkpoint, args.name)
     for name, ap in entry["test"].items():
         print(f"{args.name} {name}: AP {ap['AP']:.3f}, AP50 {ap['AP50']:.3f} on {entry['images']} test images")
+    return 0
+
+
+def _choose(args: argparse.Namespace) -> int:
+    """Release the best of several released detectors under one more name, by val alone."""
+    from eelib.release import choose
+
+    chosen = choose(args.name, args.candidates)["chosen"]
+    for name, value in chosen["val_mean_AP"].items():
+        print(f"{name}: mean AP of the exits on val {value:.4f}")
+    print(f"{args.name} is {chosen['from']}")
+    return 0
+
+
+def _ablate(args: argparse.Namespace) -> int:
+    """Train and measure a part of an ablation; 05e_ablation reads what is there."""
+    from eelib import ablation, config
+
+    values = config.read_yaml(args.params)
+    part, _, parts = args.part.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise config.ConfigError(f"--part {args.part}: expected K/N with K from 1 to N")
+    jobs = ablation.jobs_of(config.resolve(values["base"]), values["variants"], values["common"], values["seeds"])
+    for job in jobs[int(part) - 1 :: int(parts)]:
+        ablation.run_job(job, config.resolve(values["runs"]), values["resamples"], log=lambda s: print(s, flush=True))
     return 0
 
 
@@ -226,6 +251,12 @@ def _parser() -> argparse.ArgumentParser:
     command = add("release", _release, "eelib release runs/baseline/released.pth baseline.pth")
     command.add_argument("checkpoint", help="released.pth of a training run")
     command.add_argument("name", help="file name in checkpoints/")
+    command = add("choose", _choose, "eelib choose exits.pth exits_frozen.pth exits_joint.pth exits_distilled.pth")
+    command.add_argument("name", help="file name of the copy in checkpoints/")
+    command.add_argument("candidates", nargs="+", help="released file names")
+    command = add("ablate", _ablate, "eelib ablate params/ablation.yaml --part 1/2")
+    command.add_argument("params", help="parameter file of 05e_ablation")
+    command.add_argument("--part", default="1/1", help="K/N: the K-th of N parts, to run side by side")
     command = add("run", _run, "eelib run notebooks/05_routing.ipynb --params params/phase_1_4.yaml")
     command.add_argument("notebook")
     command.add_argument("--params", help="parameter file, checked before the run")

@@ -74,6 +74,8 @@ class LossConfig(_Group):
     box: Literal["smooth_l1", "giou"] = "giou"
     mask: float = Field(0.0, ge=0)  # weight of the auxiliary mask loss on the trunk, in training alone
     exit_weights: tuple[float, float, float] = Field((1.0, 1.0, 1.0), strict=False)  # exit1, exit2, full
+    gradient_rescaling: bool = False  # each part of the trunk gets the mean over the exits behind it, not the sum
+    distillation: float = Field(0.0, ge=0)  # weight of full's scores and boxes as targets of an exit's positives
     exit_weights_start: tuple[float, float, float] | None = Field(None, strict=False)  # ramped from, if given
     ramp_epochs: int = Field(4, ge=0)
     teacher: float = Field(0.0, ge=0, le=1)  # share of the next deeper exit in an early exit's loss
@@ -231,6 +233,9 @@ _NEEDS = (
     *((key, "model.architecture", ("recorded",)) for key in _ON_RECORDED),
     *((f"optim.{key}", "model.architecture", ("ssdlite",)) for key in ("compile",)),
     *((key, "model.architecture", ("ssdlite",)) for key in ("data.image_sizes", "loss.mask")),
+    *((f"loss.{key}", "model.architecture", ("ssdlite",)) for key in ("gradient_rescaling", "distillation")),
+    *((f"loss.{key}", "model.exits", (True,)) for key in ("gradient_rescaling", "distillation")),
+    *((f"loss.{key}", "model.train_trunk", (True,)) for key in ("gradient_rescaling", "mask")),
     ("model.exits", "model.architecture", ("ssdlite",)),
     *((f"confidence.{key}", "confidence.rule", ("counted",)) for key in ("count_bonus", "penalty_few", "penalty_none")),
     *((f"confidence.{key}", "confidence.rule", ("counted", "gated_mean")) for key in ("cut", "min_count")),

@@ -14,24 +14,29 @@ from eelib.config import resolve
 from eelib.data import annotation_path, load_coco
 from eelib.policies import PolicyError, Setting, Split
 from eelib.records import ExitRecords, records_of
-from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, only_model
+from eelib.routed_ap import bootstrap, interval
 
 
-def read_times(path: Path | str, exit_names: Sequence[str]) -> list[float]:
-    """Time of each exit as a share of full, from ``exits.<name>.ratio`` of a metrics file.
+def read_times(path: Path | str, exit_names: Sequence[str], key: str = "ratio") -> list[float]:
+    """Time of each exit as a share of full, from ``exits.<name>.<key>`` of a metrics file.
+
+    Args:
+        key: ``ratio``, or ``passed_ratio`` for what suppression at the exits passed adds.
 
     Raises:
         PolicyError: the file is missing, is no JSON, or has no ratio for an exit.
     """
     try:
         content = json.loads(Path(path).read_text())
-        return [float(content["exits"][name]["ratio"]) for name in exit_names]
+        return [float(content["exits"][name][key]) for name in exit_names]
     except FileNotFoundError:
         raise PolicyError(f"{path}: no such file of times; run notebook 04_exits first") from None
     except json.JSONDecodeError as error:
         raise PolicyError(f"{path}: not valid JSON ({error})") from None
     except (KeyError, TypeError) as error:
-        raise PolicyError(f"{path}: no key exits.<name>.ratio for every one of {exit_names}: {error}") from None
+        raise PolicyError(
+            f"{path}: no key exits.<name>.{key} for every one of {exit_names}: {error}; run 04_exits"
+        ) from None
 
 
 def load_study(
@@ -56,7 +61,8 @@ def _measured(settings: Sequence[Setting], split: Split) -> tuple[np.ndarray, np
     routings = [setting.route(split) for setting in settings]
     known = {r.tobytes(): r for r in routings}  # many thresholds give one routing
     ap = {key: split.evaluator.ap(r) for key, r in known.items()}
-    return np.array([split.time(r) for r in routings]), np.array([ap[r.tobytes()] for r in routings])
+    times = [split.time(r, s.reads_boxes) for r, s in zip(routings, settings, strict=True)]
+    return np.array(times), np.array([ap[r.tobytes()] for r in routings])
 
 
 def choose(settings: Sequence[Setting], calibrate: Split, budgets: Sequence[float]) -> list[Setting]:
@@ -83,13 +89,14 @@ def fastest(settings: Sequence[Setting], calibrate: Split, loss: float = 0.01) -
     return settings[int(np.where(inside, times, np.inf).argmin() if inside.any() else ap.argmax())]
 
 
-def point(split: Split, chosen: np.ndarray, weights: np.ndarray, full: np.ndarray) -> dict:
+def point(split: Split, chosen: np.ndarray, weights: np.ndarray, full: np.ndarray, reads_boxes: bool = False) -> dict:
     """One routing measured: AP with interval, difference to full, exit shares, time.
 
     Args:
         chosen: exit of each image, (N,).
         weights: (R, N) bootstrap resamples.
         full: (R,) AP of full on the same resamples.
+        reads_boxes: of the setting that chose.
     """
     per_iou = split.evaluator.per_iou(chosen)
     samples = bootstrap(split.evaluator, [chosen], weights)[:, 0]
@@ -97,7 +104,7 @@ def point(split: Split, chosen: np.ndarray, weights: np.ndarray, full: np.ndarra
     names = split.records.exit_names
     shares = np.bincount(chosen, minlength=len(names)) / len(chosen)
     return {
-        "time_ratio": split.time(chosen),
+        "time_ratio": split.time(chosen, reads_boxes),
         "exit_shares": dict(zip(names, shares.tolist(), strict=True)),
         "AP": float(per_iou.mean()),
         "AP_interval": interval(samples),
@@ -122,7 +129,7 @@ def policy_curve(
     for budget, setting in zip(budgets, choose(settings, calibrate, budgets), strict=True):
         chosen = setting.route(test)
         if chosen.tobytes() not in known:
-            known[chosen.tobytes()] = point(test, chosen, weights, full)
+            known[chosen.tobytes()] = point(test, chosen, weights, full, setting.reads_boxes)
         points.append({"budget": float(budget), "thresholds": list(setting.thresholds)} | known[chosen.tobytes()])
     return points
 
@@ -258,65 +265,3 @@ def clear_of_hull(curve: Sequence[Mapping], peers: Sequence[Mapping]) -> list[di
     """Points of a curve whose whole AP interval lies above the static detectors' hull."""
     best = static_hull(peers)
     return [p for p in curve if p["AP_interval"][0] > best(np.array([p["time_ratio"]]))[0]]
-
-
-def groups_of(split: Split) -> dict[str, np.ndarray]:
-    """Images by difficulty tag: name to bool (N,). Clutter is cut at its median."""
-    images = [split.coco.imgs[i] for i in split.records.image_ids]
-    groups = {"all": np.ones(len(images), bool)}
-    for tag in ("recipe", "dark"):
-        for value in sorted({image[tag] for image in images if tag in image}, key=str):
-            groups[f"{tag} {value}"] = np.array([image.get(tag) == value for image in images])
-    clutter = np.array([image.get("clutter", np.nan) for image in images], float)
-    if not np.isnan(clutter).any():
-        groups["clutter low"] = clutter <= np.median(clutter)
-        groups["clutter high"] = clutter > np.median(clutter)
-    return groups
-
-
-def breakdown(split: Split, routings: Mapping[str, np.ndarray], weights: np.ndarray, models: bool = True) -> list[dict]:
-    """AP and AP50 of several routings by tag, size of the chair and chair model.
-
-    Args:
-        routings: name to exit of each image, (N,).
-        weights: (R, N) resamples for the intervals.
-        models: by chair model, too: over the images that show it, other chairs ignored.
-
-    Returns:
-        Rows of group, objects, system, AP, AP50 and the interval's ends; None where nothing can be found.
-    """
-    rows = []
-    for name, inside in groups_of(split).items():
-        rows += _rows(name, split.evaluator, routings, weights * inside, inside.astype(np.int64))
-    for name, area in AREAS.items():
-        evaluator = RoutedAP(split.records, split.coco, area)
-        rows += _rows(f"size {name}", evaluator, routings, weights, None)
-    shown: dict[str, set] = {}
-    for annotation in split.coco.dataset["annotations"]:
-        # only chairs count as positives; other furniture shares the annotation file
-        if models and annotation["category_id"] in split.coco.getCatIds(catNms=["chair"]) and "model" in annotation:
-            shown.setdefault(annotation["model"], set()).add(annotation["image_id"])
-    for name, ids in sorted(shown.items()):
-        kept = [row for row, i in enumerate(split.records.image_ids) if i in ids]
-        if not kept:
-            continue
-        evaluator = RoutedAP(split.records.rows(kept), only_model(split.coco, name))
-        rows += _rows(f"model {name}", evaluator, {k: r[kept] for k, r in routings.items()}, weights[:, kept], None)
-    return rows
-
-
-def _rows(group, evaluator, routings, weights, once) -> list[dict]:
-    samples = bootstrap(evaluator, list(routings.values()), weights)
-    objects = int(evaluator.positives @ (once if once is not None else np.ones(evaluator.images, np.int64)))
-    rows = []
-    for index, (system, chosen) in enumerate(routings.items()):
-        per_iou = evaluator.per_iou(chosen, once)
-        low, high = interval(samples[:, index]) if len(samples) else (None, None)
-        rows.append(
-            {
-                "group": group, "objects": objects, "system": system,
-                "AP": float(per_iou.mean()) if objects else None, "AP50": float(per_iou[0]) if objects else None,
-                "AP low": low, "AP high": high,
-            }
-        )  # fmt: skip
-    return rows

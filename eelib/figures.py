@@ -291,3 +291,34 @@ def check_matrix(checks: pd.DataFrame) -> Figure:
     handles = [Rectangle((0, 0), 1, 1, color=c) for c in (HOLDS_COLOUR, FAILS_COLOUR)]
     figure.legend(handles, ["holds", "fails"], loc="outside lower right", ncols=2)
     return figure
+
+
+def ablation_dots(rows: Sequence[Mapping]) -> Figure:
+    """One defect at a time: AP of full, share of the largest exit, spread of exit1's confidence.
+
+    Args:
+        rows: of :func:`eelib.ablation.summarise`, the working configuration first; a bar is the
+            95 % interval, a small dot one seed, the vertical line the working configuration.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH_IN, 0.185 * len(rows) + 0.8), sharey=True)
+    panels = (
+        ("AP_full", "AP of full on test", "destroys_detection"),
+        ("largest_share", "share of the\nlargest exit", "all_or_nothing"),
+        ("spread", "spread of exit1's\nconfidence (std)", "all_or_nothing"),
+    )
+    for axis, (key, label, verdict) in zip(axes, panels, strict=True):
+        axis.axvline(rows[0][key], color="0.75", linewidth=0.8, zorder=0)
+        for y, row in enumerate(rows):
+            colour = "#D55E00" if row[verdict] else OURS_COLOUR
+            axis.plot(row[f"{key}_interval"], [y, y], color=colour, linewidth=1.2, solid_capstyle="butt")
+            axis.scatter([s[key] for s in row["seeds"].values()], [y] * len(row["seeds"]), color=colour, s=4, zorder=3)
+            axis.scatter(row[key], y, color=colour, s=18, zorder=4)
+        axis.set_xlabel(label)
+        axis.grid(axis="y", color="0.93", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.tick_params(axis="y", length=0)
+    axes[1].set_xlim(0, 1.03)
+    axes[2].set_xlim(left=0)
+    axes[0].set_yticks(range(len(rows)), [row["variant"] for row in rows], fontsize=7)
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    return figure

@@ -135,3 +135,32 @@ def recovered_bars(shares: Mapping[str, float]) -> Figure:
     axis.margins(x=0.12)  # room for the labels
     axis.set_xlabel("recovered share: 0 random, 1 oracle")
     return figure
+
+
+def ap_dots(values: Mapping[str, Mapping[str, tuple[float, float, float]]], baseline: float | None = None) -> Figure:
+    """AP with its 95 % interval, a line a group and a colour a system.
+
+    Args:
+        values: ``values[group][system]`` is AP and the ends of its interval; what is no exit is black.
+        baseline: AP of the detector without exits, drawn as a line.
+    """
+    systems = list(dict.fromkeys(system for row in values.values() for system in row))
+    height = 0.5 if len(values) < 8 else 0.3
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, height * len(values) + 1.0))
+    if baseline is not None:
+        axis.axvline(baseline, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+        axis.annotate(" baseline", (baseline, 1), xycoords=("data", "axes fraction"), va="bottom", fontsize=7)
+    for k, system in enumerate(systems):
+        colour = EXIT_COLOURS.get(system, "black")
+        shift = (k - (len(systems) - 1) / 2) * 0.7 / len(systems)
+        known = [(y + shift, *row[system]) for y, row in enumerate(values.values()) if system in row]
+        for y, _, low, high in known:
+            axis.plot([low, high], [y, y], color=colour, linewidth=1.2)
+        axis.scatter([ap for _, ap, _, _ in known], [y for y, *_ in known], color=colour, s=16, zorder=3, label=system)
+    axis.set_yticks(range(len(values)), values)
+    axis.set_ylim(len(values) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlim(left=0)
+    axis.set_xlabel("AP[.50:.95] on test")
+    figure.legend(*axis.get_legend_handles_labels(), ncols=len(systems), loc="outside upper left")
+    return figure

@@ -92,13 +92,14 @@ def sequence(val: Split, penalty: float, steps: int = 50) -> list[Setting]:
     refuse_test(val.name, "fixing the sequence")
     gain = fit_benefit([val], lambda s: np.maximum(0.0, s.f1[:, -1:] - s.f1[:, :-1]), penalty)
     levels = np.unique(np.quantile(gain(val), np.linspace(0, 1, steps)))[::-1]
-    return [Setting((float(t),) * (len(val.costs) - 1), gain) for t in levels]
+    return [Setting((float(t),) * (len(val.costs) - 1), gain, reads_boxes=True) for t in levels]
 
 
 def losses_of(settings: Sequence[Setting], split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Loss and time of every setting on every image: (S, N), (S, N)."""
     routings = np.array([setting.route(split) for setting in settings])
-    return np.array([loss_against_full(split.f1, chosen) for chosen in routings]), split.costs[routings]
+    times = [split.paid(setting.reads_boxes)[chosen] for setting, chosen in zip(settings, routings, strict=True)]
+    return np.array([loss_against_full(split.f1, chosen) for chosen in routings]), np.array(times)
 
 
 def fixed_sequence(

@@ -48,18 +48,26 @@ def measure(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup
 
 
 @torch.no_grad()
-def run_to(model: EarlyExitSSDLite, images: Tensor, exit_name: str) -> list:
-    """Detections of one exit, computing nothing beyond it."""
+def run_to(model: EarlyExitSSDLite, images: Tensor, exit_name: str, suppress_passed: bool = False) -> list:
+    """Detections of one exit, computing nothing beyond it.
+
+    Args:
+        suppress_passed: suppress at the exits before, too: what a policy needs that reads their boxes.
+    """
     for output in model.exits(images):
         if output.name == exit_name:
             return postprocess(output, tuple(images.shape[-2:]))
+        if suppress_passed:
+            postprocess(output, tuple(images.shape[-2:]))
     raise ValueError(f"exit: {exit_name!r} is unknown; expected one of {', '.join(model.exit_names)}")
 
 
 def exit_times(model: EarlyExitSSDLite, image: Tensor, repeats: int = 30, threads: int = 1) -> dict[str, dict]:
     """Time of leaving at each exit in eager mode, from tensor to detections, NMS included.
 
-    Early exits before the one measured are run too: that is what a routed image pays.
+    Early exits before the one measured are run too: that is what a routed image pays. Their boxes
+    are not suppressed, as in :class:`eelib.runtime.EarlyExitSession`, whose policies read the raw
+    scores. A policy that reads boxes after suppression pays for that at every exit passed.
 
     Args:
         model: in evaluation mode.
@@ -67,16 +75,27 @@ def exit_times(model: EarlyExitSSDLite, image: Tensor, repeats: int = 30, thread
         threads: of torch, restored afterwards.
 
     Returns:
-        For each exit ``median_ms``, ``p95_ms`` and ``ratio`` to full.
+        For each exit ``median_ms``, ``p95_ms``, ``ratio`` to full and ``passed_ratio``: what
+        suppression at the exits passed adds, as a share of full.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        calls = {name: lambda name=name: run_to(model, image, name) for name in model.exit_names}
+        calls = {
+            (name, passed): lambda name=name, passed=passed: run_to(model, image, name, passed)
+            for name in model.exit_names
+            for passed in (False, True)
+        }
         times = measure(calls, repeats)
     finally:
         torch.set_num_threads(before)
-    return {name: t | {"ratio": t["median_ms"] / times["full"]["median_ms"]} for name, t in times.items()}
+    full, found = times["full", False]["median_ms"], {}
+    for position, name in enumerate(model.exit_names):
+        own, passed = times[name, False], times[name, True]
+        # the first exit passes none; below 0 there is noise alone
+        added = max(0.0, passed["median_ms"] - own["median_ms"]) if position else 0.0
+        found[name] = own | {"ratio": own["median_ms"] / full, "passed_ratio": added / full}
+    return found
 
 
 # Modules of the exported stages by the part that a profile names.

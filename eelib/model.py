@@ -135,6 +135,12 @@ def initialise(module: nn.Module) -> None:
             _start_at_background(layer.weight, layer.bias)
 
 
+def rescale_gradient(features: Tensor, factor: float) -> Tensor:
+    """The same values, whose gradient is multiplied by ``factor`` on its way back."""
+    kept = features.detach()
+    return kept + factor * (features - kept)  # features - kept is 0, so the values stay bit for bit
+
+
 class EarlyExitSSDLite(nn.Module):
     """SSDLite320 MobileNetV3-Large with two early exits before the full detector.
 
@@ -146,8 +152,13 @@ class EarlyExitSSDLite(nn.Module):
         weights: None, ``"imagenet"`` (trunk) or ``"coco"`` (trunk and head but for the class
             layers); both are downloaded by torchvision.
         scales, aspect_ratios: default boxes of the six maps; the exits use the first ones.
+        gradient_rescaling: in training, a part of the trunk gets the mean of the gradients of
+            the exits behind it instead of their sum. Adam takes no notice of a factor that all
+            of a weight's gradients share, so under AdamW this acts through the clip of the norm
+            and through the balance with losses on the trunk itself, such as the masks'.
 
-    Source: Howard et al., "Searching for MobileNetV3", ICCV 2019, section 6.3.
+    Sources: Howard et al., "Searching for MobileNetV3", ICCV 2019, section 6.3; Li et al.,
+    "Improved Techniques for Training Adaptive Deep Networks", ICCV 2019, section 3.1.
     """
 
     def __init__(
@@ -156,8 +167,10 @@ class EarlyExitSSDLite(nn.Module):
         weights: str | None = None,
         scales: Sequence[float] = SCALES,
         aspect_ratios: Sequence[Sequence[float]] = ASPECT_RATIOS,
+        gradient_rescaling: bool = False,
     ):
         super().__init__()
+        self.gradient_rescaling = gradient_rescaling
         self.scales, self.aspect_ratios = tuple(scales), tuple(tuple(r) for r in aspect_ratios)
         backbone_weights = MobileNet_V3_Large_Weights.IMAGENET1K_V2 if weights == "imagenet" else None
         built = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=backbone_weights, num_classes=2)
@@ -203,10 +216,14 @@ class EarlyExitSSDLite(nn.Module):
         """
         size_hw = tuple(images.shape[-2:])
         features, done = (images - 0.5) / 0.5, 0
-        for name, exit_ in self.early.items():
+        for deeper, (name, exit_) in zip(range(len(self.early), 0, -1), self.early.items(), strict=True):
             cut, _ = CUTS[name]
-            features, done = self.segment(features, done, cut, maps), cut
-            logits, boxes, grids = exit_(features)
+            own = features = self.segment(features, done, cut, maps)
+            done = cut
+            if self.gradient_rescaling and torch.is_grad_enabled():
+                own = rescale_gradient(features, 1 / (deeper + 1))
+                features = rescale_gradient(features, deeper / (deeper + 1))
+            logits, boxes, grids = exit_(own)
             yield self._output(name, logits, boxes, grids, size_hw)
         pyramid = self.pyramid(self.segment(features, done, None, maps))
         if maps is not None:

@@ -9,7 +9,7 @@ function that fits refuses ``test``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -37,6 +37,7 @@ class Split:
         coco: annotations.
         costs: (E,) time of leaving at each exit as a share of full, rising to 1.
         cuts: (E,) scores from which a box counts in the F1 of an image.
+        passing: (E,) what suppression at the exits passed adds, as a share of full.
     """
 
     records: ExitRecords
@@ -44,6 +45,7 @@ class Split:
     coco: COCO
     costs: np.ndarray
     cuts: np.ndarray
+    passing: np.ndarray
 
     @property
     def name(self) -> str:
@@ -77,9 +79,18 @@ class Split:
         there = [self.evaluator.marginal(k, full) - self.evaluator.marginal(full, k) for k in range(full)]
         return np.stack([*(-0.5 * gain for gain in there), np.zeros(len(self.records))], 1)
 
-    def time(self, chosen: np.ndarray) -> float:
-        """Mean time of a routing as a share of full."""
-        return float(self.costs[chosen].mean())
+    def paid(self, reads_boxes: bool) -> np.ndarray:
+        """Time of leaving at each exit under a policy, (E,); above 1 at full for one that reads boxes.
+
+        The best score is the same before and after suppression, so a policy on it lets an image
+        pass with an exit's raw scores, as the deployed runtime does. Counts, entropies, sizes
+        and agreement are taken from suppressed boxes: those policies suppress at every exit asked.
+        """
+        return self.costs + self.passing if reads_boxes else self.costs
+
+    def time(self, chosen: np.ndarray, reads_boxes: bool = False) -> float:
+        """Mean time of a routing as a share of full; arguments as in :meth:`paid`."""
+        return float(self.paid(reads_boxes)[chosen].mean())
 
 
 Confidence = Callable[[Split], np.ndarray]  # (N, E - 1) in [0, 1]
@@ -94,10 +105,11 @@ def check_thresholds(thresholds: Sequence[float]) -> None:
 
 @dataclass(frozen=True)
 class Setting:
-    """One operating point of a policy."""
+    """One operating point of a policy; ``reads_boxes``: its evidence is taken after suppression."""
 
     thresholds: tuple[float, ...]
     confidence: Confidence
+    reads_boxes: bool = False
 
     def __post_init__(self):
         check_thresholds(self.thresholds)
@@ -121,6 +133,7 @@ def prepare(
     method: str = "isotonic",
     on: str = "calibrate",
     matched: Mapping[str, RoutedAP] | None = None,
+    passing: Sequence[float] | None = None,
 ) -> dict[str, Split]:
     """Calibrate on one split, choose the cuts on ``val``, match every split once.
 
@@ -131,21 +144,25 @@ def prepare(
         method: of :func:`eelib.calibrate.fit_calibrators`.
         on: split to calibrate on.
         matched: match flags of the records, if they are at hand.
+        passing: (E,) what suppression at the exits passed adds to ``costs``; None is nothing.
 
     Raises:
-        PolicyError: the times do not rise to 1.
+        PolicyError: the times do not rise to 1, or passing an exit takes less than no time.
         CalibrationError: ``on`` is ``test``, or holds nothing to learn from.
     """
     costs = np.asarray(costs, float)
     if costs[-1] != 1 or not (np.diff(costs) > 0).all() or not costs[0] > 0:
         raise PolicyError(f"times of the exits are {costs.tolist()}; expected shares of full that rise to 1")
+    passing = np.zeros_like(costs) if passing is None else np.asarray(passing, float)
+    if passing.shape != costs.shape or not (passing >= 0).all():
+        raise PolicyError(f"times of suppression are {passing.tolist()}; expected {len(costs)} shares of full from 0")
     refuse_test(on, "calibrating")
     matched = matched or {name: RoutedAP(r, cocos[name]) for name, r in records.items()}
     calibrators = fit_calibrators(records[on], matched[on], method)
     mixed = {name: calibrated(r, calibrators) for name, r in records.items()}
     evaluators = {name: matched[name].rescored(r) for name, r in mixed.items()}
     cuts = best_cuts(evaluators["val"])
-    return {name: Split(r, evaluators[name], cocos[name], costs, cuts) for name, r in mixed.items()}
+    return {name: Split(r, evaluators[name], cocos[name], costs, cuts, passing) for name, r in mixed.items()}
 
 
 def top_score(split: Split) -> np.ndarray:
@@ -239,7 +256,9 @@ def _gumbel(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
     """Linear gates on all the evidence, trained through Gumbel noise; an open gate is 0.5 and more."""
     evidence = calibrate.evidence[:, :-1]
     mean, spread = evidence.mean(0), evidence.std(0) + 1e-6
-    weights = train_gates((evidence - mean) / spread, calibrate.value, calibrate.costs, **options["gates"], noise=True)
+    weights = train_gates(
+        (evidence - mean) / spread, calibrate.value, calibrate.paid(True), **options["gates"], noise=True
+    )
 
     def gate(row: np.ndarray) -> Confidence:
         def confidence(split: Split) -> np.ndarray:
@@ -330,6 +349,9 @@ POLICIES: dict[str, Callable[[Split, Split, Mapping], list[Setting]]] = {
 }
 
 
+READ_BOXES = ("count_entropy", "patience", "gumbel", "benefit")  # policies whose evidence is taken after suppression
+
+
 def check_policy(name: str) -> None:
     """:class:`PolicyError` unless the policy exists."""
     if name not in POLICIES:
@@ -351,4 +373,5 @@ def settings_of(name: str, calibrate: Split, val: Split, options: Mapping) -> li
     check_policy(name)
     for split in (calibrate, val):
         refuse_test(split.name, f"choosing thresholds of '{name}'")
-    return POLICIES[name](calibrate, val, options)
+    settings = POLICIES[name](calibrate, val, options)
+    return [replace(setting, reads_boxes=True) for setting in settings] if name in READ_BOXES else settings

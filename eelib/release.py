@@ -1,6 +1,7 @@
 """Released weights: a checkpoint in ``checkpoints/``, and what the manifest says of it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,14 @@ import pandas as pd
 from eelib.config import ROOT, parse
 from eelib.data import DetectionDataset, build_transform
 from eelib.evaluate import coco_ap, detect_exits, file_sha256, provenance
-from eelib.train import TrainingError, load_checkpoint, load_released, save_checkpoint, write_atomic
+from eelib.train import (
+    TrainingError,
+    load_checkpoint,
+    load_released,
+    save_checkpoint,
+    selection_score,
+    write_atomic,
+)
 
 CHECKPOINTS = ROOT / "checkpoints"
 # Larger files do not travel well in git.
@@ -69,8 +77,47 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
         "stages": [*start.get("stages", []), stage | {"config": config.model_dump(mode="json")}],
         **provenance("test", config, target),
     }
-    text = json.dumps(manifest | {name: entry}, indent=2) + "\n"
+    _write_manifest(folder, manifest | {name: entry})
+    return entry
+
+
+def _write_manifest(folder: Path | str, manifest: dict) -> None:
+    text = json.dumps(manifest, indent=2) + "\n"
     write_atomic(Path(folder) / "manifest.json", lambda file: file.write(text.encode()))
+
+
+def choose(name: str, candidates: Sequence[str], folder: Path | str = CHECKPOINTS) -> dict:
+    """Release the best of several released detectors under one more name, by ``val`` alone.
+
+    Args:
+        name: file name of the copy, such as ``exits.pth``.
+        candidates: released file names; the mean AP of their exits on ``val``, as measured in
+            training on the epoch that was kept, decides.
+        folder: of the released weights and of ``manifest.json``.
+
+    Returns:
+        The manifest's entry: that of the best, and ``chosen``: the name and every candidate's mean AP.
+
+    Raises:
+        TrainingError: a candidate was not released, was never measured on ``val``, or has other
+            exits than the first.
+    """
+    manifest, scores = read_manifest(folder), {}
+    for candidate in candidates:
+        if candidate not in manifest:
+            raise TrainingError(f"{candidate}: not released; expected one of {', '.join(manifest)}")
+        expected = list(manifest[candidates[0]]["test"])
+        if list(manifest[candidate]["test"]) != expected:
+            raise TrainingError(f"{candidate}: has other exits than {candidates[0]}; expected {', '.join(expected)}")
+        history = load_checkpoint(Path(folder) / candidate).get("history", [])
+        scores[candidate] = max(map(selection_score, history), default=-1.0)
+        if scores[candidate] < 0:
+            raise TrainingError(f"{candidate}: was not measured on val in training; train it with optim.eval_every")
+    best = max(scores, key=scores.get)
+    content = (Path(folder) / best).read_bytes()
+    write_atomic(Path(folder) / name, lambda file: file.write(content))
+    entry = manifest[best] | {"chosen": {"from": best, "val_mean_AP": scores}}
+    _write_manifest(folder, manifest | {name: entry})
     return entry
 
 

@@ -110,6 +110,7 @@ def context(metrics: Path, published: Path) -> dict:
     told, final, rules = record.narrative(), record.final_values(), record.phase_rules()
     nine = {phase: entry for phase, entry in entries.items() if phase in final.index}
     causal = read_metrics(metrics / "causal.json") if (metrics / "causal.json").exists() else None
+    ablation = read_metrics(metrics / "ablation.json") if (metrics / "ablation.json").exists() else None
     built = comparison.all_tables(entries, comparison.read_history(published, "1.9"))
     constant = record.constant_against_threshold(rules, 0.46)
     return {
@@ -139,6 +140,8 @@ def context(metrics: Path, published: Path) -> dict:
         "causal": causal,
         "causal_table": None if causal is None else tables.markdown(causal_means(causal)),
         "causal_rows": None if causal is None else causal_means(causal).to_dict("records"),
+        "ablation": ablation,
+        "ablation_table": None if ablation is None else tables.markdown(tables.ablation(ablation["variants"])),
         "detector_record": tables.markdown(pd.read_csv(record.FOLDER / "detector_1_4.csv")),
         "exit_goals": EXIT_GOALS,
         "exit_names": EXIT_NAMES,

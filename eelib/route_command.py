@@ -23,10 +23,11 @@ def run(args: argparse.Namespace) -> int:
     names = tuple(dict.fromkeys(("val", args.calibrate_on, "test")))
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     found, cocos = curves.load_study(args.checkpoint, values["root"], args.records, names, args.limit, say)
-    costs = curves.read_times(config.resolve(args.times), found["test"].exit_names)
+    times, names = config.resolve(args.times), found["test"].exit_names
+    costs, passing = curves.read_times(times, names), curves.read_times(times, names, "passed_ratio")
     # a guarantee may look at calibrate once only, so its loss rests on the scores as they are
     method = "none" if levels else values["calibration"]
-    splits = policies.prepare(found, cocos, costs, method, args.calibrate_on)
+    splits = policies.prepare(found, cocos, costs, method, args.calibrate_on, passing=passing)
     here, test, stated = splits[args.calibrate_on], splits["test"], {}
     if levels:
         settings = guarantee.sequence(splits["val"], values["penalty"])
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         chosen = setting.route(test)
         stated = {"policy": args.policy, "budget": args.budget, "thresholds": list(setting.thresholds)}
     weights = resample(test.scenes, args.resamples, seed=0)
-    measured = curves.point(test, chosen, weights, curves.full_samples(test, weights))
+    measured = curves.point(test, chosen, weights, curves.full_samples(test, weights), setting.reads_boxes)
     _print_route(stated | measured, args.json)
     return 0
 

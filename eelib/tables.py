@@ -102,3 +102,63 @@ def causal(rows: list[dict]) -> pd.DataFrame:
         line |= {f"AP {name}": value for name, value in row["AP_exits"].items()}
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def ablation(rows: list[dict]) -> pd.DataFrame:
+    """One defect at a time, a line a variant: what it does to AP and routing, with intervals.
+
+    Args:
+        rows: of :func:`eelib.ablation.summarise`.
+    """
+    lines = []
+    for row in rows:
+        (low, high), (less, more) = row["AP_full_interval"], row["AP_full_minus_working_interval"]
+        lines.append(
+            {
+                "one defect": row["variant"],
+                "seeds": len(row["seeds"]),
+                "AP full": row["AP_full"],
+                "low": low,
+                "high": high,
+                "minus working": row["AP_full_minus_working"],
+                "from": less,
+                "to": more,
+                "AP routed": row["AP"],
+                "largest share": row["largest_share"],
+                "std c1": row["spread"],
+                "destroys detection": "yes" if row["destroys_detection"] else "",
+                "all or nothing": "yes" if row["all_or_nothing"] else "",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def trainings(rows: list[dict]) -> pd.DataFrame:
+    """Detectors side by side, a line an exit: AP with interval, shares, difference to the first.
+
+    Args:
+        rows: of :func:`eelib.validation.compare_detectors`.
+    """
+    lines = []
+    for row in rows:
+        low, high = row["AP_interval"]
+        at_least, at_most = row["share_of_baseline_interval"] or (None, None)
+        less, more = row.get("minus_first_interval") or (None, None)
+        lines.append(
+            {
+                "training": row["training"],
+                "exit": row["exit"],
+                "AP": row["AP"],
+                "low": low,
+                "high": high,
+                "AP50": row["AP50"],
+                "/ own full": row["share_of_full"],
+                "/ baseline": row["share_of_baseline"],
+                "at least": at_least,
+                "at most": at_most,
+                "minus first": row.get("minus_first"),
+                "from": less,
+                "to": more,
+            }
+        )
+    return pd.DataFrame(lines).astype({key: object for key in ("minus first", "from", "to")})

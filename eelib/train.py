@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from eelib.config import ConfigError, PhaseConfig, parse, resolve
 from eelib.data import DetectionDataset, as_input, build_transform, loader
-from eelib.losses import detection_loss
+from eelib.losses import joint_loss
 from eelib.model import EarlyExitSSDLite, ExitOutput
 from eelib.supervision import mask_loss
 
@@ -132,7 +132,9 @@ def parameter_groups(model: nn.Module, config: PhaseConfig) -> list[dict]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr = optim.lr * (optim.trunk_lr_factor if name.startswith("backbone") else 1.0)
+        # a module that trains the detector through itself puts a name of its own before the trunk's
+        trunk = any(part.startswith("backbone") for part in name.split("."))
+        lr = optim.lr * (optim.trunk_lr_factor if trunk else 1.0)
         decay = optim.weight_decay if parameter.ndim > 1 or optim.decay_all else 0.0
         for part, rule in (("temperatures", config.temperature), ("thresholds", config.thresholds)):
             if part in name.split("."):
@@ -308,7 +310,7 @@ def build_model(config: PhaseConfig) -> EarlyExitSSDLite:
     require_architecture(config, "ssdlite")
     torch.manual_seed(config.seed)
     weights = None if config.model.weights == "none" or config.model.start else config.model.weights
-    model = EarlyExitSSDLite(early=config.model.exits, weights=weights)
+    model = EarlyExitSSDLite(config.model.exits, weights, gradient_rescaling=config.loss.gradient_rescaling)
     if config.model.start:
         start = load_checkpoint(resolve(config.model.start))["model"]
         early = {k: v for k, v in model.state_dict().items() if k.startswith("early.") and k not in start}
@@ -322,7 +324,8 @@ def build_model(config: PhaseConfig) -> EarlyExitSSDLite:
 def detection_step(config: PhaseConfig) -> Callable:
     """``step_loss`` of :func:`fit` for an SSDLite with or without exits."""
     frozen = not config.model.train_trunk
-    last = "exit2" if frozen else "full"  # a frozen full path has nothing to learn
+    # a frozen full path has nothing to learn; as a teacher it is run all the same
+    last = "exit2" if frozen and not config.loss.distillation else "full"
 
     def outputs(network: nn.Module, images: Tensor) -> tuple[list, list]:
         if config.loss.mask:
@@ -339,22 +342,22 @@ def detection_step(config: PhaseConfig) -> Callable:
             model.module.backbone.eval()
             model.module.head.eval()
         total, parts = torch.zeros(()), {}
-        weights = dict(zip(("exit1", "exit2", "full"), config.loss.exit_weights, strict=True))
         exits, masks = call(model, as_input(images))
         if masks:
             auxiliary = mask_loss(masks, torch.stack([t["mask"] for t in targets]))
             total, parts = config.loss.mask * auxiliary, {"mask": float(auxiliary.detach())}
-        for output in (ExitOutput(*o) for o in exits):
-            losses = detection_loss(
-                output,
-                targets,
-                iou_threshold=config.targets.iou_threshold,
-                classification=config.loss.classification,
-                box=config.loss.box,
-            )
-            for name, value in losses.items():
-                total = total + weights[output.name] * value
-                parts[f"{output.name}_{name}"] = float(value.detach())
+        found = [ExitOutput(*o) for o in exits]
+        loss, own = joint_loss(
+            found if not frozen else found[:2],
+            targets,
+            config.loss.exit_weights,
+            teacher=found[-1] if config.loss.distillation else None,
+            distillation=config.loss.distillation,
+            iou_threshold=config.targets.iou_threshold,
+            classification=config.loss.classification,
+            box=config.loss.box,
+        )
+        total, parts = total + loss, parts | own
         return total, {"loss": float(total.detach()), **parts}
 
     return step_loss

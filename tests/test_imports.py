@@ -7,10 +7,10 @@ from eelib.config import ROOT
 ORDER = [
     "config", "runtime", "images", "data", "anchors", "matching", "model", "losses", "confidence", "record", "routing",
     "recorded", "architecture", "recorded_loss", "supervision", "train", "records", "evaluate", "routed_ap",
-    "calibrate", "gates", "policies", "guarantee", "curves", "release", "latency", "deploy", "quantise", "bench",
-    "diagnose", "feature_cache", "phases", "inference", "mechanisms", "scorecard", "causal", "figures",
-    "figures_routing", "record_figures", "tables", "comparison", "reports", "batch", "detect_command", "route_command",
-    "__main__",
+    "calibrate", "gates", "policies", "guarantee", "curves", "validation", "release", "latency", "deploy", "quantise",
+    "bench", "diagnose", "feature_cache", "phases", "inference", "mechanisms", "scorecard", "causal", "ablation",
+    "figures", "figures_routing", "record_figures", "tables", "comparison", "reports", "batch", "detect_command",
+    "route_command", "__main__",
 ]  # fmt: skip
 
 

@@ -42,6 +42,19 @@ def test_threads_are_restored_and_full_is_the_unit(model, monkeypatch):
     assert asked == [7, before]
     assert list(times) == ["exit1", "exit2", "full"]
     assert times["full"]["ratio"] == 1
+    assert times["exit1"]["passed_ratio"] == 0 and times["full"]["passed_ratio"] >= 0
+
+
+def test_the_exits_passed_are_suppressed_on_demand(model, monkeypatch):
+    from eelib import latency
+
+    suppressed = []
+    monkeypatch.setattr(latency, "postprocess", lambda output, _: suppressed.append(output.name))
+    image = torch.rand(1, 3, 320, 320)
+    run_to(model, image, "full")
+    assert suppressed == ["full"]
+    run_to(model, image, "full", suppress_passed=True)
+    assert suppressed == ["full", "exit1", "exit2", "full"]
 
 
 def test_the_machine_is_described():

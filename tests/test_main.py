@@ -97,7 +97,8 @@ def small_study(tiny, tmp_path):
     """Options of a study on four images with untrained exits."""
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "w.pth", {"model": EarlyExitSSDLite().state_dict()})
-    times = {"exits": {name: {"ratio": ratio} for name, ratio in (("exit1", 0.5), ("exit2", 0.7), ("full", 1.0))}}
+    ratios = {"exit1": 0.5, "exit2": 0.7, "full": 1.0}
+    times = {"exits": {name: {"ratio": ratio, "passed_ratio": 0.0} for name, ratio in ratios.items()}}
     (tmp_path / "times.json").write_text(json.dumps(times))
     values = read_yaml(ROOT / "params" / "report_policies.yaml") | {"root": str(tiny), "grid": 3}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))

@@ -3,7 +3,7 @@ import torch
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
-from eelib.model import EarlyExitSSDLite, flatten_predictions, postprocess
+from eelib.model import EarlyExitSSDLite, flatten_predictions, postprocess, rescale_gradient
 
 RATIOS = [[2.0, 3.0]] * 6
 
@@ -80,3 +80,38 @@ def test_an_exit_costs_at_most_five_percent(model):
     whole = total(EarlyExitSSDLite(early=False).eval(), torch.rand(1, 3, 320, 320))
     for name, channels in (("exit1", 80), ("exit2", 112)):
         assert total(model.early[name], torch.rand(1, channels, 20, 20)) < 0.05 * whole
+
+
+def test_a_rescaled_gradient_by_hand():
+    x = torch.tensor([2.0, -3.0], requires_grad=True)
+    y = rescale_gradient(x, 0.25)
+    assert torch.equal(y, x)
+    (3 * y).sum().backward()
+    assert x.grad.tolist() == [0.75, 0.75]
+
+
+def test_gradient_rescaling_gives_each_part_of_the_trunk_the_mean_over_the_exits_behind_it():
+    """A third of three gradients before exit1's cut, a half of two before exit2's, full's alone after it."""
+    torch.manual_seed(0)
+    plain = EarlyExitSSDLite().eval()
+    balanced = EarlyExitSSDLite(gradient_rescaling=True).eval()
+    balanced.load_state_dict(plain.state_dict())
+    images = torch.rand(1, 3, 64, 64)
+    trunk = {m: list(m.backbone.features[0].children()) for m in (plain, balanced)}
+
+    def gradients(network, names):
+        loss = sum(o.cls_logits.square().mean() + o.bbox_regression.square().mean()
+                   for o in network(images) if o.name in names)  # fmt: skip
+        first = [next(trunk[network][child].parameters()) for child in (3, 10, 13)]
+        return torch.autograd.grad(loss, first, allow_unused=True)
+
+    by_exit = {name: gradients(plain, (name,)) for name in plain.exit_names}
+    found = gradients(balanced, plain.exit_names)
+    assert by_exit["exit1"][1] is None and by_exit["exit2"][2] is None
+    expected = [
+        sum(by_exit[name][0] for name in plain.exit_names) / 3,
+        (by_exit["exit2"][1] + by_exit["full"][1]) / 2,
+        by_exit["full"][2],
+    ]
+    for mine, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-3, atol=1e-6 * float(wanted.abs().max()))

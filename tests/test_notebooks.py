@@ -20,8 +20,10 @@ DRIVES = {
     "report_exits": "04_exits",
     "report_acceleration": "07_acceleration",
     "report_policies": "05d_policies",
+    "report_validation": "06_validation",
     "report_tables": "08_dissertation",
     "causal": "05c_causal",
+    "ablation": "05e_ablation",
 }
 
 

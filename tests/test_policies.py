@@ -8,13 +8,11 @@ from eelib.calibrate import CalibrationError
 from eelib.config import ROOT, read_yaml
 from eelib.curves import (
     auroc,
-    breakdown,
     choose,
     clear_of_hull,
     fastest,
     full_samples,
     gain_auroc,
-    groups_of,
     hull_mixture,
     oracle_curve,
     point,
@@ -179,21 +177,17 @@ def test_full_differs_from_full_by_nothing(splits):
     assert found["AP_minus_full"] == 0 and found["AP_minus_full_interval"] == [0, 0] and found["time_ratio"] == 1
 
 
-def test_breakdown_by_tag_size_and_model():
-    coco, made = noisy(12, split="test")
-    val_coco, val = noisy(12, split="val")
-    for k, image in enumerate(coco.dataset["images"]):
-        image |= {"dark": k % 2 == 0, "recipe": "office", "clutter": k / 12}
-    for k, annotation in enumerate(coco.dataset["annotations"]):
-        annotation["model"] = f"m{k % 2}"
-    split = prepare({"val": val, "test": made}, {"val": val_coco, "test": coco}, COSTS, "none", on="val")["test"]
-    assert groups_of(split)["dark True"].sum() == 6 and groups_of(split)["clutter high"].sum() == 6
-    rows = breakdown(split, {"full": np.full(12, 2)}, resample(split.scenes, 5, 0))
-    by_group = {row["group"]: row for row in rows}
-    assert by_group["all"]["objects"] == by_group["dark True"]["objects"] + by_group["dark False"]["objects"]
-    assert by_group["all"]["AP"] == by_group["recipe office"]["AP"] == split.evaluator.of_exit(2)
-    assert by_group["model m0"]["objects"] + by_group["model m1"]["objects"] == by_group["all"]["objects"]
-    assert {"size small", "size medium", "size large"} <= by_group.keys()
+def test_a_policy_that_reads_boxes_pays_for_suppression_at_the_exits_passed():
+    coco, made = noisy(12)
+    records, cocos = {"val": made, "calibrate": made}, {"val": coco, "calibrate": coco}
+    here = prepare(records, cocos, COSTS, "none", passing=(0.0, 0.01, 0.03))["calibrate"]
+    chosen = np.array([0, 1, 2, 2])
+    assert here.time(chosen) == pytest.approx((0.5 + 0.7 + 1 + 1) / 4)
+    assert here.time(chosen, reads_boxes=True) == pytest.approx((0.5 + 0.71 + 1.03 + 1.03) / 4)
+    reads = {name for name in POLICIES if settings_of(name, here, here, OPTIONS)[0].reads_boxes}
+    assert reads == {"count_entropy", "patience", "gumbel", "benefit"}
+    with pytest.raises(PolicyError, match="expected 3 shares of full from 0"):
+        prepare(records, cocos, COSTS, "none", passing=(0.0, -0.1, 0.0))
 
 
 def test_bad_input(tmp_path, splits):

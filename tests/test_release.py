@@ -1,10 +1,12 @@
+import json
+
 import pytest
 import torch
 
 from eelib.config import parse
 from eelib.evaluate import file_sha256
 from eelib.model import EarlyExitSSDLite
-from eelib.release import read_manifest, release, stages_table
+from eelib.release import choose, read_manifest, release, stages_table
 from eelib.train import TrainingError, save_checkpoint
 
 
@@ -53,3 +55,25 @@ def test_the_stages_are_a_table(tmp_path, trained):
     assert len(stages_table("baseline.pth")) >= 3  # the released ones can be read, too
     with pytest.raises(TrainingError, match="no entry 'none.pth'; expected one of"):
         stages_table("none.pth", tmp_path)
+
+
+def test_the_best_on_val_is_chosen_whatever_test_says(tmp_path):
+    manifest = {}
+    for name, on_val, on_test in (("frozen.pth", (0.1, 0.3), 0.9), ("joint.pth", (0.2, 0.31), 0.1)):
+        history = [{"exit1_AP": 0.0, "full_AP": 0.0}, {"exit1_AP": on_val[0], "full_AP": on_val[1]}]
+        save_checkpoint(tmp_path / name, {"model": {}, "config": {}, "history": history})
+        manifest[name] = {"test": {"exit1": {"AP": on_test}, "full": {"AP": on_test}}}
+    manifest["baseline.pth"] = {"test": {"full": {"AP": 0.5}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    entry = choose("exits.pth", ["frozen.pth", "joint.pth"], tmp_path)
+    assert entry["chosen"]["from"] == "joint.pth"
+    assert entry["chosen"]["val_mean_AP"] == pytest.approx({"frozen.pth": 0.2, "joint.pth": 0.255})
+    assert (tmp_path / "exits.pth").read_bytes() == (tmp_path / "joint.pth").read_bytes()
+    assert read_manifest(tmp_path)["exits.pth"] == entry
+    with pytest.raises(TrainingError, match="none.pth: not released; expected one of frozen.pth"):
+        choose("exits.pth", ["frozen.pth", "none.pth"], tmp_path)
+    with pytest.raises(TrainingError, match="baseline.pth: has other exits than frozen.pth; expected exit1, full"):
+        choose("exits.pth", ["frozen.pth", "baseline.pth"], tmp_path)
+    save_checkpoint(tmp_path / "joint.pth", {"model": {}, "config": {}, "history": [{"epoch": 1}]})
+    with pytest.raises(TrainingError, match="joint.pth: was not measured on val"):
+        choose("exits.pth", ["frozen.pth", "joint.pth"], tmp_path)

@@ -169,3 +169,28 @@ def test_warm_up_rows_take_our_history():
     table = comparison.warm_up(pd.DataFrame(columns, index=epochs))
     assert table["exit1 confidence ours"].tolist() == ["0.400"] * 3
     assert table["exit1 confidence recorded"][0] == "0.418 to 0.419"
+
+
+def test_the_ablation_is_told_where_there_is_one(results):
+    name = "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md"
+    reports.write_all(results)
+    assert "One defect at a time" not in (results / name).read_text()
+    row = {
+        "variant": "mean probability (33)",
+        "seeds": {"0": {}, "1": {}},
+        "AP_full": 0.123,
+        "AP_full_interval": [0.1, 0.2],
+        "AP_full_minus_working": 0.0,
+        "AP_full_minus_working_interval": [0.0, 0.0],
+        "AP": 0.1,
+        "largest_share": 1.0,
+        "spread": 0.01,
+        "destroys_detection": False,
+        "all_or_nothing": True,
+    }
+    content = {"variants": [row], "answer": "Alone destroys detection: none."}
+    (results / "metrics" / "ablation.json").write_text(json.dumps(content))
+    reports.write_all(results)
+    text = (results / name).read_text()
+    assert "### One defect at a time" in text and content["answer"] in text
+    assert "| mean probability (33) | 2 | 0.123 |" in text

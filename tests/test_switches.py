@@ -331,6 +331,15 @@ def test_weight_decay_of_the_warm_up_temperatures():
         ({"loss": {"exit_distribution": 0.1}}, "'loss.exit_distribution' cannot act"),
         ({"targets": {"boxes": "zero_or_teacher"}, "loss": {"box": "smooth_l1"}}, "'loss.box' is 'smooth_l1'"),
         ({"loss": {"ramp_epochs": 2}}, "'loss.ramp_epochs' cannot act"),
+        ({"loss": {"distillation": 1.0}}, "'loss.distillation' is 1.0 but cannot act: .*'model.architecture'"),
+        (
+            {"model": {"architecture": "ssdlite", "exits": False}, "loss": {"distillation": 1.0}},
+            "'loss.distillation' is 1.0 but cannot act: it needs 'model.exits' to be True",
+        ),
+        (
+            {"model": {"architecture": "ssdlite", "train_trunk": False}, "loss": {"gradient_rescaling": True}},
+            "'loss.gradient_rescaling' is True but cannot act: it needs 'model.train_trunk' to be True",
+        ),
         ({"confidence": {"gaet": "none"}}, "unknown key 'confidence.gaet'; did you mean 'gate'"),
     ],
 )

@@ -4,7 +4,17 @@ from torch.utils.data import DataLoader
 
 from eelib.config import parse
 from eelib.model import EarlyExitSSDLite
-from eelib.train import TrainingError, fit, image_size_at, load_weights, save_checkpoint, write_atomic
+from eelib.supervision import MaskSupervised
+from eelib.train import (
+    TrainingError,
+    detection_step,
+    fit,
+    image_size_at,
+    load_weights,
+    parameter_groups,
+    save_checkpoint,
+    write_atomic,
+)
 
 OPTIM = {"epochs": 4, "batch_size": 2, "accelerator": "cpu", "workers": 0, "warmup_steps": 2}
 CONFIG = parse({"phase": "t", "optim": OPTIM})
@@ -110,6 +120,39 @@ def test_the_kept_epoch_has_the_best_mean_ap_of_the_exits(tmp_path):
     means = iter([0.1, 0.3, 0.2, 0.3])
     fit(model, step, batches, last, tmp_path / "last", evaluate=evaluate, log=lambda _: None)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), seen[-1].values(), strict=True))
+
+
+@pytest.mark.parametrize("mask", [0.0, 0.5])
+def test_the_trunk_learns_at_its_own_rate(mask):
+    """Under the mask heads the trunk's names begin with another word: it must keep its rate."""
+    config = parse({"phase": "t", "loss": {"mask": mask}, "optim": {"lr": 1.0, "trunk_lr_factor": 0.1}})
+    model = EarlyExitSSDLite()
+    groups = parameter_groups(MaskSupervised(model) if mask else model, config)
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert {rate[id(p)] for p in model.backbone.parameters()} == {0.1}
+    assert {rate[id(p)] for p in (*model.head.parameters(), *model.early.parameters())} == {1.0}
+
+
+def targets_of_two(images):
+    boxes = torch.tensor([[20.0, 30, 120, 200], [200, 100, 260, 180]])
+    return [{"boxes": boxes}] * len(images)
+
+
+def test_a_frozen_full_path_teaches_and_does_not_learn():
+    torch.manual_seed(0)
+    values = {"phase": "t", "model": {"train_trunk": False}, "loss": {"distillation": 1.0}}
+    model = EarlyExitSSDLite()
+    model.requires_grad_(False)
+    model.early.requires_grad_(True)
+    wrapped = torch.nn.Module()
+    wrapped.module, wrapped.forward = model, model.forward
+    images = torch.zeros(2, 3, 320, 320, dtype=torch.uint8)
+    loss, parts = detection_step(parse(values))(wrapped, (images, targets_of_two(images)), 0.0)
+    assert {"exit1_distilled_boxes", "exit2_distilled_classes"} <= parts.keys()
+    assert not any(name.startswith("full") for name in parts)
+    loss.backward()
+    assert all(p.grad is None for p in (*model.backbone.parameters(), *model.head.parameters()))
+    assert all(p.grad is not None for p in model.early.parameters())
 
 
 def test_image_size_schedule():

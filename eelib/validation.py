@@ -1,0 +1,135 @@
+"""AP in parts: by difficulty, size and chair model, per exit and routed, and of detectors side by side.
+
+Intervals and differences are paired bootstraps over scenes: every system meets the same resamples.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from eelib.config import resolve
+from eelib.data import CATEGORY, annotation_path, load_coco
+from eelib.policies import Split
+from eelib.records import records_of
+from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, only_model, resample, scenes_of
+
+
+def groups_of(split: Split) -> dict[str, np.ndarray]:
+    """Images by difficulty tag: name to bool (N,). Clutter is cut at its median."""
+    images = [split.coco.imgs[i] for i in split.records.image_ids]
+    groups = {"all": np.ones(len(images), bool)}
+    for tag in ("recipe", "dark", "blur"):
+        for value in sorted({image[tag] for image in images if tag in image}, key=str):
+            groups[f"{tag} {value}"] = np.array([image.get(tag) == value for image in images])
+    clutter = np.array([image.get("clutter", np.nan) for image in images], float)
+    if not np.isnan(clutter).any():
+        groups["clutter low"] = clutter <= np.median(clutter)
+        groups["clutter high"] = clutter > np.median(clutter)
+    return groups
+
+
+def breakdown(split: Split, routings: Mapping[str, np.ndarray], weights: np.ndarray, models: bool = True) -> list[dict]:
+    """AP and AP50 of several routings by tag, size of the chair and chair model.
+
+    Args:
+        routings: name to exit of each image, (N,); the others are compared with ``full``.
+        weights: (R, N) resamples for the intervals.
+        models: by chair model, too: over the images that show it, other chairs ignored.
+
+    Returns:
+        Rows of group, objects, system, AP, AP50, the ends of AP's interval, and the same for
+        AP less full's on the same resamples; None where nothing can be found.
+    """
+    rows = []
+    for name, inside in groups_of(split).items():
+        rows += _rows(name, split.evaluator, routings, weights * inside, inside.astype(np.int64))
+    for name, area in AREAS.items():
+        rows += _rows(f"size {name}", RoutedAP(split.records, split.coco, area), routings, weights, None)
+    shown: dict[str, set] = {}
+    for annotation in split.coco.dataset["annotations"]:
+        # only chairs count as positives; other furniture shares the annotation file
+        if models and annotation["category_id"] in split.coco.getCatIds(catNms=[CATEGORY]) and "model" in annotation:
+            shown.setdefault(annotation["model"], set()).add(annotation["image_id"])
+    for name, ids in sorted(shown.items()):
+        kept = [row for row, i in enumerate(split.records.image_ids) if i in ids]
+        if not kept:
+            continue
+        evaluator = RoutedAP(split.records.rows(kept), only_model(split.coco, name))
+        rows += _rows(f"model {name}", evaluator, {k: r[kept] for k, r in routings.items()}, weights[:, kept], None)
+    return rows
+
+
+def _rows(group, evaluator, routings, weights, once) -> list[dict]:
+    samples = bootstrap(evaluator, list(routings.values()), weights)
+    objects = int(evaluator.positives @ (once if once is not None else np.ones(evaluator.images, np.int64)))
+    found = {system: evaluator.per_iou(chosen, once) for system, chosen in routings.items()}
+    rows = []
+    for index, (system, per_iou) in enumerate(found.items()):
+        row = {"group": group, "objects": objects, "system": system}
+        row |= {"AP": float(per_iou.mean()) if objects else None, "AP50": float(per_iou[0]) if objects else None}
+        row["AP low"], row["AP high"] = interval(samples[:, index]) if len(samples) else (None, None)
+        if "full" in found:
+            less = samples[:, index] - samples[:, list(found).index("full")] if len(samples) else ()
+            row["minus full"] = float(per_iou.mean() - found["full"].mean()) if objects else None
+            row["minus full low"], row["minus full high"] = interval(less) if len(samples) else (None, None)
+        rows.append(row)
+    return rows
+
+
+def compare_detectors(
+    checkpoints: Mapping[str, Path | str],
+    baseline: Path | str,
+    root: Path | str,
+    folder: Path | str,
+    *,
+    resamples: int,
+    limit: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[dict]:
+    """AP of every exit of several detectors on ``test``, paired by scene.
+
+    Args:
+        checkpoints: name to released detector with exits; the others are compared with the first.
+        baseline: released detector without exits: the measure of the full paths.
+        root: data set.
+        folder: of exit records; made where there are none.
+        resamples: bootstrap draws of scenes.
+        limit: test images; None takes all.
+
+    Returns:
+        Rows of ``training``, ``exit``, ``AP``, ``AP50``, ``AP_interval``, ``share_of_full`` (AP /
+        that of the same detector's full), ``share_of_baseline`` and, beyond the first detector,
+        ``minus_first``, each with its ``_interval``; the baseline is the first row.
+    """
+    coco = load_coco(annotation_path("test", resolve(root)))
+    rows, first, weights = [], {}, None
+    for training, path in {"baseline": baseline, **checkpoints}.items():
+        records = records_of("test", resolve(path), resolve(root), folder, limit, progress)
+        evaluator = RoutedAP(records, coco)
+        if weights is None:
+            weights = resample(scenes_of(coco, records.image_ids), resamples, seed=0)
+        routings = [np.full(len(records), k) for k in range(evaluator.exits)]
+        samples = bootstrap(evaluator, routings, weights)
+        per_iou = [evaluator.per_iou(chosen) for chosen in routings]
+        ap = [float(values.mean()) for values in per_iou]
+        if training == "baseline":
+            whole, whole_samples = ap[-1], samples[:, -1]
+        for k, name in enumerate(records.exit_names):
+            row = {"training": training, "exit": name, "AP": ap[k], "AP50": float(per_iou[k][0])}
+            row |= {"AP_interval": interval(samples[:, k])}
+            row |= _ratio("share_of_full", ap[k], ap[-1], samples[:, k], samples[:, -1])
+            row |= _ratio("share_of_baseline", ap[k], whole, samples[:, k], whole_samples)
+            known = first.setdefault(name, (training, ap[k], samples[:, k])) if training != "baseline" else None
+            if known and known[0] != training:
+                row["minus_first"] = ap[k] - known[1]
+                row["minus_first_interval"] = interval(samples[:, k] - known[2])
+            rows.append(row)
+    return rows
+
+
+def _ratio(key: str, value: float, whole: float, samples: np.ndarray, whole_samples: np.ndarray) -> dict:
+    """A ratio of APs with its interval; None where the whole is 0."""
+    if whole <= 0 or not (whole_samples > 0).all():
+        return {key: None, f"{key}_interval": None}
+    return {key: value / whole, f"{key}_interval": interval(samples / whole_samples)}
