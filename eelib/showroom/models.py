@@ -166,9 +166,8 @@ def _part(positions, uvs, normals, corners, material: ObjMaterial) -> Part:
         corner_uvs = np.where((corners[:, :, 1] >= 0)[..., None], uvs[np.maximum(corners[:, :, 1], 0)], 0.0)
     columns = [points.reshape(-1, 3), corner_normals.reshape(-1, 3), (corner_uvs * material.uv_scale).reshape(-1, 2)]
     rows = np.concatenate(columns, axis=1).astype(np.float32)  # (3 F, 8)
-    _, first, inverse = np.unique(
-        np.ascontiguousarray(rows.round(6)).view(np.dtype((np.void, 32))).ravel(), return_index=True, return_inverse=True
-    )
+    keys = np.ascontiguousarray(rows.round(6)).view(np.dtype((np.void, 32))).ravel()  # 8 float32 as one value
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     merged = rows[first]
     faces = inverse.reshape(-1, 3).astype(np.uint32)
     return Part(material, merged[:, :3], merged[:, 3:6], merged[:, 6:], faces)
