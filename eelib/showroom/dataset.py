@@ -51,7 +51,7 @@ class Composition:
     cameras: list[Camera]
 
 
-def _rng(settings: Settings, scene_id: int, stream: int) -> Generator:
+def scene_rng(settings: Settings, scene_id: int, stream: int = 0) -> Generator:
     """Stream 0 draws the scene and its cameras, stream 1 + v the film of view v."""
     return np.random.default_rng([settings.seed, roles.SPLITS[settings.split], scene_id, stream])
 
@@ -62,7 +62,7 @@ def compose(entries: Mapping[str, Entry], settings: Settings, scene_id: int) -> 
     Raises:
         ShowroomError: no camera sees a chair in any of the rooms that were tried.
     """
-    rng = _rng(settings, scene_id, 0)
+    rng = scene_rng(settings, scene_id)
     for _ in range(_LAYOUTS):
         scene = recipes.build(entries, roles.chairs_of(settings.split), rng)
         built = room.build(scene, rng)
@@ -113,7 +113,7 @@ def render_scene(out: Path, furniture: Path, settings: Settings, scene_id: int) 
     composition = compose(_entries(furniture), settings, scene_id)
     scene, views = composition.scene, []
     for view, camera in enumerate(composition.cameras):
-        rng = _rng(settings, scene_id, 1 + view)
+        rng = scene_rng(settings, scene_id, 1 + view)
         light = render.radiance(composition.room, camera, settings.samples, int(rng.integers(2**31 - 1)))
         pixels, tags = film.expose(light, rng)
         name = f"{scene_id:06d}_{view}.jpg"

@@ -8,6 +8,7 @@ import collections
 import csv
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +24,16 @@ BOX_COLOUR, CROWD_COLOUR = "#E69F00", "#999999"
 SMALL, LARGE = 32**2, 96**2
 
 
-def load(folder: Path | str) -> dict[str, dict]:
-    """The COCO content of each split in a folder.
+def load(folder: Path | str, splits: Iterable[str] = SPLITS) -> dict[str, dict]:
+    """The COCO content of those of the splits that a folder holds.
 
     Raises:
-        ShowroomError: the folder has none.
+        ShowroomError: the folder has none of them.
     """
-    paths = {split: Path(folder) / f"{split}.json" for split in SPLITS}
+    paths = {split: Path(folder) / f"{split}.json" for split in splits}
     contents = {split: json.loads(path.read_text()) for split, path in paths.items() if path.exists()}
     if not contents:
-        raise ShowroomError(f"{folder}: no split; expected one of {', '.join(f'{split}.json' for split in SPLITS)}")
+        raise ShowroomError(f"{folder}: no split; expected one of {', '.join(f'{split}.json' for split in splits)}")
     return contents
 
 
@@ -157,17 +158,15 @@ def sheet(folder: Path | str, split: str, count: int = 10, columns: int = 5, sid
     Raises:
         ShowroomError: the folder lacks the split.
     """
-    contents = load(folder)
-    if split not in contents:
-        raise ShowroomError(f"{folder}: no {split}.json; it has {', '.join(contents)}")
-    chosen = _spread(contents[split]["images"], count)
+    content = load(folder, [split])[split]
+    chosen = _spread(content["images"], count)
     rows = -(-len(chosen) // columns)
     canvas = Image.new("RGB", (columns * side, rows * side), "white")
     for position, image in enumerate(chosen):
         with Image.open(Path(folder) / split / image["file_name"]) as file:
             tile = file.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
         draw = ImageDraw.Draw(tile)
-        for annotation in contents[split]["annotations"]:
+        for annotation in content["annotations"]:
             if annotation["image_id"] == image["id"]:
                 x, y, width, height = (value * side / image["width"] for value in annotation["bbox"])
                 colour = CROWD_COLOUR if annotation["iscrowd"] else BOX_COLOUR
@@ -191,7 +190,7 @@ def _spread(images: list[dict], count: int) -> list[dict]:
 def save_sheet(image: Image.Image, path: Path | str) -> Path:
     """Write a sheet as PNG or JPEG, by the file's suffix."""
     path = Path(path)
-    options = {".png": {"format": "PNG", "optimize": True}, ".jpg": {"format": "JPEG", "quality": 80, "optimize": True}}
+    options = {".png": {"format": "PNG"}, ".jpg": {"format": "JPEG", "quality": 80, "optimize": True}}
     if path.suffix not in options:
         raise ShowroomError(f"{path}: suffix {path.suffix!r} is unknown; expected one of {', '.join(options)}")
     return write_atomic(path, lambda file: image.save(file, **options[path.suffix]))

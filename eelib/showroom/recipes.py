@@ -25,12 +25,17 @@ RECIPES = {
 FULL_TURN = 2 * math.pi
 
 
+def draw(rng: Generator) -> str:
+    """A recipe by its share: the first draw of a scene."""
+    return str(rng.choice(list(RECIPES), p=list(RECIPES.values())))
+
+
 def build(
     entries: Mapping[str, Entry], chairs: Mapping[str, list[str]], rng: Generator, recipe: str | None = None
 ) -> Scene:
     """Furnish a room by a recipe, drawn by its share where none is named."""
     scene = Scene(entries, chairs, rng)
-    scene.recipe = recipe or str(rng.choice(list(RECIPES), p=list(RECIPES.values())))
+    scene.recipe = recipe or draw(rng)
     low, high = (5, 12) if scene.recipe in ("cafe", "class") else (3, 7.5)
     scene.width, scene.depth = rng.uniform(low, high, 2)
     scene.height = rng.uniform(2.4, 3.2)
