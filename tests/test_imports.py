@@ -5,7 +5,8 @@ import ast
 from eelib.config import ROOT
 
 ORDER = [
-    "config", "files", "runtime", "images", "data", "anchors", "matching", "model", "losses", "confidence", "record", "routing",
+    "config", "files",
+    "runtime", "images", "data", "anchors", "matching", "model", "losses", "confidence", "record", "routing",
     "recorded", "architecture", "recorded_loss", "supervision", "train", "records", "evaluate", "routed_ap",
     "calibrate", "gates", "policies", "guarantee", "curves", "release", "latency", "deploy", "quantise", "bench",
     "diagnose", "feature_cache", "phases", "inference", "mechanisms", "scorecard", "causal", "figures",
