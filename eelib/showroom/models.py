@@ -148,7 +148,9 @@ def load(entry: Entry) -> tuple[Part, ...]:
     return tuple(part for part in parts if len(part.faces))
 
 
-def _part(positions, uvs, normals, corners, material: ObjMaterial) -> Part:
+def _part(
+    positions: np.ndarray, uvs: np.ndarray, normals: np.ndarray, corners: np.ndarray, material: ObjMaterial
+) -> Part:
     """Triangles with area, with a normal at each corner, equal corners merged."""
     points = positions[corners[:, :, 0]]  # (F, 3, 3)
     face_normals = np.cross(points[:, 1] - points[:, 0], points[:, 2] - points[:, 0])

@@ -150,7 +150,9 @@ def _shell(scene: Scene, rng: Generator) -> list[Surface]:
     return surfaces
 
 
-def _windows(scene: Scene, walls: list[Wall], night: bool, surfaces: list[Surface], rng: Generator):
+def _windows(
+    scene: Scene, walls: list[Wall], night: bool, surfaces: list[Surface], rng: Generator
+) -> tuple[list[Window], float]:
     """Up to three windows with frames and, at times, curtains; and how much light they bring."""
     windows: list[Window] = []
     daylight = 0.0

@@ -19,7 +19,9 @@ class Texture(NamedTuple):
     size_m: float
 
 
-def noise(rng: Generator, side: int, falloff: float = 1.5, stretch_x: float = 1.0, stretch_y: float = 1.0):
+def noise(
+    rng: Generator, side: int, falloff: float = 1.5, stretch_x: float = 1.0, stretch_y: float = 1.0
+) -> np.ndarray:
     """Periodic noise of mean 0 and deviation 1, amplitude ~ frequency ** -falloff: float (side, side)."""
     radius = np.hypot(np.fft.fftfreq(side)[None] * stretch_x, np.fft.fftfreq(side)[:, None] * stretch_y)
     radius[0, 0] = 1
