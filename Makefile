@@ -7,7 +7,7 @@ CORES ?= 2
 PROFILE ?= default
 SEEDS ?= 0
 
-.PHONY: reproduce test lab lint clean
+.PHONY: reproduce test lab lint furniture clean
 .DEFAULT_GOAL := reproduce
 
 # Installed from the lock alone; a changed lock installs again.
@@ -32,6 +32,15 @@ lab: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check eelib tests
 	$(BIN)/ruff format --check eelib tests
+
+# The furniture models and an LLVM that mitsuba accepts, from Debian's packages and without root; 145 MB to fetch.
+furniture: runs/furniture/ready
+
+runs/furniture/ready:
+	mkdir -p $(@D)
+	cd $(@D) && apt-get download sweethome3d-furniture libllvm16
+	cd $(@D) && for package in *.deb; do dpkg-deb -x "$$package" . && rm "$$package" || exit 1; done
+	touch $@
 
 clean:
 	rm -rf runs .snakemake

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eelib.config import ROOT
+from eelib.showroom import command as showroom
 
 # Errors that are bad input, by the module that raises them.
 BAD_INPUT = {
@@ -22,6 +23,7 @@ BAD_INPUT = {
     "eelib.calibrate": "CalibrationError",
     "eelib.policies": "PolicyError",
     "eelib.guarantee": "GuaranteeError",
+    "eelib.showroom": "ShowroomError",
 }
 
 
@@ -231,6 +233,11 @@ def _route(args: argparse.Namespace) -> int:
         return route_command.run(args)
 
 
+def _showroom(args: argparse.Namespace) -> int:
+    """Render more of the embedded data set, show it, or write its datasheet."""
+    return args.run(args)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="eelib", description="Early-exit object detection.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -311,6 +318,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--limit", type=int, help="images of each split")
     command.add_argument("--resamples", type=int, default=200, help="of the bootstrap")
     command.add_argument("--json", action="store_true", help="one JSON object for machines")
+    command = add("showroom", _showroom, "eelib showroom render --split val --scenes 5 --seed 1 --out runs/rendered")
+    showroom.add_arguments(command)
     return parser
 
 
