@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from eelib.config import resolve
-from eelib.data import annotation_path, load_coco
+from eelib.data import load_split
 from eelib.policies import PolicyError, Setting, Split
 from eelib.records import ExitRecords, records_of
 from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, only_model
@@ -48,7 +48,7 @@ def load_study(
         Split name to records, and split name to annotations.
     """
     records = {s: records_of(s, resolve(checkpoint), resolve(root), folder, limit, progress) for s in splits}
-    return records, {s: load_coco(annotation_path(s, resolve(root))) for s in splits}
+    return records, {s: load_split(s, resolve(root)) for s in splits}
 
 
 def _measured(settings: Sequence[Setting], split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -293,8 +293,7 @@ def breakdown(split: Split, routings: Mapping[str, np.ndarray], weights: np.ndar
         rows += _rows(f"size {name}", evaluator, routings, weights, None)
     shown: dict[str, set] = {}
     for annotation in split.coco.dataset["annotations"]:
-        # only chairs count as positives; other furniture shares the annotation file
-        if models and annotation["category_id"] in split.coco.getCatIds(catNms=["chair"]) and "model" in annotation:
+        if models and "model" in annotation:
             shown.setdefault(annotation["model"], set()).add(annotation["image_id"])
     for name, ids in sorted(shown.items()):
         kept = [row for row, i in enumerate(split.records.image_ids) if i in ids]

@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,27 +14,15 @@ from torch.utils.data import DataLoader
 
 from eelib.config import ConfigError, PhaseConfig, parse, resolve
 from eelib.data import DetectionDataset, as_input, build_transform, loader
+from eelib.files import write_atomic
 from eelib.losses import detection_loss
 from eelib.model import EarlyExitSSDLite, ExitOutput
+from eelib.sources import open_source
 from eelib.supervision import mask_loss
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says where and why."""
-
-
-def write_atomic(path: Path | str, write: Callable[[io.BufferedWriter], None]) -> Path:
-    """Write a file whole or not at all: to a neighbour first, then renamed over the target."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
 
 
 def save_checkpoint(path: Path | str, state: dict) -> Path:
@@ -359,7 +346,7 @@ def training_set(config: PhaseConfig) -> DetectionDataset:
     data = config.data
     return DetectionDataset(
         "train",
-        resolve(data.root),
+        open_source(data),
         keep_crowd=not data.drop_crowd,
         negatives=data.negatives,
         limit=data.limit,

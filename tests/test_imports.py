@@ -5,12 +5,12 @@ import ast
 from eelib.config import ROOT
 
 ORDER = [
-    "config", "runtime", "images", "data", "anchors", "matching", "model", "losses", "confidence", "record", "routing",
-    "recorded", "architecture", "recorded_loss", "supervision", "train", "records", "evaluate", "routed_ap",
-    "calibrate", "gates", "policies", "guarantee", "curves", "release", "latency", "deploy", "quantise", "bench",
-    "diagnose", "feature_cache", "phases", "inference", "mechanisms", "scorecard", "causal", "figures",
+    "config", "files", "runtime", "images", "sources", "data", "anchors", "matching", "model", "losses", "confidence",
+    "record", "routing", "recorded", "architecture", "recorded_loss", "supervision", "train", "records", "evaluate",
+    "routed_ap", "calibrate", "gates", "policies", "guarantee", "curves", "release", "latency", "deploy", "quantise",
+    "bench", "diagnose", "feature_cache", "phases", "inference", "mechanisms", "scorecard", "causal", "figures",
     "figures_routing", "record_figures", "tables", "comparison", "reports", "batch", "detect_command", "route_command",
-    "__main__",
+    "data_command", "__main__",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import yaml
 
 from eelib.__main__ import main
 from eelib.config import ROOT, read_yaml
-from eelib.data import file_sha256
+from eelib.files import file_sha256
 from eelib.model import EarlyExitSSDLite
 from eelib.train import save_checkpoint
 
