@@ -70,6 +70,20 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _learning_curve(args: argparse.Namespace) -> int:
+    """Train the baseline on more and more images with equal steps; AP on val with intervals. Resumable."""
+    from eelib import batch, figures, learning_curve
+
+    config, curve = learning_curve.load_curve(args.config, batch.read_settings(args.set))
+    result = learning_curve.learning_curve(config, curve, args.out, args.reports)
+    figures.style()
+    figures.save(figures.learning_curve(result["points"]), "learning_curve", args.reports)
+    for gain in result["gains"]:
+        low, high = gain["interval"]
+        print(f"{gain['from']} to {gain['to']} images: AP {gain['AP']:+.3f}, 95 % [{low:+.3f}, {high:+.3f}]")
+    return 0
+
+
 def _diagnose(args: argparse.Namespace) -> int:
     """Preflight of a phase: can it learn to detect, and can its routing route? Seconds, before any training."""
     from eelib import config
@@ -272,6 +286,11 @@ def _parser() -> argparse.ArgumentParser:
     for kind in kinds.choices.values():
         kind.add_argument("--decode", action="store_true", help="decode every image too")
         kind.add_argument("--json", action="store_true", help="a JSON list for machines")
+    command = add("learning-curve", _learning_curve, "eelib learning-curve params/learning_curve.yaml")
+    command.add_argument("config", help="parameter file with the key `curve`")
+    command.add_argument("--out", default=str(ROOT / "runs" / "learning_curve"), help="folder of the checkpoints")
+    command.add_argument("--reports", default=str(ROOT / "reports"), help="folder of metrics/ and figures/")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help_set)
     command = add("diagnose", _diagnose, "eelib diagnose params/phase_1_1.yaml")
     command.add_argument("config", help="parameter file of any phase")
     command.add_argument("--images", type=int, default=24, help="training images that are looked at")

@@ -284,12 +284,16 @@ def build_model(config: PhaseConfig) -> EarlyExitSSDLite:
     """The SSDLite of a configuration, from its start weights; the trunk frozen where it says so.
 
     Raises:
-        TrainingError: the start checkpoint does not fit.
+        TrainingError: the start checkpoint does not fit, or torchvision's weights cannot be had.
     """
     require_architecture(config, "ssdlite")
     torch.manual_seed(config.seed)
     weights = None if config.model.weights == "none" or config.model.start else config.model.weights
-    model = EarlyExitSSDLite(early=config.model.exits, weights=weights)
+    try:
+        model = EarlyExitSSDLite(early=config.model.exits, weights=weights)
+    except OSError as error:  # torchvision downloads them
+        problem = f"key 'model.weights' is '{weights}', but they cannot be downloaded ({error})"
+        raise TrainingError(f"{problem}; expected 'none' without a network") from None
     if config.model.start:
         start = load_checkpoint(resolve(config.model.start))["model"]
         early = {k: v for k, v in model.state_dict().items() if k.startswith("early.") and k not in start}

@@ -8,9 +8,9 @@ ORDER = [
     "config", "files", "runtime", "images", "sources", "data", "anchors", "matching", "model", "losses", "confidence",
     "record", "routing", "recorded", "architecture", "recorded_loss", "supervision", "train", "records", "evaluate",
     "routed_ap", "calibrate", "gates", "policies", "guarantee", "curves", "release", "latency", "deploy", "quantise",
-    "bench", "diagnose", "feature_cache", "phases", "inference", "mechanisms", "scorecard", "causal", "figures",
-    "figures_routing", "record_figures", "tables", "comparison", "reports", "batch", "detect_command", "route_command",
-    "data_command", "__main__",
+    "bench", "diagnose", "feature_cache", "phases", "learning_curve", "inference", "mechanisms", "scorecard", "causal",
+    "figures", "figures_routing", "record_figures", "tables", "comparison", "reports", "batch", "detect_command",
+    "route_command", "data_command", "__main__",
 ]  # fmt: skip
 
 
