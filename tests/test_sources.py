@@ -194,3 +194,31 @@ def test_own_files_in_a_configuration():
 def test_pycocotools_sees_one_category():
     coco = load_split("train", COCO)
     assert coco.getCatIds() == [62] and len(coco.anns) == 7
+
+
+def test_polygons_are_read_as_written(tmp_path):
+    """However the file is laid out: keys in any order, empty polygons, a decoy inside a string."""
+
+    def change(content):
+        chairs = [a for a in content["annotations"] if a["category_id"] == 62]
+        chairs[0]["segmentation"] = []
+        chairs[1] = dict(reversed(chairs[1].items()))
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 62] + chairs
+        content["info"]["description"] = 'a "segmentation": [[1, 2]] in a string, "bbox": [1], \\ and }{'
+
+    path = _changed(tmp_path, change)
+    everything = json.loads(path.read_text())
+    for indent in (None, 2):
+        path.write_text(json.dumps(everything, indent=indent))
+        content = read_index(path).content
+        assert content["annotations"] == [a for a in everything["annotations"] if a["category_id"] == 62]
+        assert content["info"] == everything["info"]
+    path.write_text(path.read_text()[:-200])
+    with pytest.raises(DataError, match=r"changed.json: not valid JSON \(.*line \d+"):
+        read_index(path)
+    broken = json.dumps(everything).replace("[[12, 8", "[[12,, 8")
+    path.write_text(broken)
+    assert len(broken) > len(json.dumps(everything))
+    read_index(path, "couch")  # not looked at
+    with pytest.raises(DataError, match="not valid JSON"):
+        read_index(path)
