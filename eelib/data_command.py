@@ -27,7 +27,7 @@ from eelib.sources import (
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """The three options that name a data set; :func:`data_settings` reads them."""
-    command.add_argument("--data", help="COCO JSON, or a folder in eelib's layout or COCO 2017's")
+    command.add_argument("--data", help="COCO JSON (train's when training, else test's) or a folder of splits")
     command.add_argument("--images", help="folder of a JSON's images; by default the one beside it with its name")
     command.add_argument("--category", help="category of the annotation file to look for; by default chair")
 
