@@ -103,6 +103,19 @@ rule baseline:
         RUN
 
 
+# Not a stage of `all`: `snakemake --cores 2 learning_curve` trains for half an hour. It continues what is in runs/.
+rule learning_curve:
+    input:
+        params="params/learning_curve.yaml",
+        code="eelib/learning_curve.py",
+        data=["data/showroom/train.json", "data/showroom/val.json"],
+    output:
+        f"{METRICS}/learning_curve.json",
+    threads: workflow.cores
+    shell:
+        "eelib learning-curve {input.params}"
+
+
 rule exits:
     input:
         notebook="notebooks/04_exits.ipynb",

@@ -16,7 +16,7 @@ from eelib.showroom import command as showroom
 # Errors that are bad input, by the module that raises them.
 BAD_INPUT = {
     "eelib.config": "ConfigError",
-    "eelib.data": "DataError",
+    "eelib.sources": "DataError",
     "eelib.train": "TrainingError",
     "eelib.runtime": "DeploymentError",
     "eelib.records": "RecordsError",
@@ -36,12 +36,13 @@ def _train(args: argparse.Namespace) -> int:
     """Train an SSDLite with or without exits and release its averaged weights."""
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-    from eelib import config, train
+    from eelib import batch, config, data_command, train
     from eelib.data import DetectionDataset, build_transform
     from eelib.evaluate import coco_ap, detect_exits
+    from eelib.sources import open_source
     from eelib.supervision import MaskSupervised
 
-    settings = config.load(args.config)
+    settings = config.load(args.config, batch.read_settings(args.set) | data_command.data_settings(args, "train"))
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out}: output is not a folder")
@@ -49,7 +50,7 @@ def _train(args: argparse.Namespace) -> int:
     if not os.access(out, os.W_OK):
         raise PermissionError(f"{out}: output folder is not writable")
     model = train.build_model(settings)
-    val = DetectionDataset("val", config.resolve(settings.data.root), keep_crowd=True)
+    val = DetectionDataset("val", open_source(settings.data), keep_crowd=True)
 
     trained = MaskSupervised(model) if settings.loss.mask else model
 
@@ -71,6 +72,20 @@ def _train(args: argparse.Namespace) -> int:
     state = {"model": model.state_dict(), "config": settings.model_dump(mode="json"), "history": history}
     if rank_zero_only.rank == 0:
         print(f"released {train.save_checkpoint(out / 'released.pth', state)}")
+    return 0
+
+
+def _learning_curve(args: argparse.Namespace) -> int:
+    """Train the baseline on more and more images with equal steps; AP on val with intervals. Resumable."""
+    from eelib import batch, figures, learning_curve
+
+    config, curve = learning_curve.load_curve(args.config, batch.read_settings(args.set))
+    result = learning_curve.learning_curve(config, curve, args.out, args.reports)
+    figures.style()
+    figures.save(figures.learning_curve(result["points"]), "learning_curve", args.reports)
+    for gain in result["gains"]:
+        low, high = gain["interval"]
+        print(f"{gain['from']} to {gain['to']} images: AP {gain['AP']:+.3f}, 95 % [{low:+.3f}, {high:+.3f}]")
     return 0
 
 
@@ -145,11 +160,15 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    """AP of the routed detections of recorded phases on test, and the record's decision."""
+    """AP on test of recorded phases, routed, or of a detector on any data set; and the record's decision."""
     import torch
 
     from eelib import config, phases, scorecard
 
+    if args.checkpoint:
+        return _validate_detector(args)
+    if args.data or args.images or args.category or args.limit:
+        raise config.ConfigError("--data, --images, --category, --limit: need --checkpoint; a phase has its own")
     if args.all:
         paths = sorted((config.ROOT / "params").glob("phase_1_*.yaml"))
     else:
@@ -172,6 +191,38 @@ def _validate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _validate_detector(args: argparse.Namespace) -> int:
+    import torch
+
+    from eelib.data import DetectionDataset, build_transform, split_sha256
+    from eelib.data_command import option_source
+    from eelib.evaluate import decision, evaluate_exits
+    from eelib.files import file_sha256
+
+    source = option_source(args)
+    dataset = DetectionDataset("test", source, build_transform(320), keep_crowd=True, limit=args.limit)
+    with torch.inference_mode():
+        exits = evaluate_exits(args.checkpoint, dataset)
+    answer = {"checkpoint": args.checkpoint, "checkpoint_sha256": file_sha256(args.checkpoint), "split": "test"}
+    answer |= {"split_sha256": split_sha256("test", source), "category": source.category, "images": len(dataset)}
+    answer |= {"exits": exits, "decision": decision(exits["full"]["AP"])}
+    if args.json:
+        print(json.dumps(answer))
+        return 0
+    for name, ap in exits.items():
+        values = ", ".join(f"{key} {value:.3f}" for key, value in ap.items() if value >= 0)
+        print(f"{name} on {len(dataset)} images, {source.category}: {values}")
+    print(f"Decision: {answer['decision']}.")
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    """Check a data set and count what it holds: COCO 2017, or any COCO files."""
+    from eelib import data_command
+
+    return data_command.run(args)
+
+
 def _report(args: argparse.Namespace) -> int:
     """Write the four reports from the measured results."""
     from eelib import reports
@@ -183,6 +234,10 @@ def _report(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     """Time every runtime, exit and batch size, interleaved; print the ratios, write bench.json."""
+    if args.coco_index:
+        from eelib import data_command
+
+        return data_command.print_index_speed()
     if args.routed_ap:
         from eelib import route_command
 
@@ -239,8 +294,11 @@ def _showroom(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from eelib import data_command
+
     parser = argparse.ArgumentParser(prog="eelib", description="Early-exit object detection.")
     commands = parser.add_subparsers(dest="command", required=True)
+    help_set = "replace a value of the parameter file; may be given often"
 
     def add(name: str, call: Callable, example: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=call.__doc__, description=call.__doc__, epilog=f"example: {example}")
@@ -251,6 +309,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", help="parameter file of a 2.x phase")
     command.add_argument("--out", required=True, help="folder of the checkpoint and the losses")
     command.add_argument("--resume", action="store_true", help="continue from the folder's last.pth")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help_set)
+    data_command.add_options(command)
+    command = add("data", _data, "eelib data coco --root data/coco")
+    kinds = command.add_subparsers(dest="what", required=True)
+    kind = kinds.add_parser("coco", help="COCO 2017 in a folder; how to obtain what is missing")
+    kind.add_argument("--root", required=True, help="folder of annotations/, train2017/ and val2017/")
+    kind.add_argument("--category", help="category to look for; by default chair")
+    kind = kinds.add_parser("check", help="any COCO JSON and its images, or a folder of splits; showroom by default")
+    data_command.add_options(kind)
+    for kind in kinds.choices.values():
+        kind.add_argument("--decode", action="store_true", help="decode every image too")
+        kind.add_argument("--json", action="store_true", help="a JSON list for machines")
+    command = add("learning-curve", _learning_curve, "eelib learning-curve params/learning_curve.yaml")
+    command.add_argument("config", help="parameter file with the key `curve`")
+    command.add_argument("--out", default=str(ROOT / "runs" / "learning_curve"), help="folder of the checkpoints")
+    command.add_argument("--reports", default=str(ROOT / "reports"), help="folder of metrics/ and figures/")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help_set)
     command = add("diagnose", _diagnose, "eelib diagnose params/phase_1_1.yaml")
     command.add_argument("config", help="parameter file of any phase")
     command.add_argument("--images", type=int, default=24, help="training images that are looked at")
@@ -269,12 +344,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--params", help="parameter file, checked before the run")
     command.add_argument("--out", help="executed copy")
     command.add_argument("--limit", type=int, help="images to evaluate")
-    help_set = "replace a value of the parameter file; may be given often"
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help_set)
     command = add("validate", _validate, "eelib validate --phase 1.4 --compute-map")
     which = command.add_mutually_exclusive_group(required=True)
     which.add_argument("--phase", help="a phase with a file in params/, such as 1.4")
     which.add_argument("--all", action="store_true", help="all recorded phases")
+    which.add_argument("--checkpoint", help="a released detector, on showroom or on --data")
+    data_command.add_options(command)
+    command.add_argument("--limit", type=int, help="images of --checkpoint's test")
     command.add_argument("--score", type=float, default=0.5, help="least score for precision and recall")
     command.add_argument("--compute-map", action="store_true", help="run the detector on test now")
     command.add_argument("--runs", default=str(ROOT / "runs"), help="folder of the trained phases")
@@ -287,6 +364,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--export", help="folder of `eelib export`; written afresh without it")
     command.add_argument("--quick", action="store_true", help="few repeats, no torch.compile, no int8: a minute")
     command.add_argument("--reports", default=str(ROOT / "reports"), help="folder of metrics/bench.json")
+    command.add_argument("--coco-index", action="store_true", help="time the index of a file of COCO's size instead")
     command.add_argument("--routed-ap", action="store_true", help="time the AP of a routing instead, by three scorers")
     command = add("export", _export, "eelib export --out runs/deploy")
     command.add_argument("--checkpoint", default=checkpoint, help="a released detector with or without exits")

@@ -40,10 +40,20 @@ class ModelConfig(_Group):
     context_detached: bool = True  # 16: False lets a deeper exit's loss train the branches before it
 
 
+class SplitFiles(_Group):
+    """A split in files of one's own; paths relative to the repository."""
+
+    annotations: str  # COCO JSON
+    images: str  # folder of the files that it names
+
+
 class DataConfig(_Group):
     """Which images, and what happens to them and to their boxes."""
 
-    root: str = "data/showroom"
+    root: str = "data/showroom"  # a folder in eelib's layout or COCO 2017's
+    category: str = "chair"  # its name in the annotation files
+    # own COCO files by split, instead of `root`; val and calibrate are drawn from train where they have none
+    files: dict[Literal["train", "val", "calibrate", "test"], SplitFiles] = {}
     image_sizes: list[list[int]] = [[0, 320]]  # [first epoch, side in px]
     augment: Literal["none", "flip", "ssd"] = "ssd"
     normalise: bool = True  # 9: False feeds [0, 1] to a trunk that was trained on [-1, 1]
@@ -271,6 +281,8 @@ def _idle_switches(config: PhaseConfig) -> list[str]:
                 f"key '{key}' is {value_at(config, key)!r} but cannot act: it needs '{other}' to be {expected}, "
                 f"not {value_at(config, other)!r}"
             )
+    if config.data.files and config.data.root != default.data.root:
+        problems.append(f"key 'data.root' is {config.data.root!r} but cannot act: 'data.files' names the files")
     if config.loss.classification == "mean" and config.model.architecture == "ssdlite":
         problems.append("key 'loss.classification' is 'mean' but cannot act: the SSDLite always mines or focuses")
     cached = config.model.architecture == "recorded" and not config.model.train_trunk
@@ -328,7 +340,8 @@ def _explain(source: str, error: dict) -> str:
 def _known_keys(path: tuple) -> list[str]:
     fields = PhaseConfig.model_fields
     for part in path:
-        fields = fields[part].annotation.model_fields
+        # `data.files` is a mapping by split: what is below has no fields to guess from
+        fields = getattr(getattr(fields.get(part), "annotation", None), "model_fields", {})
     return list(fields)
 
 
@@ -359,10 +372,10 @@ def read_yaml(path: Path | str) -> dict:
 NOTEBOOK_KEYS = ("reports", "limit")
 
 
-def load(path: Path | str) -> PhaseConfig:
-    """Read and validate ``params/*.yaml``."""
+def load(path: Path | str, settings: dict[str, object] | None = None) -> PhaseConfig:
+    """Read and validate ``params/*.yaml``; dotted keys of ``settings`` replace values of the file."""
     values = {key: value for key, value in read_yaml(path).items() if key not in NOTEBOOK_KEYS}
-    return parse(values, str(path))
+    return parse(override(values, settings or {}), str(path))
 
 
 def resolve(path: Path | str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from eelib.config import resolve
-from eelib.data import annotation_path, load_coco
+from eelib.data import load_split
 from eelib.policies import PolicyError, Setting, Split
 from eelib.records import ExitRecords, records_of
 from eelib.routed_ap import bootstrap, interval
@@ -53,7 +53,7 @@ def load_study(
         Split name to records, and split name to annotations.
     """
     records = {s: records_of(s, resolve(checkpoint), resolve(root), folder, limit, progress) for s in splits}
-    return records, {s: load_coco(annotation_path(s, resolve(root))) for s in splits}
+    return records, {s: load_split(s, resolve(root)) for s in splits}
 
 
 def _measured(settings: Sequence[Setting], split: Split) -> tuple[np.ndarray, np.ndarray]:

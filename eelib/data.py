@@ -1,11 +1,9 @@
 """Images, boxes and the augmentation of SSD: COCO-format data on pycocotools and torchvision v2."""
 
 import contextlib
-import hashlib
 import io
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,93 +15,33 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-ROOT = Path(__file__).resolve().parent.parent
-SHOWROOM = ROOT / "data" / "showroom"
-SPLITS = ("train", "val", "calibrate", "test")
-CATEGORY = "chair"
+from eelib.sources import SHOWROOM, DataError, Source, missing_images, open_root, read_index, split_index
+
 LABEL = 1  # the one foreground label inside eelib; 0 is background
+IN_MEMORY_BYTES = 2 * 2**30  # decoded images of a split; a larger split is decoded image by image
 
 
-class DataError(ValueError):
-    """The data set is not what it should be; the message names the file and the key."""
-
-
-def annotation_path(split: str, root: Path | str = SHOWROOM) -> Path:
-    """Path of a split's COCO JSON; :class:`DataError` when the split is unknown."""
-    if split not in SPLITS:
-        raise DataError(f"split: {split!r} is unknown; expected one of {', '.join(SPLITS)}")
-    return Path(root) / f"{split}.json"
-
-
-def split_sha256(split: str, root: Path | str = SHOWROOM) -> str:
-    """SHA-256 of a split's annotation file: the identity of the data in every metrics file."""
-    return file_sha256(annotation_path(split, root))
-
-
-def file_sha256(path: Path | str) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def split_sha256(split: str, root: Path | str | Source = SHOWROOM) -> str:
+    """The identity of a split in every metrics file: the SHA-256 of its annotation file, if it is the whole file."""
+    return split_index(split, open_root(root)).sha256
 
 
 def load_coco(path: Path | str) -> COCO:
-    """Read and check a COCO annotation file.
+    """Read and check a COCO annotation file; :class:`DataError` as :func:`eelib.sources.read_index`."""
+    return _pycocotools(read_index(path).content)
 
-    Raises:
-        DataError: the file is missing, is not JSON, lacks a key, holds no image, names no
-            category ``chair``, or holds a box without area or with an unknown image or category.
-    """
-    path = Path(path)
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such annotation file; expected COCO JSON") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from None
-    _check(path, content)
+
+def load_split(split: str, root: Path | str | Source = SHOWROOM) -> COCO:
+    """A split's images and its annotations of the one category; errors as :func:`eelib.sources.split_index`."""
+    return _pycocotools(split_index(split, open_root(root)).content)
+
+
+def _pycocotools(content: dict) -> COCO:
     coco = COCO()
     coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         coco.createIndex()
     return coco
-
-
-def _check(path: Path, content: dict) -> None:
-    keys = {
-        "images": ("id", "file_name", "width", "height"),
-        "annotations": ("id", "image_id", "category_id", "bbox"),
-        "categories": ("id", "name"),
-    }
-    for section, required in keys.items():
-        if not isinstance(content, dict) or not isinstance(content.get(section), list):
-            raise DataError(f"{path}: key '{section}' is missing or not a list; expected COCO JSON")
-        for position, entry in enumerate(content[section]):
-            for key in required:
-                if key not in entry:
-                    raise DataError(f"{path}: {section}[{position}] has no key '{key}'")
-    if not content["images"]:
-        raise DataError(f"{path}: 'images' is empty; a split needs at least one image")
-    if CATEGORY not in {category["name"] for category in content["categories"]}:
-        raise DataError(f"{path}: 'categories' has no '{CATEGORY}'")
-    images = {image["id"]: image for image in content["images"]}
-    category_ids = {category["id"] for category in content["categories"]}
-    for position, annotation in enumerate(content["annotations"]):
-        where = f"{path}: annotations[{position}] (id {annotation['id']})"
-        if annotation["image_id"] not in images:
-            raise DataError(f"{where}: unknown image_id {annotation['image_id']}")
-        if annotation["category_id"] not in category_ids:
-            raise DataError(f"{where}: unknown category_id {annotation['category_id']}")
-        _check_box(where, annotation["bbox"], images[annotation["image_id"]])
-
-
-def _check_box(where: str, bbox: object, image: dict) -> None:
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, int | float) for v in bbox):
-        raise DataError(f"{where}: 'bbox' is {bbox!r}; expected [x, y, width, height]")
-    x, y, width, height = bbox
-    if not all(math.isfinite(v) for v in bbox) or width <= 0 or height <= 0:
-        raise DataError(f"{where}: 'bbox' {bbox} has no area; width and height must be positive")
-    # COCO rounds its boxes to a hundredth of a pixel, so one pixel over the edge is tolerated.
-    if x < -1 or y < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
-        raise DataError(f"{where}: 'bbox' {bbox} leaves the image of {image['width']} x {image['height']} px")
 
 
 def read_image(path: Path | str) -> Tensor:
@@ -219,20 +157,43 @@ class ImageOnly(v2.Transform):
         return image, rest | {"boxes": target["boxes"]}
 
 
+class OnAccess(Sequence):
+    """A sequence whose items are made each time they are asked for.
+
+    Args:
+        count: number of items.
+        make: the item of an index.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Tensor]):
+        self.count, self.make = count, make
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        rows = range(self.count)[index]
+        return self.make(rows) if isinstance(rows, int) else [self.make(i) for i in rows]
+
+
 class DetectionDataset(Dataset):
-    """One split, decoded once and kept in memory as uint8 (675 MB for showroom's train).
+    """One split; decoded once and kept as uint8 up to 2 GiB (showroom's train is 675 MB), decoded on access beyond.
 
     Items are ``(image, target)``: image uint8 (3, S, S); target a dict of ``boxes`` (G, 4)
     xyxy float32 in pixels of the image returned, ``labels`` (G,) int64 and ``image_id``; with
     ``masks`` also ``mask`` (1, S, S) uint8, 1 where a chair is visible.
     The draw of an item depends on (seed, epoch, index) alone, so any number of workers and
-    any resumed run sees the same images.
+    any resumed run sees the same images, kept in memory or not.
+
+    Raises:
+        DataError: bad annotations, or an image file that is missing, broken or of another size
+            than its annotations say. What is decoded on access is found broken on access.
     """
 
     def __init__(
         self,
         split: str,
-        root: Path | str = SHOWROOM,
+        root: Path | str | Source = SHOWROOM,
         transform: v2.Transform | None = None,
         *,
         keep_crowd: bool = False,
@@ -242,16 +203,13 @@ class DetectionDataset(Dataset):
         seed: int = 0,
         masks: bool = False,
     ):
-        path = annotation_path(split, root)
-        self.coco = load_coco(path)
-        self.folder = path.with_suffix("")
+        source = open_root(root)
+        self.file, self.folder = source.file_of(split)
+        self.coco = load_split(split, source)
         self.transform, self.seed, self.epoch = transform, seed, 0
-        self.category_ids = self.coco.getCatIds(catNms=[CATEGORY])
-        crowd = None if keep_crowd else False
+        self.category_ids = self.coco.getCatIds()
         ids = sorted(self.coco.imgs)
-        self.annotations = {
-            i: self.coco.loadAnns(self.coco.getAnnIds(imgIds=i, catIds=self.category_ids, iscrowd=crowd)) for i in ids
-        }
+        self.annotations = {i: [a for a in self.coco.imgToAnns[i] if keep_crowd or not a["iscrowd"]] for i in ids}
         if not negatives:
             ids = [i for i in ids if self.annotations[i]]
         if limit is not None and limit < len(ids):
@@ -260,16 +218,33 @@ class DetectionDataset(Dataset):
             chosen = ids if sample == "first" else [ids[i] for i in order]
             ids = sorted(chosen[:limit])
         self.image_ids = ids
-        self.images = [read_image(self.folder / self.coco.imgs[i]["file_name"]) for i in ids]
-        self.masks = [self._mask(i) for i in ids] if masks else None
+        missing = missing_images(self.folder, [self.coco.imgs[i]["file_name"] for i in ids])
+        if missing:
+            raise DataError(f"{self.folder / missing[0]}: image file is missing ({len(missing)} of {len(ids)} in all)")
+        self.images = OnAccess(len(ids), self._image)
+        self.masks = OnAccess(len(ids), self._mask) if masks else None
+        pixels = sum(self.coco.imgs[i]["width"] * self.coco.imgs[i]["height"] for i in ids)
+        if pixels * (4 if masks else 3) <= IN_MEMORY_BYTES:
+            self.images, self.masks = list(self.images), list(self.masks) if masks else None
 
-    def _mask(self, image_id: int) -> Tensor:
+    def _image(self, index: int) -> Tensor:
+        """Image of an index as it is on disk: uint8 (3, H, W)."""
+        entry = self.coco.imgs[self.image_ids[index]]
+        path = self.folder / entry["file_name"]
+        image = read_image(path)
+        if image.shape[1:] != (entry["height"], entry["width"]):
+            size = f"{image.shape[2]} x {image.shape[1]}"
+            expected = f"{entry['width']} x {entry['height']}"
+            raise DataError(f"{path}: image of {size} px; {self.file} says {expected} (image id {entry['id']})")
+        return image
+
+    def _mask(self, index: int) -> Tensor:
         """Union of all chairs of an image, the tiny ones that are annotated as crowd too: uint8 (1, H, W)."""
-        image = self.coco.imgs[image_id]
+        image = self.coco.imgs[self.image_ids[index]]
         mask = torch.zeros(1, image["height"], image["width"], dtype=torch.uint8)
-        for annotation in self.coco.loadAnns(self.coco.getAnnIds(imgIds=image_id, catIds=self.category_ids)):
+        for annotation in self.coco.imgToAnns[image["id"]]:
             if not annotation.get("segmentation"):
-                raise DataError(f"{self.folder}.json: annotation {annotation['id']} has no 'segmentation'")
+                raise DataError(f"{self.file}: annotation {annotation['id']} has no 'segmentation'")
             mask |= torch.from_numpy(self.coco.annToMask(annotation))
         return mask
 

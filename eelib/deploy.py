@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from eelib.anchors import CODER_WEIGHTS, MAX_LOG_SCALE, default_boxes
 from eelib.config import parse
-from eelib.data import annotation_path, load_coco
+from eelib.data import load_split
 from eelib.evaluate import file_sha256
 from eelib.model import CUTS, EarlyExitSSDLite
 from eelib.runtime import FORMAT, MANIFEST, DeploymentError
@@ -304,7 +304,7 @@ def export(checkpoint: Path | str, out: Path | str) -> dict:
         entries.append({"exit": name} | _write(stage, example, outputs, out, f"stage_{name}"))
         start = CUTS.get(name, (None,))[0]
     every = [f"{kind}_{name}" for name in stages for kind in ("scores", "boxes")]
-    category = load_coco(annotation_path("val")).dataset["categories"]
+    category = load_split("val").dataset["categories"]
     manifest = {
         "format": FORMAT,
         "opset": OPSET,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eelib.confidence import confidence
-from eelib.config import PhaseConfig, resolve
+from eelib.config import PhaseConfig
 from eelib.data import DetectionDataset, build_transform
 from eelib.losses import detection_loss, match_batch
 from eelib.matching import matching_quality
@@ -19,6 +19,7 @@ from eelib.model import EarlyExitSSDLite, ExitOutput, flatten_predictions
 from eelib.recorded import BOXES_PER_CELL, ExitMaps, RecordedExits, prior_boxes
 from eelib.recorded_loss import SIZE_HW, assign, recorded_loss
 from eelib.routing import distribution_loss, exit_rates, scheduled_thresholds, slope_at
+from eelib.sources import open_source
 
 # Logit of the difference chair - background at which a detector starts: 1 % chair (RetinaNet's prior).
 PRIOR_LOGIT = -4.6
@@ -53,7 +54,7 @@ def _samples(config: PhaseConfig, images: int) -> list[dict]:
     data = config.data
     dataset = DetectionDataset(
         "train",
-        resolve(data.root),
+        open_source(data),
         build_transform(SIZE_HW[0], data.augment, data.rescale_boxes, data.flip_boxes),
         negatives=False,
         limit=images,

@@ -11,10 +11,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from eelib.config import PhaseConfig, resolve
-from eelib.data import CATEGORY, DetectionDataset, file_sha256, split_sha256
+from eelib.config import PhaseConfig
+from eelib.data import DetectionDataset, split_sha256
+from eelib.files import file_sha256
 from eelib.model import Detections
 from eelib.records import detections_of_exits
+from eelib.sources import DataError, open_source
+from eelib.train import load_released
 
 # Names of pycocotools' summary, in its order.
 AP_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -35,7 +38,7 @@ def coco_ap(coco: COCO, results: Sequence[dict], image_ids: Sequence[int] | None
     """AP[.50:.95], AP50, AP75 and AP by size, by pycocotools.
 
     Args:
-        coco: the annotations.
+        coco: the annotations of one category.
         results: COCO results; an empty list gives 0 (pycocotools itself fails on it).
         image_ids: images to evaluate; None takes all.
 
@@ -50,7 +53,7 @@ def coco_ap(coco: COCO, results: Sequence[dict], image_ids: Sequence[int] | None
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(coco, coco.loadRes(list(results)), "bbox")
         evaluation.params.imgIds = sorted(image_ids if image_ids is not None else coco.imgs)
-        evaluation.params.catIds = coco.getCatIds(catNms=[CATEGORY])
+        evaluation.params.catIds = coco.getCatIds()
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -77,7 +80,7 @@ def precision_recall(
     with contextlib.redirect_stdout(io.StringIO()):
         # pycocotools fails on an empty list of results
         evaluation = COCOeval(coco, coco.loadRes(kept) if kept else COCO(), "bbox")
-        evaluation.params.imgIds, evaluation.params.catIds = sorted(image_ids), coco.getCatIds(catNms=[CATEGORY])
+        evaluation.params.imgIds, evaluation.params.catIds = sorted(image_ids), coco.getCatIds()
         evaluation.params.iouThrs, evaluation.params.maxDets = [iou], [max(1, len(kept))]
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
@@ -108,11 +111,28 @@ def detect_exits(model: nn.Module, dataset: DetectionDataset, batch_size: int = 
     return results
 
 
+def evaluate_exits(checkpoint: Path | str, dataset: DetectionDataset) -> dict[str, dict[str, float]]:
+    """AP of every exit of a released detector, as :func:`coco_ap` gives it.
+
+    Args:
+        checkpoint: a released detector with or without exits.
+        dataset: its transform resizes and nothing else; crowds kept.
+
+    Raises:
+        TrainingError: no such checkpoint, or one of another architecture.
+        DataError: the images hold no object, so that AP is not defined.
+    """
+    if not any(not a["iscrowd"] for i in dataset.image_ids for a in dataset.annotations[i]):
+        raise DataError(f"{dataset.file}: no object on the {len(dataset)} images: AP is not defined")
+    results = detect_exits(load_released(checkpoint), dataset)
+    return {name: coco_ap(dataset.coco, rows, dataset.image_ids) for name, rows in results.items()}
+
+
 def provenance(split: str, config: PhaseConfig, checkpoint: Path | str) -> dict:
     """What every metrics file records beside its numbers."""
     return {
         "split": split,
-        "split_sha256": split_sha256(split, resolve(config.data.root)),
+        "split_sha256": split_sha256(split, open_source(config.data)),
         "checkpoint_sha256": file_sha256(checkpoint),
         "config": config.model_dump(mode="json"),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -109,6 +109,21 @@ def loss_curves(history: Sequence[Mapping], columns: Sequence[str], ylabel: str 
     return figure
 
 
+def learning_curve(points: Sequence[Mapping]) -> Figure:
+    """AP by training images on a logarithmic axis, with 95 % intervals; points of ``metrics/learning_curve.json``."""
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.4))
+    images, ap = [p["images"] for p in points], [p["AP"] for p in points]
+    low, high = zip(*(p["interval"] for p in points), strict=True)
+    axis.vlines(images, low, high, color=OURS_COLOUR, linewidth=1.0)
+    axis.plot(images, ap, marker="o", markersize=4, color=OURS_COLOUR)
+    axis.set_xscale("log")
+    axis.set_xticks(images, [f"{n:,}" for n in images], minor=False)
+    axis.minorticks_off()
+    axis.set_xlabel("training images")
+    axis.set_ylabel("AP on val (95 % interval)")
+    return figure
+
+
 def exit_bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Figure:
     """Bars an exit, grouped by metric: ``values[metric][exit]``."""
     figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.4))

@@ -1,5 +1,6 @@
-"""Files written whole or not at all."""
+"""Files: written whole or not at all, and known by their hash."""
 
+import hashlib
 import io
 import os
 from collections.abc import Callable
@@ -18,3 +19,9 @@ def write_atomic(path: Path | str, write: Callable[[io.BufferedWriter], None]) -
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def file_sha256(path: Path | str) -> str:
+    """SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,11 +4,12 @@ import torch
 from torchvision.ops import box_iou
 
 from eelib.confidence import probability_of_maps
-from eelib.config import PhaseConfig, resolve
+from eelib.config import PhaseConfig
 from eelib.data import DetectionDataset, batches, build_transform
 from eelib.model import EXIT_NAMES, Detections, keep_best
 from eelib.phases import NMS_THRESHOLD, SIZE_HW, confidences
 from eelib.recorded import RecordedDetector, decoded_boxes
+from eelib.sources import open_source
 
 SCORES = (0.5, 0.4, 0.35)  # least scores that the record tried
 COORDINATES = ("x1", "y1", "x2", "y2")
@@ -29,7 +30,7 @@ def describe(detector: RecordedDetector, config: PhaseConfig, exit_name: str, li
     """
     detector.eval()
     index = EXIT_NAMES.index(exit_name)
-    dataset = DetectionDataset("test", resolve(config.data.root), build_transform(SIZE_HW[0]), limit=limit)
+    dataset = DetectionDataset("test", open_source(config.data), build_transform(SIZE_HW[0]), limit=limit)
     probability, corners, confidence, iou = [], [], [], []
     kept = {score: {"before_nms": 0, "after_nms": 0} for score in SCORES}
     for images, targets in batches(dataset, 4):

@@ -19,6 +19,7 @@ from eelib.model import EXIT_NAMES, keep_best
 from eelib.recorded import ExitMaps, RecordedDetector, decoded_boxes
 from eelib.recorded_loss import SIZE_HW, recorded_loss
 from eelib.routing import exit_rates, exit_shares, route, scheduled_thresholds
+from eelib.sources import open_source
 from eelib.train import (
     TrainingError,
     fit,
@@ -81,7 +82,7 @@ def identity(config: PhaseConfig) -> dict:
     return {
         "config": config.model_dump(mode="json"),
         "start_sha256": file_sha256(resolve(config.model.start)) if config.model.start else None,
-        "train_sha256": split_sha256("train", resolve(config.data.root)),
+        "train_sha256": split_sha256("train", open_source(config.data)),
         "code_sha256": code,
     }
 
@@ -101,8 +102,7 @@ def _continues(config: PhaseConfig, out: Path, log: Callable) -> bool:
 
 def _validation_set(config: PhaseConfig) -> DetectionDataset:
     limit = config.data.val_limit or config.data.eval_limit
-    root = resolve(config.data.root)
-    return DetectionDataset("val", root, build_transform(SIZE_HW[0]), keep_crowd=True, limit=limit)
+    return DetectionDataset("val", open_source(config.data), build_transform(SIZE_HW[0]), keep_crowd=True, limit=limit)
 
 
 def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, log: Callable = print) -> dict:
@@ -296,7 +296,7 @@ def route_split(detector: RecordedDetector, config: PhaseConfig, split: str) -> 
     """
     detector.eval()
     dataset = DetectionDataset(
-        split, resolve(config.data.root), build_transform(SIZE_HW[0]), keep_crowd=True, limit=config.data.eval_limit
+        split, open_source(config.data), build_transform(SIZE_HW[0]), keep_crowd=True, limit=config.data.eval_limit
     )
     columns, means, results = [], [], {name: {} for name in EXIT_NAMES}
     for images, targets in batches(dataset, 4):

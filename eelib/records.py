@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from eelib.confidence import chair_probability, entropy
-from eelib.data import DetectionDataset, batches, build_transform, file_sha256, split_sha256
+from eelib.data import DetectionDataset, batches, build_transform, split_sha256
+from eelib.files import file_sha256, write_atomic
 from eelib.model import Detections, postprocess
-from eelib.train import load_released, write_atomic
+from eelib.sources import Source
+from eelib.train import load_released
 
 MAX_DETECTIONS = 100  # an image and exit; COCO's AP looks at no more
 CUTS = (0.1, 0.3, 0.5)  # scores above which boxes are counted
@@ -260,7 +262,7 @@ def load_records(path: Path | str, split_hash: str, checkpoint_hash: str) -> Exi
 def records_of(
     split: str,
     checkpoint: Path | str,
-    root: Path | str,
+    root: Path | str | Source,
     folder: Path | str,
     limit: int | None = None,
     progress: Callable[[str], None] | None = None,

@@ -8,15 +8,10 @@ import pandas as pd
 
 from eelib.config import ROOT, parse
 from eelib.data import DetectionDataset, build_transform
-from eelib.evaluate import coco_ap, detect_exits, file_sha256, provenance
-from eelib.train import (
-    TrainingError,
-    load_checkpoint,
-    load_released,
-    save_checkpoint,
-    selection_score,
-    write_atomic,
-)
+from eelib.evaluate import evaluate_exits, provenance
+from eelib.files import file_sha256, write_atomic
+from eelib.sources import open_source
+from eelib.train import TrainingError, load_checkpoint, save_checkpoint, selection_score
 
 CHECKPOINTS = ROOT / "checkpoints"
 # Larger files do not travel well in git.
@@ -61,9 +56,8 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
     config = parse(state["config"], str(source))
     start = manifest.get(Path(config.model.start).name, {}) if config.model.start else {}
     stage = {"epochs": len(state["history"]), "start": config.model.start, "start_sha256": start.get("sha256")}
-    dataset = DetectionDataset("test", transform=build_transform(320), keep_crowd=True, limit=limit)
-    results = detect_exits(load_released(source), dataset)
-    ap = {exit_: coco_ap(dataset.coco, rows, dataset.image_ids) for exit_, rows in results.items()}
+    dataset = DetectionDataset("test", open_source(config.data), build_transform(320), keep_crowd=True, limit=limit)
+    ap = evaluate_exits(source, dataset)
     target = save_checkpoint(Path(folder) / name, {key: state[key] for key in ("model", "config", "history")})
     if target.stat().st_size > LARGEST_BYTES:
         size = target.stat().st_size / 2**20

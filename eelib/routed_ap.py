@@ -17,7 +17,6 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from eelib.data import CATEGORY
 from eelib.evaluate import coco_ap, to_results
 from eelib.records import MAX_DETECTIONS, ExitRecords
 
@@ -171,7 +170,7 @@ def _average_precision(count, rank, hits, ignored, positives) -> float:
 
 def _match(records: ExitRecords, index: int, coco: COCO, area: tuple[float, float]) -> tuple:
     """pycocotools' own matching of one exit: image rows, scores, matched, ignored, positives."""
-    category = coco.getCatIds(catNms=[CATEGORY])
+    category = coco.getCatIds()
     results = [
         r for row, i in enumerate(records.image_ids) for r in to_results(i, records.detections(index, row), category[0])
     ]
@@ -271,7 +270,7 @@ def ap_speed(evaluator: RoutedAP, records: ExitRecords, coco: COCO, settings: in
     began = time.perf_counter()
     merged = [evaluator.ap(chosen) for chosen in routings]
     answer: dict = {"merge_ms": (time.perf_counter() - began) / settings * 1e3}
-    category = coco.getCatIds(catNms=[CATEGORY])[0]
+    category = coco.getCatIds()[0]
     results = [
         r
         for row, (i, k) in enumerate(zip(records.image_ids, routings[0], strict=True))

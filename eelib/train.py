@@ -17,6 +17,7 @@ from eelib.data import DetectionDataset, as_input, build_transform, loader
 from eelib.files import write_atomic
 from eelib.losses import joint_loss
 from eelib.model import EarlyExitSSDLite, ExitOutput
+from eelib.sources import open_source
 from eelib.supervision import mask_loss
 
 
@@ -291,12 +292,16 @@ def build_model(config: PhaseConfig) -> EarlyExitSSDLite:
     """The SSDLite of a configuration, from its start weights; the trunk frozen where it says so.
 
     Raises:
-        TrainingError: the start checkpoint does not fit.
+        TrainingError: the start checkpoint does not fit, or torchvision's weights cannot be had.
     """
     require_architecture(config, "ssdlite")
     torch.manual_seed(config.seed)
     weights = None if config.model.weights == "none" or config.model.start else config.model.weights
-    model = EarlyExitSSDLite(config.model.exits, weights, gradient_rescaling=config.loss.gradient_rescaling)
+    try:
+        model = EarlyExitSSDLite(config.model.exits, weights, gradient_rescaling=config.loss.gradient_rescaling)
+    except OSError as error:  # torchvision downloads them
+        problem = f"key 'model.weights' is '{weights}', but they cannot be downloaded ({error})"
+        raise TrainingError(f"{problem}; expected 'none' without a network") from None
     if config.model.start:
         start = load_checkpoint(resolve(config.model.start))["model"]
         early = {k: v for k, v in model.state_dict().items() if k.startswith("early.") and k not in start}
@@ -354,7 +359,7 @@ def training_set(config: PhaseConfig) -> DetectionDataset:
     data = config.data
     return DetectionDataset(
         "train",
-        resolve(data.root),
+        open_source(data),
         keep_crowd=not data.drop_crowd,
         negatives=data.negatives,
         limit=data.limit,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from eelib.config import resolve
-from eelib.data import CATEGORY, annotation_path, load_coco
+from eelib.data import load_split
 from eelib.policies import Split
 from eelib.records import records_of
 from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, only_model, resample, scenes_of
@@ -49,7 +49,7 @@ def breakdown(split: Split, routings: Mapping[str, np.ndarray], weights: np.ndar
     shown: dict[str, set] = {}
     for annotation in split.coco.dataset["annotations"]:
         # only chairs count as positives; other furniture shares the annotation file
-        if models and annotation["category_id"] in split.coco.getCatIds(catNms=[CATEGORY]) and "model" in annotation:
+        if models and "model" in annotation:
             shown.setdefault(annotation["model"], set()).add(annotation["image_id"])
     for name, ids in sorted(shown.items()):
         kept = [row for row, i in enumerate(split.records.image_ids) if i in ids]
@@ -102,7 +102,7 @@ def compare_detectors(
         that of the same detector's full), ``share_of_baseline`` and, beyond the first detector,
         ``minus_first``, each with its ``_interval``; the baseline is the first row.
     """
-    coco = load_coco(annotation_path("test", resolve(root)))
+    coco = load_split("test", resolve(root))
     rows, first, weights = [], {}, None
     for training, path in {"baseline": baseline, **checkpoints}.items():
         records = records_of("test", resolve(path), resolve(root), folder, limit, progress)

@@ -6,7 +6,7 @@ import yaml
 
 from eelib.__main__ import main
 from eelib.config import ROOT, read_yaml
-from eelib.data import file_sha256
+from eelib.files import file_sha256
 from eelib.model import EarlyExitSSDLite
 from eelib.train import save_checkpoint
 
@@ -53,6 +53,70 @@ def test_validate_all_prints_a_decision_a_phase(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(names) == 10  # nine phases, and 1.1 in both forms
     assert all("Decision: look closer." in line for line in lines)
+
+
+COCO = ROOT / "tests" / "fixtures" / "coco"
+OWN = ["--data", str(COCO / "annotations" / "instances_train2017.json"), "--images", str(COCO / "train2017")]
+
+
+def test_data_coco_prints_the_counts(capsys):
+    assert main(["data", "coco", "--root", str(COCO)]) == 1  # an image file is missing
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[1].split()[:6] == ["train", "8", "6", "6", "1", "0"]
+    assert "test: 1 image files are missing, first" in printed.err
+    assert main(["data", "check", "--json", "--category", "couch", *OWN, "--decode"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])[0]["boxes"] == 1
+
+
+def test_data_coco_says_how_to_obtain_it(tmp_path, capsys):
+    (tmp_path / "val2017").mkdir()
+    assert main(["data", "coco", "--root", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert "cocodataset.org" in printed.out and "18 GB" in printed.out
+    lacking = "annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/"
+    assert printed.err == f"eelib: {tmp_path}: not COCO 2017 yet; missing {lacking}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["data", "check", "--images", "x"], "--images x: needs --data with the COCO JSON"),
+        (["data", "check", "--data", "none.json"], "none.json: no such annotation file"),
+        (["data", "check", *OWN, "--category", "stool"], "'categories' has no 'stool'"),
+        (["validate", "--phase", "1.4", *OWN], "need --checkpoint"),
+        (["train", "params/phase_2_0_coco.yaml", "--out", "{tmp}", *OWN, "--category", "stool"], "has no 'stool'"),
+        (["train", "params/phase_2_0_coco.yaml", "--out", "{tmp}", "--set", "data.rot=x"], "did you mean 'root'"),
+    ],
+)
+def test_bad_data_is_refused(argv, message, tmp_path, capsys):
+    settings = ["--set", "model.weights=none"] if argv[0] == "train" else []
+    assert main([part.format(tmp=tmp_path) for part in argv] + settings) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("eelib: ") and error.count("\n") == 1
+
+
+def test_a_detector_trains_on_coco_and_is_validated_on_own_files(tmp_path, capsys):
+    small = ["data.image_sizes=[[0, 64]]", "optim.epochs=1", "optim.batch_size=4", "optim.workers=0"]
+    sets = [part for s in [f"data.root={COCO}", "model.weights=none", *small] for part in ("--set", s)]
+    train = ["train", str(ROOT / "params" / "phase_2_0_coco.yaml"), "--out"]
+    assert main([*train, str(tmp_path), *sets]) == 0
+    checkpoint = str(tmp_path / "released.pth")
+    assert main(["validate", "--checkpoint", checkpoint, "--json", *OWN]) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answer["images"] == 10 and answer["exits"]["full"]["AP"] < 0.2
+    assert main(["validate", "--checkpoint", checkpoint, "--data", str(COCO)]) == 2
+    assert "missing.jpg: image file is missing" in capsys.readouterr().err
+    # the same JSON as the training file: val is drawn from it
+    assert main([*train, str(tmp_path / "own"), *OWN, *sets[2:]]) == 0
+
+
+def test_weights_without_a_network_are_named(tmp_path, monkeypatch, capsys):
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("eelib.train.EarlyExitSSDLite", offline)
+    assert main(["train", str(ROOT / "params" / "phase_2_0_coco.yaml"), "--out", str(tmp_path)]) == 2
+    assert "key 'model.weights' is 'imagenet', but they cannot be downloaded (no network)" in capsys.readouterr().err
 
 
 def test_a_setting_without_a_value_is_refused(capsys):

@@ -5,8 +5,9 @@ import pytest
 import torch
 from synthetic import noisy
 
-from eelib.data import DetectionDataset, build_transform, file_sha256, split_sha256
+from eelib.data import DetectionDataset, build_transform, split_sha256
 from eelib.evaluate import detect_exits, to_results
+from eelib.files import file_sha256
 from eelib.model import Detections, EarlyExitSSDLite
 from eelib.records import (
     EVIDENCE,

@@ -90,7 +90,7 @@ def test_detectors_side_by_side(split, monkeypatch):
     object.__setattr__(alone, "counts", alone.counts[2:])
     by_path = {"b.pth": alone, "f.pth": records, "j.pth": better}
     monkeypatch.setattr(validation, "records_of", lambda _, path, *__: by_path[path.name])
-    monkeypatch.setattr(validation, "load_coco", lambda _: split.coco)
+    monkeypatch.setattr(validation, "load_split", lambda *_: split.coco)
     found = validation.compare_detectors({"frozen": "f.pth", "joint": "j.pth"}, "b.pth", "", "", resamples=10)
     assert [(row["training"], row["exit"]) for row in found] == [
         ("baseline", "full"), *(("frozen", n) for n in NAMES), *(("joint", n) for n in NAMES)
