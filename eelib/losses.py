@@ -65,6 +65,37 @@ def detection_loss(
     return {"classification": class_loss / count, "bbox_regression": box_loss / count}
 
 
+def distillation_loss(
+    student: ExitOutput, teacher: ExitOutput, positive: Tensor, temperature: float = 2.0
+) -> dict[str, Tensor]:
+    """How far a student is from its teacher on the same default boxes.
+
+    Args:
+        student, teacher: outputs of a batch; the teacher's carry no gradient.
+        positive: bool (B, A), boxes that are matched to an object.
+        temperature: divides both logits; at least 1 softens them.
+
+    Returns:
+        ``distilled_classification``, the KL divergence of the class distributions from the teacher's
+        times the square of the temperature, over all boxes; ``distilled_bbox_regression``, smooth L1 of
+        the offsets over positives. Both are sums divided by the number of positives (at least 1).
+
+    Raises:
+        ValueError: student and teacher have other default boxes.
+
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2; on detectors
+    Chen et al., "Learning Efficient Object Detection Models", NeurIPS 2017, section 3.
+    """
+    if student.cls_logits.shape != teacher.cls_logits.shape:
+        shapes = tuple(student.cls_logits.shape), tuple(teacher.cls_logits.shape)
+        raise ValueError(f"student and teacher differ in default boxes: cls_logits {shapes[0]} and {shapes[1]}")
+    count = positive.sum().clamp(min=1)
+    ours, theirs = ((o.cls_logits / temperature).log_softmax(-1) for o in (student, teacher))
+    divergence = temperature**2 * F.kl_div(ours, theirs, reduction="sum", log_target=True)
+    boxes = F.smooth_l1_loss(student.bbox_regression[positive], teacher.bbox_regression[positive], reduction="sum")
+    return {"distilled_classification": divergence / count, "distilled_bbox_regression": boxes / count}
+
+
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of boxes (P, 4) with boxes (P, 4), pair by pair; xyxy."""
     lt, rb = torch.max(a[:, :2], b[:, :2]), torch.min(a[:, 2:], b[:, 2:])
