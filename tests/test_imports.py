@@ -8,7 +8,8 @@ ORDER = [
     "config", "runtime", "images", "data", "anchors", "matching", "model", "losses", "confidence", "record", "routing",
     "recorded", "architecture", "recorded_loss", "supervision", "train", "records", "evaluate", "routed_ap",
     "calibrate", "gates", "policies", "guarantee", "curves", "release", "latency", "deploy", "quantise", "bench",
-    "diagnose", "feature_cache", "phases", "inference", "mechanisms", "scorecard", "causal", "figures",
+    "prune", "diagnose", "feature_cache", "phases", "variants", "search", "systems", "compress", "inference",
+    "mechanisms", "scorecard", "causal", "figures",
     "figures_routing", "record_figures", "tables", "comparison", "reports", "batch", "detect_command", "route_command",
     "__main__",
 ]  # fmt: skip

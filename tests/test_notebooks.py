@@ -43,7 +43,8 @@ def test_structure(path):
 def test_parameters_are_known_to_the_notebook(path):
     driven = [name for prefix, name in DRIVES.items() if path.stem.startswith(prefix)]
     if not driven:
-        assert path.stem.startswith("phase_2_")  # driven by `eelib train`
+        # driven by `eelib train` and `eelib compress`
+        assert path.stem.startswith("phase_2_") or path.stem == "compress"
         return
     known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{driven[0]}.ipynb"))
     assert read_yaml(path).keys() <= known.keys()
