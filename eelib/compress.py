@@ -274,7 +274,7 @@ def winners(report: Mapping, budgets: Sequence[float]) -> pd.DataFrame:
         inside = [entry for entry in known if entry[1] <= budget]
         name, time, ap = max(inside, key=lambda e: (e[2], -e[1]), default=(None, None, None))
         lines.append({"time / full at most": budget, "system": name, "time / full": time, "AP": ap})
-    return pd.DataFrame(lines).astype({"system": object})
+    return pd.DataFrame(lines)
 
 
 def verdict(points: Sequence[Mapping], key: str) -> str:

@@ -10,6 +10,7 @@ import yaml
 from eelib import compress, search, variants
 from eelib.__main__ import main
 from eelib.config import ROOT, ConfigError
+from eelib.figures_routing import alternatives_plane
 from eelib.systems import session_records, system
 from eelib.train import TrainingError, load_released, save_checkpoint
 from eelib.variants import RELEASED, Variant, distilling_step, fine_tuning, folder_of, load_config
@@ -184,3 +185,34 @@ def test_a_variant_is_trained_once(tmp_path, monkeypatch):
     assert json.loads((folder / "variant.json").read_text())["seconds"] == 1.5
     variants.train_variant("width_75", config, log=lines.append)
     assert lines == ["training width_75"]
+
+
+def report():
+    """Two static systems and one with exits, with round numbers."""
+    shared = {"AP_interval": [0.1, 0.5], "AP50": 0.6, "macs": 2_000_000, "size_mib": 4.0, "parameters": 3_000_000}
+    exits = {"exit1": shared | {"AP": 0.1, "time_ratio": 0.4}, "full": shared | {"AP": 0.3, "time_ratio": 1.1}}
+    points = [{"time_ratio": 0.6, "AP": 0.28, "AP_interval": [0.2, 0.3], "exit_shares": {"exit1": 0.5, "full": 0.5}}]
+    static = [
+        shared | {"name": "full", "kind": "full", "AP": 0.3, "time_ratio": 1.0},
+        shared | {"name": "width_50", "kind": "width", "AP": 0.2, "time_ratio": 0.5},
+    ]
+    return {"static": static, "with_exits": [{"name": "exits", "exits": exits, "points": points, **shared}]}
+
+
+def test_the_closing_table_and_the_winners_by_hand():
+    found = report()
+    table = compress.table(found)
+    assert table["system"].tolist() == ["full", "width_50", "exits", "exits"]
+    assert table["exit"].tolist() == ["–", "–", "exit1", "full"]
+    assert table.loc[1, ["AP", "time / full", "M parameters", "MMAC"]].tolist() == [0.2, 0.5, 3.0, 2.0]
+    best = compress.winners(found, [0.4, 0.5, 0.7, 1.0])
+    assert best["system"].fillna("none").tolist() == ["none", "width_50", "exits, routed", "full"]
+    (moved,) = compress.on_measured_time(found["with_exits"][0]["points"], found["with_exits"][0]["exits"])
+    assert moved["time_ratio"] == pytest.approx(0.75) and moved["AP"] == 0.28
+
+
+def test_the_plane_draws_every_kind_and_curve():
+    found = report()
+    figure = alternatives_plane(found["static"], {"exits, routed": found["with_exits"][0]["points"]}, compress.PEERS)
+    labels = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert labels == {"full", "width", "hull of static peers", "hull of all static", "exits, routed"}
