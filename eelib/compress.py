@@ -79,7 +79,8 @@ def train_all(config: CompressConfig, log: Callable[[str], None] = print) -> dic
     folders = {name: train_variant(name, config, log=log) for name in config.variants}
     found = search.run(config, log)
     variants = config.variants | {SEARCHED: search.as_variant(found["chosen"], config)}
-    folders[SEARCHED] = train_variant(SEARCHED, config, variants, log)
+    # first, so that its cuts are taken where it is another variant over again
+    folders = {SEARCHED: train_variant(SEARCHED, config, variants, log)} | folders
     table, trained = search.latency_table(config, log), {}
     widths = {(config.variants[w].width if w != RELEASED else 1.0): w for w in config.search.widths}
     whole = search.predicted_ms(table, RELEASED, Variant(), exits=False)["full"]

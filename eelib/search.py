@@ -7,7 +7,7 @@ is chosen is trained like every other variant and measured on its own.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ from eelib.train import TrainingError, detection_step, fit, load_released, train
 from eelib.variants import (
     RELEASED,
     CompressConfig,
-    Search,
     Variant,
     digest,
     fine_tuning,
@@ -38,28 +37,45 @@ def weights_of(width: str, config: CompressConfig, log: Callable[[str], None] = 
     return resolve(config.exits) if width == RELEASED else train_variant(width, config, log=log) / "variant.pth"
 
 
-def segments(model: EarlyExitSSDLite, search: Search) -> dict[str, tuple[torch.nn.Module, int]]:
-    """Every piece that a candidate of one width and size is made of: name to module and where it starts."""
-    bounds = sorted({0, *search.exit1, *search.exit2})
+def asked(config: CompressConfig) -> dict[str, list[int]]:
+    """Sizes, maps and bounds of segments that candidates, variants and the released detector need."""
+    search, variants = config.search, [Variant(), *config.variants.values()]
+    cuts = [cut for v in variants for cut in v.cuts]
+    return {
+        "sizes": sorted({*search.sizes, *(v.size for v in variants)}),
+        "maps": sorted({*search.maps, *(v.maps for v in variants)}, reverse=True),
+        "bounds": sorted({0, *search.exit1, *search.exit2, *cuts}),
+    }
+
+
+def segments(
+    model: EarlyExitSSDLite, bounds: Sequence[int], maps: Sequence[int]
+) -> dict[str, tuple[torch.nn.Module, int]]:
+    """Every piece that a candidate of one width and size is made of: name to module and where it starts.
+
+    Args:
+        bounds: children of the trunk between which segments lie, from 0 to the last cut.
+        maps: numbers of SSDLite maps, falling.
+    """
     pieces = {f"trunk {a}-{b}": (Trunk(model, a, b), a) for a, b in zip(bounds[:-1], bounds[1:], strict=True)}
-    for name, cut in (("exit1", search.exit1[0]), ("exit2", search.exit2[0])):
-        # the same at each cut of a stage, whose blocks have the same channels
-        model.cuts[name] = cut
+    for name, cut in model.cuts.items():  # the same at each cut of a stage, whose blocks have the same channels
         pieces[name] = (ExitStage(model, name, cut), cut)
-    for maps in sorted(search.maps, reverse=True):
-        model.keep_maps(maps)
-        pieces[f"tail {maps}"] = (FullStage(model, bounds[-1]), bounds[-1])
+    for count in maps:
+        model.keep_maps(count)
+        pieces[f"tail {count}"] = (FullStage(model, bounds[-1]), bounds[-1])
     return pieces
 
 
 @torch.no_grad()
-def _graphs(path: Path, size: int, search: Search, folder: Path) -> dict[str, Callable[[], object]]:
+def _graphs(
+    path: Path, size: int, bounds: Sequence[int], maps: Sequence[int], folder: Path
+) -> dict[str, Callable[[], object]]:
     """Export the segments of one width and size; name to a call that runs it."""
     folder.mkdir(parents=True, exist_ok=True)
     model = load_released(path).eval()
     model.size = size
     image, calls = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)), {}
-    for name, (module, start) in segments(model, search).items():
+    for name, (module, start) in segments(model, bounds, maps).items():
         example = model.segment((image - 0.5) / 0.5, 0, start) if start else image
         outputs = module.eval()(example)
         count = len(outputs) if isinstance(outputs, tuple) else 1
@@ -74,21 +90,20 @@ def latency_table(config: CompressConfig, log: Callable[[str], None] = print) ->
 
     All segments are measured in turn in one run, so that they can be added up.
     """
-    search = config.search
-    paths = {width: weights_of(width, config, log) for width in search.widths}
-    sizes = sorted(set(search.sizes) | {320})  # full at 320 px is what ratios refer to
-    identity = {width: file_sha256(path) for width, path in paths.items()} | search.model_dump(exclude={"trials"})
+    need = asked(config)
+    paths = {width: weights_of(width, config, log) for width in config.search.widths}
+    identity = [{width: file_sha256(path) for width, path in paths.items()}, need, config.search.repeats]
     folder = resolve(config.out) / f"table_{digest(identity)}"
     if (folder / "table.json").exists():
         return json.loads((folder / "table.json").read_text())
     log("measuring the look-up table of segments")
     calls = {}
     for width, path in paths.items():
-        for size in sizes:
-            graphs = _graphs(path, size, search, folder / f"{width}_{size}")
+        for size in need["sizes"]:
+            graphs = _graphs(path, size, need["bounds"], need["maps"], folder / f"{width}_{size}")
             calls |= {(f"{width} {size}", name): call for name, call in graphs.items()}
     table: dict[str, dict[str, float]] = {}
-    for (key, name), times in measure(calls, search.repeats, warmup=3).items():
+    for (key, name), times in measure(calls, config.search.repeats, warmup=3).items():
         table.setdefault(key, {})[name] = times["median_ms"]
     write_json(folder / "table.json", table)
     return table
