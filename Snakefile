@@ -1,5 +1,7 @@
 # Rebuilds what changed: `make reproduce`. The stamps under runs/ are not in git, so a fresh clone runs everything.
 # Executed notebooks are logs, so a failed one keeps its traceback.
+import os
+
 PHASES = sorted(glob_wildcards("params/{phase,phase_1_.*}.yaml").phase)
 # --config profile=full trains the trunk on all images; --config seeds=0,1,2 repeats each phase.
 SEEDS = str(config.get("seeds", "0")).split(",")
@@ -262,6 +264,7 @@ rule acceleration:
         params="params/report_acceleration.yaml",
         metrics=f"{METRICS}/bench.json",
         stamp="runs/stamps/bench",
+        alternatives=[path for path in [f"{METRICS}/compress.json"] if os.path.exists(path)],  # of `compress`, if run
     output:
         f"{METRICS}/acceleration.json",
         touch("runs/stamps/acceleration"),
@@ -269,6 +272,20 @@ rule acceleration:
         "reports/executed/07_acceleration.ipynb",
     shell:
         RUN
+
+
+# Not part of `all`: it trains for a quarter of an hour. `snakemake --cores 2 compress`; a killed run goes on.
+rule compress:
+    input:
+        params="params/compress.yaml",
+        weights=["checkpoints/baseline.pth", "checkpoints/exits.pth"],
+        code=expand("eelib/{m}.py", m=["prune", "variants", "search", "systems", "compress", "losses"]),
+    output:
+        # not the metrics: `all` reads the committed ones and must never train for them
+        touch("runs/stamps/compress"),
+    threads: workflow.cores  # alone: a neighbour would be measured too
+    shell:
+        "eelib compress {input.params}"
 
 
 rule detector:

@@ -293,6 +293,21 @@ def _showroom(args: argparse.Namespace) -> int:
     return args.run(args)
 
 
+def _compress(args: argparse.Namespace) -> int:
+    """Train the alternatives to early exits and measure all on one axis: AP on test against time."""
+    from eelib import batch, compress, variants
+
+    config = variants.load_config(args.config, batch.read_settings(args.set))
+    report = compress.run(config, args.only, Path(args.reports), log=lambda line: print(line, flush=True))
+    if report is not None:
+        print(compress.table(report).round(3).to_string(index=False))
+        for one in report["with_exits"]:
+            for key, hull in (("minus_peers", "static peers"), ("minus_all", "all static systems")):
+                print(f"{one['name']}, routed, against {hull}: {compress.verdict(one['points'], key)}")
+        print(f"wrote {args.reports}/metrics/compress.json and static.json")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     from eelib import data_command
 
@@ -382,6 +397,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--draw-score", type=float, default=0.3, help="least score that is drawn")
     command.add_argument("--batch", type=int, default=8, help="images a call")
     command.add_argument("--threads", type=int, default=1, help="of onnxruntime")
+    command = add("compress", _compress, "eelib compress params/compress.yaml --only width_75")
+    command.add_argument("config", help="parameter file of the alternatives")
+    command.add_argument("--only", metavar="NAME", help="train one variant, or `search`, and stop")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help_set)
+    command.add_argument("--reports", default=str(ROOT / "reports"), help="folder of metrics/")
     command = add("route", _route, "eelib route --policy benefit --budget 0.75")
     way = command.add_mutually_exclusive_group(required=True)
     way.add_argument("--policy", help="such as fixed, max_score, benefit; an unknown one lists them all")

@@ -23,12 +23,11 @@ from eelib.anchors import CODER_WEIGHTS, MAX_LOG_SCALE, default_boxes
 from eelib.config import parse
 from eelib.data import load_split
 from eelib.evaluate import file_sha256
-from eelib.model import CUTS, EarlyExitSSDLite
+from eelib.model import SIZE, EarlyExitSSDLite
 from eelib.runtime import FORMAT, MANIFEST, DeploymentError
 from eelib.train import TrainingError, load_checkpoint, load_released, write_atomic
 
 OPSET = 18
-SIZE = 320  # side of the network input in pixels
 POSTPROCESS = {"score_threshold": 0.001, "nms_threshold": 0.55, "topk": 300}
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 
@@ -99,11 +98,12 @@ class Decoder(nn.Module):
         class_heads, box_heads: one predictor a map; where each is a lone convolution, the two run as one.
         grids: (height, width) of each map in cells.
         scales, aspect_ratios: of the default boxes, as for :func:`eelib.anchors.default_boxes`.
+        size: side of the network input in pixels.
     """
 
-    def __init__(self, class_heads, box_heads, grids, scales, aspect_ratios):
+    def __init__(self, class_heads, box_heads, grids, scales, aspect_ratios, size=SIZE):
         super().__init__()
-        defaults = default_boxes(grids, scales, aspect_ratios, (SIZE, SIZE))
+        defaults = default_boxes(grids, scales, aspect_ratios, (size, size))
         self.boxes = [head[-1].out_channels // 4 for head in box_heads]
         self.cells = [height * width for height, width in grids]
         self.predictors = nn.ModuleList()
@@ -135,7 +135,7 @@ class Decoder(nn.Module):
         return scores, torch.cat((centre - half, centre + half), 1)
 
 
-class _Trunk(nn.Module):
+class Trunk(nn.Module):
     """Children ``start:stop`` of the trunk's first part; the first stage normalises.
 
     The model's (x - 0.5) / 0.5 is a subtraction here; the factor 2 goes into the first convolution,
@@ -161,14 +161,13 @@ class ExitStage(nn.Module):
 
     def __init__(self, model: EarlyExitSSDLite, name: str, start: int):
         super().__init__()
-        stop, channels = CUTS[name]
-        head = model.early[name]
-        self.trunk, self.context, self.down = _Trunk(model, start, stop), head.context, head.down
-        grids = head(torch.zeros(1, channels, SIZE // 16, SIZE // 16))[2]
+        stop, head = model.cuts[name], model.early[name]
+        self.trunk, self.context, self.down = Trunk(model, start, stop), head.context, head.down
+        grids = head(model.segment(torch.zeros(1, 3, model.size, model.size), 0, stop))[2]
         n = len(grids)
         self.shared = nn.ModuleList(predictor[:-1] for predictor in head.predictors)
         heads = zip(*(_split(predictor, head.class_channels) for predictor in head.predictors), strict=True)
-        self.decoder = Decoder(*heads, grids, model.scales[: n + 1], model.aspect_ratios[:n])
+        self.decoder = Decoder(*heads, grids, model.scales[: n + 1], model.aspect_ratios[:n], model.size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features of the last cut to scores, boxes and the next features."""
@@ -185,13 +184,14 @@ class FullStage(nn.Module):
 
     def __init__(self, model: EarlyExitSSDLite, start: int):
         super().__init__()
-        self.trunk = _Trunk(model, start, None)
+        self.trunk = Trunk(model, start, None)
         self.second, self.extra = model.backbone.features[1], model.backbone.extra
-        maps = model.pyramid(model.segment(torch.zeros(1, 3, SIZE, SIZE), 0, None))
-        grids = [tuple(m.shape[-2:]) for m in maps]
+        maps = model.pyramid(model.segment(torch.zeros(1, 3, model.size, model.size), 0, None))
+        grids, n = [tuple(m.shape[-2:]) for m in maps], len(maps)
         class_heads = model.head.classification_head.module_list
         box_heads = model.head.regression_head.module_list
-        self.decoder = Decoder(class_heads, box_heads, grids, model.scales, model.aspect_ratios)
+        shapes = grids, model.scales[: n + 1], model.aspect_ratios[:n], model.size
+        self.decoder = Decoder(class_heads, box_heads, *shapes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features of the last cut to scores and boxes."""
@@ -223,7 +223,7 @@ def build_stages(model: EarlyExitSSDLite) -> dict[str, nn.Module]:
     stages, start = {}, 0
     for name in model.early:
         stages[name] = ExitStage(model, name, start)
-        start = CUTS[name][0]
+        start = model.cuts[name]
     return stages | {"full": FullStage(model, start)}
 
 
@@ -236,7 +236,7 @@ def _check_trained(model: nn.Module, path: Path | str) -> None:
             raise TrainingError(f"{path}: '{name}' holds values that are not finite")
 
 
-def _write(module: nn.Module, example: Tensor, outputs: Sequence[str], folder: Path, name: str) -> dict:
+def write_graph(module: nn.Module, example: Tensor, outputs: Sequence[str], folder: Path, name: str) -> dict:
     """Export a module with a dynamic batch; returns its entry of the manifest."""
     path = folder / f"{name}.onnx"
     names = ["features", *outputs]
@@ -297,23 +297,23 @@ def export(checkpoint: Path | str, out: Path | str) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)  # an interrupted export must not look whole
     stages, start, entries = build_stages(model), 0, []
-    image = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(2, 3, model.size, model.size, generator=torch.Generator().manual_seed(0))
     for name, stage in stages.items():
         example = model.segment(image, 0, start) if start else image
         outputs = ["scores", "boxes"] + ["next_features"] * (name != "full")
-        entries.append({"exit": name} | _write(stage, example, outputs, out, f"stage_{name}"))
-        start = CUTS.get(name, (None,))[0]
+        entries.append({"exit": name} | write_graph(stage, example, outputs, out, f"stage_{name}"))
+        start = model.cuts.get(name)
     every = [f"{kind}_{name}" for name in stages for kind in ("scores", "boxes")]
     category = load_split("val").dataset["categories"]
     manifest = {
         "format": FORMAT,
         "opset": OPSET,
         "dynamic_batch": True,
-        "input": {"size": SIZE, "channels": "RGB", "range": [0, 1], "dtype": "float32"},
+        "input": {"size": model.size, "channels": "RGB", "range": [0, 1], "dtype": "float32"},
         "stages": entries,
         "suppression": _write_suppression(out),
-        "monolithic": _write(Monolith(list(stages.values())), image, every, out, "monolithic"),
-        "plain": _write(FullStage(model, 0), image, ["scores", "boxes"], out, "plain"),
+        "monolithic": write_graph(Monolith(list(stages.values())), image, every, out, "monolithic"),
+        "plain": write_graph(FullStage(model, 0), image, ["scores", "boxes"], out, "plain"),
         "postprocess": POSTPROCESS,
         "policy": {
             "name": "fixed",

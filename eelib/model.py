@@ -1,6 +1,6 @@
 """SSDLite320 MobileNetV3-Large, and its early exits computed one at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torchvision.ops import Conv2dNormActivation, clip_boxes_to_image, nms
 from eelib.anchors import decode, default_boxes
 
 EXIT_NAMES = ("exit1", "exit2", "full")
+SIZE = 320  # side of the network input in pixels
 # Children of torchvision's features[0] after which a segment ends, and the channels there.
 CUTS = {"exit1": (8, 80), "exit2": (12, 112)}
 # Chairs of showroom are small (median 62 px of 320, 44 % under 32 x 32 px), and torchvision's
@@ -157,6 +158,10 @@ class EarlyExitSSDLite(nn.Module):
             of a weight's gradients share, so under AdamW this acts through the clip of the norm
             and through the balance with losses on the trunk itself, such as the masks'.
 
+    Attributes:
+        size: side in pixels of the square input that the weights are for.
+        cuts: for each early exit the children of ``features[0]`` that run before it.
+
     Sources: Howard et al., "Searching for MobileNetV3", ICCV 2019, section 6.3; Li et al.,
     "Improved Techniques for Training Adaptive Deep Networks", ICCV 2019, section 3.1.
     """
@@ -172,6 +177,7 @@ class EarlyExitSSDLite(nn.Module):
         super().__init__()
         self.gradient_rescaling = gradient_rescaling
         self.scales, self.aspect_ratios = tuple(scales), tuple(tuple(r) for r in aspect_ratios)
+        self.size, self.cuts = SIZE, {name: stop for name, (stop, _) in CUTS.items()}
         backbone_weights = MobileNet_V3_Large_Weights.IMAGENET1K_V2 if weights == "imagenet" else None
         built = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=backbone_weights, num_classes=2)
         self.backbone, self.head = built.backbone, built.head
@@ -217,9 +223,8 @@ class EarlyExitSSDLite(nn.Module):
         size_hw = tuple(images.shape[-2:])
         features, done = (images - 0.5) / 0.5, 0
         for deeper, (name, exit_) in zip(range(len(self.early), 0, -1), self.early.items(), strict=True):
-            cut, _ = CUTS[name]
-            own = features = self.segment(features, done, cut, maps)
-            done = cut
+            own = features = self.segment(features, done, self.cuts[name], maps)
+            done = self.cuts[name]
             if self.gradient_rescaling and torch.is_grad_enabled():
                 own = rescale_gradient(features, 1 / (deeper + 1))
                 features = rescale_gradient(features, deeper / (deeper + 1))
@@ -247,6 +252,17 @@ class EarlyExitSSDLite(nn.Module):
         defaults = default_boxes(grids, self.scales[: n + 1], self.aspect_ratios[:n], size_hw)
         return ExitOutput(name, logits, boxes, defaults.to(logits.device))
 
+    def keep_maps(self, count: int) -> None:
+        """Drop the coarsest SSDLite maps with their predictors, in place; 2 to 6 stay."""
+        self.backbone.extra = self.backbone.extra[: count - 2]
+        for head in (self.head.classification_head, self.head.regression_head):
+            head.module_list = head.module_list[:count]
+
+    @property
+    def plan(self) -> dict:
+        """What a checkpoint of a changed architecture says beside its weights."""
+        return {"size": self.size, "maps": len(self.backbone.extra) + 2, "cuts": dict(self.cuts)}
+
     def forward(self, images: Tensor, last: str = "full") -> list[ExitOutput]:
         """The exits in order, up to and with ``last``."""
         outputs = []
@@ -255,6 +271,38 @@ class EarlyExitSSDLite(nn.Module):
             if output.name == last:
                 break
         return outputs
+
+
+def rebuild(plan: Mapping, state: Mapping[str, Tensor]) -> EarlyExitSSDLite:
+    """The architecture of pruned weights, without the weights.
+
+    Pruning leaves layers and names as they are, so the shapes in ``state`` tell every width.
+
+    Args:
+        plan: of :attr:`EarlyExitSSDLite.plan`.
+        state: the checkpoint's weights.
+
+    Raises:
+        KeyError, TypeError, ValueError: the plan is not one.
+    """
+    model = EarlyExitSSDLite(early=any(key.startswith("early.") for key in state))
+    model.size, model.cuts = int(plan["size"]), {name: int(plan["cuts"][name]) for name in CUTS}
+    model.keep_maps(int(plan["maps"]))
+    for name, layer in model.named_modules():
+        weight = state.get(f"{name}.weight")
+        if weight is None:
+            continue
+        if isinstance(layer, nn.Conv2d) and weight.shape[2:] == layer.weight.shape[2:]:
+            layer.groups = len(weight) if layer.groups > 1 else 1  # all grouped ones are depthwise
+            layer.out_channels, layer.in_channels = len(weight), weight.shape[1] * layer.groups
+            layer.weight = nn.Parameter(torch.empty_like(weight))
+            if layer.bias is not None:
+                layer.bias = nn.Parameter(torch.empty(len(weight)))
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.num_features = len(weight)
+            layer.weight, layer.bias = (nn.Parameter(torch.empty_like(weight)) for _ in range(2))
+            layer.running_mean, layer.running_var = torch.zeros_like(weight), torch.ones_like(weight)
+    return model
 
 
 def postprocess(

@@ -16,7 +16,7 @@ from eelib.config import ConfigError, PhaseConfig, parse, resolve
 from eelib.data import DetectionDataset, as_input, build_transform, loader
 from eelib.files import write_atomic
 from eelib.losses import joint_loss
-from eelib.model import EarlyExitSSDLite, ExitOutput
+from eelib.model import EarlyExitSSDLite, ExitOutput, rebuild
 from eelib.sources import open_source
 from eelib.supervision import mask_loss
 
@@ -383,12 +383,18 @@ def training_batches(config: PhaseConfig) -> Callable[[int], DataLoader]:
 
 
 def load_released(path: Path | str) -> EarlyExitSSDLite:
-    """A released detector; it has exits when its checkpoint holds them.
+    """A released detector; it has exits when its checkpoint holds them, and is pruned when it has a plan.
 
     Raises:
         TrainingError: no checkpoint, or one of another architecture.
     """
-    early = any(key.startswith("early.") for key in load_checkpoint(path)["model"])
-    model = EarlyExitSSDLite(early=early)
+    state = load_checkpoint(path)
+    if "plan" in state:
+        try:
+            model = rebuild(state["plan"], state["model"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise TrainingError(f"{path}: key 'plan' is {state['plan']!r}; expected size, maps and cuts") from error
+    else:
+        model = EarlyExitSSDLite(early=any(key.startswith("early.") for key in state["model"]))
     load_weights(model, path)
     return model

@@ -8,7 +8,8 @@ ORDER = [
     "config", "files", "runtime", "images", "sources", "data", "anchors", "matching", "model", "losses", "confidence",
     "record", "routing", "recorded", "architecture", "recorded_loss", "supervision", "train", "records", "evaluate",
     "routed_ap", "calibrate", "gates", "policies", "guarantee", "curves", "validation", "release", "latency", "deploy",
-    "quantise", "bench", "diagnose", "feature_cache", "phases", "learning_curve", "inference", "mechanisms",
+    "quantise", "bench", "prune", "diagnose", "feature_cache", "phases", "learning_curve", "variants", "search",
+    "systems", "compress", "inference", "mechanisms",
     "scorecard", "causal", "ablation", "figures", "figures_routing", "record_figures", "tables", "comparison",
     "reports", "batch", "detect_command", "route_command", "data_command", "__main__",
 ]  # fmt: skip

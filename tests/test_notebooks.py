@@ -45,7 +45,7 @@ def test_structure(path):
 def test_parameters_are_known_to_the_notebook(path):
     driven = [name for prefix, name in DRIVES.items() if path.stem.startswith(prefix)]
     if not driven:
-        assert path.stem.startswith(("phase_2_", "learning_curve"))  # driven by a command
+        assert path.stem.startswith(("phase_2_", "learning_curve", "compress"))  # driven by a command
         return
     known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{driven[0]}.ipynb"))
     assert read_yaml(path).keys() <= known.keys()

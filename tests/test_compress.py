@@ -1,0 +1,218 @@
+"""Alternatives to early exits: configuration, choices, the hull and its distance, by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from eelib import compress, search, variants
+from eelib.__main__ import main
+from eelib.config import ROOT, ConfigError
+from eelib.figures_routing import alternatives_plane
+from eelib.systems import session_records, system
+from eelib.train import TrainingError, load_released, save_checkpoint
+from eelib.variants import RELEASED, Variant, distilling_step, fine_tuning, folder_of, load_config
+
+PARAMS = ROOT / "params" / "compress.yaml"
+
+
+def write(tmp_path, **changes):
+    values = yaml.safe_load(PARAMS.read_text()) | changes
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path / "c.yaml"
+
+
+def test_the_parameter_file_is_valid():
+    config = load_config(PARAMS)
+    assert {v.start for v in config.variants.values()} <= {RELEASED, *config.variants}
+    assert fine_tuning(config, 256).data.image_sizes == [[0, 256]]
+    assert load_config(PARAMS, {"train.images": 16}).train.images == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {"a": {"width": 1.5}}}, "key 'variants.a.width' is 1.5"),
+        ({"variants": {"a": {"width": 0.0}}}, "key 'variants.a.width' is 0.0"),
+        ({"variants": {"a": {"start": "b"}}}, "key 'variants.a.start' is 'b'; expected one of released, a"),
+        ({"variants": {"a": {"size": 250}}}, "key 'variants.a.size' is 250"),
+        ({"variants": {"a": {"width": 0.5}, "b": {"width": 0.6, "start": "a"}}}, "its start is narrower"),
+        ({"variants": {"a": {"start": "b"}, "b": {"start": "a"}}}, "goes in a circle"),
+        ({"variants": {"a": {"size": 256, "teacher": 1.0}}}, "the teacher has six maps of 320 px"),
+        ({"variants": {"a": {}}}, "key 'search.widths' names 'width_75', which is no variant"),
+        ({"importance": "luck"}, "key 'importance' is 'luck'"),
+        ({"trials": 3}, "key 'trials' is 3"),
+    ],
+)
+def test_bad_parameters(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, **changes))
+
+
+def test_a_changed_variant_has_another_folder_and_so_have_those_that_start_from_it():
+    config = load_config(PARAMS)
+    other = load_config(PARAMS, {"variants.width_75.width": 0.8})
+    assert folder_of("width_75", config) != folder_of("width_75", other)
+    assert folder_of("width_50", config) != folder_of("width_50", other)
+    assert folder_of("input_256", config) == folder_of("input_256", other)
+
+
+def test_missing_and_foreign_checkpoints_are_refused(tmp_path, capsys):
+    argv = ["compress", str(PARAMS), "--only", "width_75", "--set", f"out={tmp_path}"]
+    assert main([*argv, "--set", "baseline=checkpoints/none.pth"]) == 2
+    assert "checkpoints/none.pth: no such checkpoint" in capsys.readouterr().err
+    save_checkpoint(tmp_path / "other.pth", {"model": {"weight": torch.zeros(1)}})
+    assert main([*argv, "--set", f"exits={tmp_path}/other.pth"]) == 2
+    assert "checkpoint of another architecture" in capsys.readouterr().err
+    assert main([*argv, "--set", "exits=checkpoints/baseline.pth"]) == 2
+    assert "no early exits; expected the released detector with exits" in capsys.readouterr().err
+    assert main(["compress", str(PARAMS), "--only", "width_99"]) == 2
+    assert "--only width_99: expected search or one of width_75" in capsys.readouterr().err
+
+
+def test_the_hull_of_two_static_systems_by_hand():
+    costs, static = np.array([0.5, 1.0]), np.array([[0.2, 0.4], [0.3, 0.3]])
+    # half way in time: (0.2 + 0.4) / 2, and 0.3 where the slower one gains nothing
+    assert compress.hull_gap(0.75, np.array([0.35, 0.25]), costs, static) == pytest.approx([0.05, -0.05])
+    assert compress.hull_gap(1.2, np.array([0.5, 0.5]), costs, static) == pytest.approx([0.1, 0.2])
+    assert compress.hull_gap(0.4, np.array([0.1, 0.1]), costs, static) is None
+
+
+def test_the_verdict_counts_what_is_clear_of_the_hull():
+    points = [
+        {"time_ratio": 0.4, "minus_all": None},
+        {"time_ratio": 0.5, "minus_all": [-0.1, -0.02]},
+        {"time_ratio": 0.6, "minus_all": [-0.01, 0.02]},
+        {"time_ratio": 0.7, "minus_all": [0.01, 0.02]},
+    ]
+    assert compress.verdict(points, "minus_all") == (
+        "above the hull, interval clear of it, at 1 of 3 latencies (time / full 0.70); below it, clear, at 1; "
+        "1 are faster than any of the static systems"
+    )
+
+
+def test_the_best_variant_is_chosen_inside_the_budget():
+    trained = {
+        "slow": {"val_AP": 0.3, "predicted_ratio": 0.9},
+        "good": {"val_AP": 0.2, "predicted_ratio": 0.7},
+        "fast": {"val_AP": 0.2, "predicted_ratio": 0.5},
+    }
+    assert compress.best_variant(trained, 0.75) == "fast"
+    assert compress.best_variant(trained, 1.0) == "slow"
+    assert compress.best_variant(trained, 0.1) == "slow"
+
+
+def test_kinds():
+    cases = {"width": {"width": 0.5}, "input": {"size": 256}, "tail": {"maps": 4}, "distilled": {"teacher": 1.0}}
+    assert all(compress.kind_of(Variant(**values)) == kind for kind, values in cases.items())
+    assert compress.kind_of(Variant(width=0.5, size=256)) == "mixed"
+
+
+def test_time_of_a_candidate_is_the_sum_of_its_segments():
+    pieces = {"trunk 0-8": 4.0, "trunk 8-10": 1.0, "trunk 10-12": 2.0, "trunk 12-13": 0.5, "exit1": 0.3, "exit2": 0.2}
+    table = {"released 320": pieces | {"tail 6": 3.0, "tail 4": 2.5}}
+    late = Variant(cuts=(10, 12), maps=4)
+    found = search.predicted_ms(table, RELEASED, late, exits=True)
+    assert found == pytest.approx({"exit1": 5.3, "exit2": 7.5, "full": 10.5})
+    assert search.predicted_ms(table, RELEASED, late, exits=False) == pytest.approx({"full": 10.0})
+    with pytest.raises(TrainingError, match=r"no 'released' of 256 px with 6 maps and cuts \(8, 12\)"):
+        search.predicted_ms(table, RELEASED, Variant(size=256), exits=True)
+    with pytest.raises(TrainingError, match=r"cuts \(9, 12\)"):
+        search.predicted_ms(table, RELEASED, Variant(cuts=(9, 12)), exits=True)
+
+
+def test_the_search_chooses_by_full_inside_the_budget():
+    trials = [
+        {"AP": {"full": 0.3}, "static_ratio": 0.9},
+        {"AP": {"full": 0.2}, "static_ratio": 0.7},
+        {"AP": {"full": 0.2}, "static_ratio": 0.6},
+    ]
+    assert search.choose(trials, 0.75) is trials[2]
+    assert search.choose(trials, 0.1) is trials[0]
+
+
+def test_a_student_that_is_its_teacher_has_only_its_own_loss():
+    config = load_config(PARAMS)
+    teacher = load_released(ROOT / "checkpoints" / "baseline.pth")
+    images = torch.randint(0, 255, (1, 3, 320, 320), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = images, [{"boxes": torch.tensor([[40.0, 40, 140, 160]])}]
+    step = distilling_step(fine_tuning(config, 320), teacher, weight=1.0, temperature=2.0)
+    loss, parts = step(teacher.eval(), batch, 0.0)
+    assert parts["distilled_classification"] == pytest.approx(0, abs=1e-5)
+    assert parts["distilled_bbox_regression"] == 0
+    assert float(loss.detach()) == pytest.approx(parts["classification"] + parts["bbox_regression"], abs=1e-4)
+
+
+@torch.no_grad()
+def test_records_of_an_export_are_what_the_session_detects(tmp_path):
+    from eelib.data import DetectionDataset, as_input, build_transform
+    from eelib.runtime import forced
+
+    model = load_released(ROOT / "checkpoints" / "exits.pth")
+    state = {"model": model.state_dict(), "plan": model.plan | {"size": 224}}
+    config = fine_tuning(load_config(PARAMS), 224).model_dump(mode="json")
+    path = save_checkpoint(tmp_path / "small.pth", state | {"config": config})
+    one = system("small", "exits", path, tmp_path / "export")
+    records = session_records(one, "val", 2)
+    session = one.session()
+    assert session.size == 224 and records.exit_names == ("exit1", "exit2", "full")
+    dataset = DetectionDataset("val", transform=build_transform(224), limit=2)
+    array = as_input(dataset[1][0][None]).contiguous().numpy()
+    (mine,) = session.detect(array, forced("exit2"))
+    theirs = records.detections(1, 1)
+    torch.testing.assert_close(theirs.boxes, torch.from_numpy(mine.boxes_xyxy[:100]) * 320 / 224)
+    torch.testing.assert_close(theirs.scores, torch.from_numpy(mine.scores[:100]))
+    assert records.column("top_score")[1, 1] == theirs.scores[0]
+    again = session_records(one, "val", 2)
+    assert torch.equal(again.scores[0], records.scores[0])
+
+
+def test_a_variant_is_trained_once(tmp_path, monkeypatch):
+    """Training is what `fit` tests; here: what is kept, and that it is not made again."""
+
+    def no_training(model, *args, **kwargs):
+        return [{"epoch": 1, "seconds": 1.5}]
+
+    monkeypatch.setattr(variants, "fit", no_training)
+    settings = {"out": str(tmp_path), "importance": "bn_scale", "limit": 2, "train.images": 8}
+    config, lines = load_config(PARAMS, settings), []
+    folder = variants.train_variant("width_75", config, log=lines.append)
+    static, whole = load_released(folder / "static.pth"), load_released(folder / "variant.pth")
+    assert static.exit_names == ("full",) and whole.exit_names == ("exit1", "exit2", "full")
+    assert all(torch.equal(v, whole.state_dict()[k]) for k, v in static.state_dict().items())
+    assert json.loads((folder / "variant.json").read_text())["seconds"] == 1.5
+    variants.train_variant("width_75", config, log=lines.append)
+    assert lines == ["training width_75"]
+
+
+def report():
+    """Two static systems and one with exits, with round numbers."""
+    shared = {"AP_interval": [0.1, 0.5], "AP50": 0.6, "macs": 2_000_000, "size_mib": 4.0, "parameters": 3_000_000}
+    exits = {"exit1": shared | {"AP": 0.1, "time_ratio": 0.4}, "full": shared | {"AP": 0.3, "time_ratio": 1.1}}
+    points = [{"time_ratio": 0.6, "AP": 0.28, "AP_interval": [0.2, 0.3], "exit_shares": {"exit1": 0.5, "full": 0.5}}]
+    static = [
+        shared | {"name": "full", "kind": "full", "AP": 0.3, "time_ratio": 1.0},
+        shared | {"name": "width_50", "kind": "width", "AP": 0.2, "time_ratio": 0.5},
+    ]
+    return {"static": static, "with_exits": [{"name": "exits", "exits": exits, "points": points, **shared}]}
+
+
+def test_the_closing_table_and_the_winners_by_hand():
+    found = report()
+    table = compress.table(found)
+    assert table["system"].tolist() == ["full", "width_50", "exits", "exits"]
+    assert table["exit"].tolist() == ["–", "–", "exit1", "full"]
+    assert table.loc[1, ["AP", "time / full", "M parameters", "MMAC"]].tolist() == [0.2, 0.5, 3.0, 2.0]
+    best = compress.winners(found, [0.4, 0.5, 0.7, 1.0])
+    assert best["system"].fillna("none").tolist() == ["none", "width_50", "exits, routed", "full"]
+    (moved,) = compress.on_measured_time(found["with_exits"][0]["points"], found["with_exits"][0]["exits"])
+    assert moved["time_ratio"] == pytest.approx(0.75) and moved["AP"] == 0.28
+
+
+def test_the_plane_draws_every_kind_and_curve():
+    found = report()
+    figure = alternatives_plane(found["static"], {"exits, routed": found["with_exits"][0]["points"]}, compress.PEERS)
+    labels = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert labels == {"full", "width", "hull of static peers", "hull of all static", "exits, routed"}
