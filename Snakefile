@@ -8,6 +8,8 @@ SEEDS = str(config.get("seeds", "0")).split(",")
 METRICS = "reports/metrics"
 REPORTS = sorted(glob_wildcards("eelib/templates/{name}.md.j2").name)
 PHASE_METRICS = expand(METRICS + "/phases/{phase}_seed{seed}.json", phase=PHASES, seed=SEEDS)
+# asked for beside the metrics: those are in git, and a fresh clone must run the phases all the same
+PHASE_STAMPS = expand("runs/stamps/{phase}_seed{seed}", phase=PHASES, seed=SEEDS)
 PHASE_CODE = [
     *("data", "anchors", "matching", "model", "losses", "confidence", "routing", "recorded", "recorded_loss"),
     *("train", "feature_cache", "phases", "mechanisms", "scorecard"),
@@ -156,6 +158,7 @@ rule scorecard:
         notebook="notebooks/05b_scorecard.ipynb",
         params="params/report_tables.yaml",
         metrics=PHASE_METRICS,
+        stamps=PHASE_STAMPS,
     output:
         f"{METRICS}/phases.json",
         touch("runs/stamps/scorecard"),
@@ -234,6 +237,7 @@ rule validation:
         options="params/report_policies.yaml",
         weights="checkpoints/exits.pth",
         metrics=[f"{METRICS}/baseline.json", f"{METRICS}/exits.json", *PHASE_METRICS],
+        stamps=PHASE_STAMPS,
         records=f"{METRICS}/routing.json",  # 05d leaves the exit records behind
         code=["eelib/validation.py", "eelib/policies.py"],
     output:
@@ -293,6 +297,7 @@ rule detector:
         notebook="notebooks/06b_detector.ipynb",
         params="params/report_detector.yaml",
         phase=f"{METRICS}/phases/phase_1_4_seed0.json",
+        stamp="runs/stamps/phase_1_4_seed0",
         code="eelib/inference.py",
     output:
         f"{METRICS}/detector_1_4.json",
