@@ -175,12 +175,15 @@ def recovered_bars(shares: Mapping[str, float]) -> Figure:
     return figure
 
 
-def ap_dots(values: Mapping[str, Mapping[str, tuple[float, float, float]]], baseline: float | None = None) -> Figure:
+def ap_dots(
+    values: Mapping[str, Mapping[str, tuple[float, float, float]]], baseline: float | None = None, of: str = "test"
+) -> Figure:
     """AP with its 95 % interval, a line a group and a colour a system.
 
     Args:
         values: ``values[group][system]`` is AP and the ends of its interval; what is no exit is black.
         baseline: AP of the detector without exits, drawn as a line.
+        of: the images that AP is measured on.
     """
     systems = list(dict.fromkeys(system for row in values.values() for system in row))
     height = 0.5 if len(values) < 8 else 0.3
@@ -199,6 +202,7 @@ def ap_dots(values: Mapping[str, Mapping[str, tuple[float, float, float]]], base
     axis.set_ylim(len(values) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
     axis.set_xlim(left=0)
-    axis.set_xlabel("AP[.50:.95] on test")
-    figure.legend(*axis.get_legend_handles_labels(), ncols=len(systems), loc="outside upper left")
+    axis.set_xlabel(f"AP[.50:.95] on {of}")
+    if len(systems) > 1:
+        figure.legend(*axis.get_legend_handles_labels(), ncols=len(systems), loc="outside upper left")
     return figure

@@ -81,37 +81,38 @@ def _write_manifest(folder: Path | str, manifest: dict) -> None:
 
 
 def choose(name: str, candidates: Sequence[str], folder: Path | str = CHECKPOINTS) -> dict:
-    """Release the best of several released detectors under one more name, by ``val`` alone.
+    """Rename the best of several released detectors, by ``val`` alone.
 
     Args:
-        name: file name of the copy, such as ``exits.pth``.
+        name: file name that the best gets, such as ``exits.pth``.
         candidates: released file names; the mean AP of their exits on ``val``, as measured in
             training on the epoch that was kept, decides.
         folder: of the released weights and of ``manifest.json``.
 
     Returns:
-        The manifest's entry: that of the best, and ``chosen``: the name and every candidate's mean AP.
+        The manifest's entry: that of the best, and ``chosen``: its former name and every candidate's mean AP.
 
     Raises:
         TrainingError: a candidate was not released, was never measured on ``val``, or has other
             exits than the first.
     """
-    manifest, scores = read_manifest(folder), {}
+    folder, manifest, scores = Path(folder), read_manifest(folder), {}
     for candidate in candidates:
         if candidate not in manifest:
             raise TrainingError(f"{candidate}: not released; expected one of {', '.join(manifest)}")
         expected = list(manifest[candidates[0]]["test"])
         if list(manifest[candidate]["test"]) != expected:
             raise TrainingError(f"{candidate}: has other exits than {candidates[0]}; expected {', '.join(expected)}")
-        history = load_checkpoint(Path(folder) / candidate).get("history", [])
+        history = load_checkpoint(folder / candidate).get("history", [])
         scores[candidate] = max(map(selection_score, history), default=-1.0)
         if scores[candidate] < 0:
             raise TrainingError(f"{candidate}: was not measured on val in training; train it with optim.eval_every")
     best = max(scores, key=scores.get)
-    content = (Path(folder) / best).read_bytes()
-    write_atomic(Path(folder) / name, lambda file: file.write(content))
     entry = manifest[best] | {"chosen": {"from": best, "val_mean_AP": scores}}
+    # the manifest first: a stop in between leaves an entry whose file can still be moved
     _write_manifest(folder, manifest | {name: entry})
+    (folder / best).replace(folder / name)
+    _write_manifest(folder, {key: value for key, value in manifest.items() if key != best} | {name: entry})
     return entry
 
 

@@ -8,10 +8,10 @@ ORDER = [
     "config", "files", "runtime", "images", "sources", "data", "anchors", "matching", "model", "losses", "confidence",
     "record", "routing", "recorded", "architecture", "recorded_loss", "supervision", "train", "records", "evaluate",
     "routed_ap", "calibrate", "gates", "policies", "guarantee", "curves", "validation", "release", "latency", "deploy",
-    "quantise", "bench", "prune", "diagnose", "feature_cache", "phases", "learning_curve", "variants", "search",
-    "systems", "compress", "inference", "mechanisms",
+    "quantise", "bench", "prune", "diagnose", "feature_cache", "phases", "learning_curve", "generalisation", "variants",
+    "search", "systems", "compress", "inference", "mechanisms",
     "scorecard", "causal", "ablation", "figures", "figures_routing", "record_figures", "tables", "comparison",
-    "reports", "batch", "detect_command", "route_command", "data_command", "__main__",
+    "reports", "batch", "detect_command", "route_command", "data_command", "commands", "__main__",
 ]  # fmt: skip
 # The renderer of the data set: an optional part that only the command line and the notebooks know.
 SHOWROOM_ORDER = [

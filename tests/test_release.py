@@ -65,15 +65,17 @@ def test_the_best_on_val_is_chosen_whatever_test_says(tmp_path):
         manifest[name] = {"test": {"exit1": {"AP": on_test}, "full": {"AP": on_test}}}
     manifest["baseline.pth"] = {"test": {"full": {"AP": 0.5}}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    entry = choose("exits.pth", ["frozen.pth", "joint.pth"], tmp_path)
-    assert entry["chosen"]["from"] == "joint.pth"
-    assert entry["chosen"]["val_mean_AP"] == pytest.approx({"frozen.pth": 0.2, "joint.pth": 0.255})
-    assert (tmp_path / "exits.pth").read_bytes() == (tmp_path / "joint.pth").read_bytes()
-    assert read_manifest(tmp_path)["exits.pth"] == entry
+    joint = (tmp_path / "joint.pth").read_bytes()
     with pytest.raises(TrainingError, match="none.pth: not released; expected one of frozen.pth"):
         choose("exits.pth", ["frozen.pth", "none.pth"], tmp_path)
     with pytest.raises(TrainingError, match="baseline.pth: has other exits than frozen.pth; expected exit1, full"):
         choose("exits.pth", ["frozen.pth", "baseline.pth"], tmp_path)
-    save_checkpoint(tmp_path / "joint.pth", {"model": {}, "config": {}, "history": [{"epoch": 1}]})
-    with pytest.raises(TrainingError, match="joint.pth: was not measured on val"):
-        choose("exits.pth", ["frozen.pth", "joint.pth"], tmp_path)
+    entry = choose("exits.pth", ["frozen.pth", "joint.pth"], tmp_path)
+    assert entry["chosen"]["from"] == "joint.pth"
+    assert entry["chosen"]["val_mean_AP"] == pytest.approx({"frozen.pth": 0.2, "joint.pth": 0.255})
+    assert (tmp_path / "exits.pth").read_bytes() == joint and not (tmp_path / "joint.pth").exists()
+    manifest = read_manifest(tmp_path)
+    assert manifest.keys() == {"frozen.pth", "baseline.pth", "exits.pth"} and manifest["exits.pth"] == entry
+    save_checkpoint(tmp_path / "frozen.pth", {"model": {}, "config": {}, "history": [{"epoch": 1}]})
+    with pytest.raises(TrainingError, match="frozen.pth: was not measured on val"):
+        choose("exits.pth", ["exits.pth", "frozen.pth"], tmp_path)
