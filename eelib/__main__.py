@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--checkpoint", default=checkpoint, help="a released detector with or without exits")
     command.add_argument("--out", required=True, help="folder of the graphs and the manifest")
     command.add_argument("--int8", action="store_true", help="int8 stages too, calibrated on calibrate")
+    data_command.add_options(command)
     command = add(
         "detect", commands.detect, "eelib detect data/showroom/test --policy fixed --threshold 0.5 --draw runs/drawn"
     )
@@ -140,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--times", default="reports/metrics/exits.json", help="metrics file with each exit's ratio")
     command.add_argument("--params", default=str(ROOT / "params" / "report_policies.yaml"))
     command.add_argument("--records", default=str(ROOT / "runs" / "records"), help="folder of exit records")
+    data_command.add_options(command)
     command.add_argument("--limit", type=int, help="images of each split")
     command.add_argument("--resamples", type=int, default=200, help="of the bootstrap")
     command.add_argument("--json", action="store_true", help="one JSON object for machines")

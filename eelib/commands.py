@@ -168,11 +168,11 @@ def validate(args: argparse.Namespace) -> int:
     """AP on test of recorded phases, routed, or of a detector on any data set; and the record's decision."""
     import torch
 
-    from eelib import config, phases, scorecard
+    from eelib import config, data_command, phases, scorecard
 
     if args.checkpoint:
         return _validate_detector(args)
-    if args.data or args.images or args.category or args.limit:
+    if data_command.given(args) or args.limit:
         raise config.ConfigError("--data, --images, --category, --limit: need --checkpoint; a phase has its own")
     if args.all:
         paths = sorted((config.ROOT / "params").glob("phase_1_*.yaml"))
@@ -264,11 +264,12 @@ def bench(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write a released detector as ONNX graphs, one a stage, with a manifest."""
-    from eelib import deploy, quantise
+    from eelib import data_command, deploy, quantise
 
-    manifest = deploy.export(args.checkpoint, args.out)
+    source = data_command.option_source(args) if data_command.given(args) else None
+    manifest = deploy.export(args.checkpoint, args.out, source)
     if args.int8:
-        manifest = quantise.quantise(args.out)
+        manifest = quantise.quantise(args.out, source=source)
     for stage in [*manifest["stages"], *manifest.get("stages_int8", [])]:
         size = (Path(args.out) / stage["file"]).stat().st_size / 2**20
         print(f"{stage['exit']:6} {stage['file']}  {size:.1f} MiB  sha256 {stage['sha256'][:12]}")

@@ -15,6 +15,7 @@ from eelib.data import load_split
 from eelib.policies import PolicyError, Setting, Split
 from eelib.records import ExitRecords, records_of
 from eelib.routed_ap import bootstrap, interval
+from eelib.sources import Source, open_root
 
 
 def read_times(path: Path | str, exit_names: Sequence[str], key: str = "ratio") -> list[float]:
@@ -41,7 +42,7 @@ def read_times(path: Path | str, exit_names: Sequence[str], key: str = "ratio") 
 
 def load_study(
     checkpoint: Path | str,
-    root: Path | str,
+    root: Path | str | Source,
     folder: Path | str,
     splits: Sequence[str] = ("val", "calibrate", "test"),
     limit: int | None = None,
@@ -52,8 +53,9 @@ def load_study(
     Returns:
         Split name to records, and split name to annotations.
     """
-    records = {s: records_of(s, resolve(checkpoint), resolve(root), folder, limit, progress) for s in splits}
-    return records, {s: load_split(s, resolve(root)) for s in splits}
+    source = open_root(root if isinstance(root, Source) else resolve(root))
+    records = {s: records_of(s, resolve(checkpoint), source, folder, limit, progress) for s in splits}
+    return records, {s: load_split(s, source) for s in splits}
 
 
 def _measured(settings: Sequence[Setting], split: Split) -> tuple[np.ndarray, np.ndarray]:

@@ -32,6 +32,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--category", help="category of the annotation file to look for; by default chair")
 
 
+def given(args: argparse.Namespace) -> bool:
+    """Whether any of the three options was."""
+    return bool(args.data or args.images or args.category)
+
+
 def data_settings(args: argparse.Namespace, split: str) -> dict[str, object]:
     """The options as dotted keys of a configuration; paths are the caller's, not the repository's.
 
@@ -41,6 +46,7 @@ def data_settings(args: argparse.Namespace, split: str) -> dict[str, object]:
 
     Raises:
         ConfigError: ``--images`` without a JSON.
+        DataError: there is nothing at ``--data``.
     """
     settings: dict[str, object] = {} if args.category is None else {"data.category": args.category}
     path = Path(args.data).resolve() if args.data else None
@@ -48,6 +54,8 @@ def data_settings(args: argparse.Namespace, split: str) -> dict[str, object]:
         raise ConfigError(f"--images {args.images}: needs --data with the COCO JSON that names them")
     if path is None:
         return settings
+    if not path.exists():
+        raise DataError(f"--data {args.data}: neither a COCO JSON nor a folder of splits")
     if path.is_dir():
         return settings | {"data.root": str(path), "data.files": {}}
     images = Path(args.images).resolve() if args.images else path.with_suffix("")

@@ -25,6 +25,7 @@ from eelib.data import load_split
 from eelib.evaluate import file_sha256
 from eelib.model import SIZE, EarlyExitSSDLite
 from eelib.runtime import FORMAT, MANIFEST, DeploymentError
+from eelib.sources import Source, open_source
 from eelib.train import TrainingError, load_checkpoint, load_released, write_atomic
 
 OPSET = 18
@@ -273,12 +274,13 @@ def _write_suppression(folder: Path) -> dict:
 
 
 @torch.no_grad()
-def export(checkpoint: Path | str, out: Path | str) -> dict:
+def export(checkpoint: Path | str, out: Path | str, source: Source | None = None) -> dict:
     """Write the graphs of a released detector and their manifest.
 
     Args:
         checkpoint: a file of :func:`eelib.train.save_checkpoint`, with or without early exits.
         out: folder, created; graphs of an earlier export are replaced.
+        source: data set whose category the manifest names; by default the one of the checkpoint's configuration.
 
     Returns:
         The manifest.
@@ -286,6 +288,7 @@ def export(checkpoint: Path | str, out: Path | str) -> dict:
     Raises:
         TrainingError: no checkpoint, one of another architecture, or untrained weights.
         ConfigError: the checkpoint has no valid configuration.
+        DataError: the data set is not there.
         DeploymentError: ``out`` is a file.
     """
     out = Path(out)
@@ -294,6 +297,7 @@ def export(checkpoint: Path | str, out: Path | str) -> dict:
     model = load_released(checkpoint).eval()
     _check_trained(model, checkpoint)
     settings = parse(load_checkpoint(checkpoint).get("config"), str(checkpoint))
+    category = load_split("val", source or open_source(settings.data)).dataset["categories"]
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)  # an interrupted export must not look whole
     stages, start, entries = build_stages(model), 0, []
@@ -304,7 +308,6 @@ def export(checkpoint: Path | str, out: Path | str) -> dict:
         entries.append({"exit": name} | write_graph(stage, example, outputs, out, f"stage_{name}"))
         start = model.cuts.get(name)
     every = [f"{kind}_{name}" for name in stages for kind in ("scores", "boxes")]
-    category = load_split("val").dataset["categories"]
     manifest = {
         "format": FORMAT,
         "opset": OPSET,

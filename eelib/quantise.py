@@ -15,10 +15,12 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from eelib.config import parse
 from eelib.data import DataError, DetectionDataset, as_input, build_transform
 from eelib.evaluate import file_sha256
 from eelib.latency import part_of
 from eelib.runtime import MANIFEST, EarlyExitSession
+from eelib.sources import Source, open_source
 from eelib.train import write_atomic
 
 
@@ -43,26 +45,28 @@ def kept_in_float(graph: onnx.GraphProto) -> list[str]:
     return [node.name for node in [*decode, *last]]
 
 
-def quantise(folder: Path | str, split: str = "calibrate", count: int = 64) -> dict:
+def quantise(folder: Path | str, split: str = "calibrate", count: int = 64, source: Source | None = None) -> dict:
     """Write an int8 graph beside each stage and list them in the manifest as ``stages_int8``.
 
     Args:
         folder: of ``eelib export``.
         split: whose images give the ranges of the activations; ``test`` is refused.
         count: images, drawn with seed 0.
+        source: data set of the images; by default the one of the checkpoint's configuration.
 
     Returns:
         The manifest.
 
     Raises:
-        DataError: ``split`` is ``test``.
+        DataError: ``split`` is ``test``, or the data set is not there.
         DeploymentError: no valid export.
     """
     if split == "test":
         raise DataError("split: nothing is calibrated on 'test'; use 'calibrate'")
     folder = Path(folder)
     session = EarlyExitSession(folder)
-    dataset = DetectionDataset(split, transform=build_transform(session.size), limit=count)
+    source = source or open_source(parse(session.manifest["config"], str(folder / MANIFEST)).data)
+    dataset = DetectionDataset(split, source, build_transform(session.size), limit=count)
     features = np.ascontiguousarray(as_input(torch.stack([dataset[i][0] for i in range(len(dataset))])).numpy())
     entries = []
     for entry in session.manifest["stages"]:

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from eelib import calibrate, config, curves, guarantee, policies
+from eelib import calibrate, config, curves, data_command, guarantee, policies
 from eelib.routed_ap import RoutedAP, ap_speed, resample
 
 
@@ -22,7 +22,8 @@ def run(args: argparse.Namespace) -> int:
         raise policies.PolicyError(f"--budget {args.budget}: expected a share of full's time, above 0 and up to 1")
     names = tuple(dict.fromkeys(("val", args.calibrate_on, "test")))
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
-    found, cocos = curves.load_study(args.checkpoint, values["root"], args.records, names, args.limit, say)
+    root = data_command.option_source(args) if data_command.given(args) else config.resolve(values["root"])
+    found, cocos = curves.load_study(args.checkpoint, root, args.records, names, args.limit, say)
     times, names = config.resolve(args.times), found["test"].exit_names
     costs, passing = curves.read_times(times, names), curves.read_times(times, names, "passed_ratio")
     # a guarantee may look at calibrate once only, so its loss rests on the scores as they are
@@ -84,7 +85,9 @@ def _print_route(answer: dict, as_json: bool) -> None:
 
 def print_speed(checkpoint: str) -> int:
     """Time of the AP of a routing on test: merged match flags, pycocotools, hotcoco."""
-    found, cocos = curves.load_study(checkpoint, "data/showroom", config.ROOT / "runs" / "records", ("test",))
+    found, cocos = curves.load_study(
+        checkpoint, config.resolve("data/showroom"), config.ROOT / "runs" / "records", ("test",)
+    )
     speed = ap_speed(RoutedAP(found["test"], cocos["test"]), found["test"], cocos["test"])
     for name in ("merge", "pycocotools", "hotcoco"):
         ms = speed[f"{name}_ms"]

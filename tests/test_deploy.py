@@ -14,6 +14,7 @@ from eelib.data import DetectionDataset, as_input, build_transform
 from eelib.deploy import Decoder, build_stages, export
 from eelib.model import EarlyExitSSDLite, ExitOutput, flatten_predictions, postprocess
 from eelib.runtime import EarlyExitSession, forced
+from eelib.sources import open_root
 from eelib.train import load_released, save_checkpoint
 
 CHECKPOINT = ROOT / "checkpoints" / "exits.pth"
@@ -131,8 +132,10 @@ def test_wild_offsets_stay_finite_and_equal():
 
 
 def test_a_detector_without_exits_has_one_stage(tmp_path):
-    export(ROOT / "checkpoints" / "baseline.pth", tmp_path)
+    source = open_root(ROOT / "tests" / "fixtures" / "coco", "couch")
+    manifest = export(ROOT / "checkpoints" / "baseline.pth", tmp_path, source)
     assert EarlyExitSession(tmp_path).exits == ("full",)
+    assert manifest["categories"] == [{"id": 63, "name": "couch"}]
 
 
 @torch.no_grad()

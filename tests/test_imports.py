@@ -11,7 +11,7 @@ ORDER = [
     "quantise", "bench", "prune", "diagnose", "feature_cache", "phases", "learning_curve", "generalisation", "variants",
     "search", "systems", "compress", "inference", "mechanisms",
     "scorecard", "causal", "ablation", "figures", "figures_routing", "record_figures", "tables", "comparison",
-    "reports", "batch", "detect_command", "route_command", "data_command", "commands", "__main__",
+    "reports", "batch", "data_command", "detect_command", "route_command", "commands", "__main__",
 ]  # fmt: skip
 # The renderer of the data set: an optional part that only the command line and the notebooks know.
 SHOWROOM_ORDER = [

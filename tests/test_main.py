@@ -81,7 +81,7 @@ def test_data_coco_says_how_to_obtain_it(tmp_path, capsys):
     ("argv", "message"),
     [
         (["data", "check", "--images", "x"], "--images x: needs --data with the COCO JSON"),
-        (["data", "check", "--data", "none.json"], "none.json: no such annotation file"),
+        (["data", "check", "--data", "none.json"], "--data none.json: neither a COCO JSON nor a folder"),
         (["data", "check", *OWN, "--category", "stool"], "'categories' has no 'stool'"),
         (["validate", "--phase", "1.4", *OWN], "need --checkpoint"),
         (["train", "params/phase_2_0_coco.yaml", "--out", "{tmp}", *OWN, "--category", "stool"], "has no 'stool'"),
@@ -179,6 +179,15 @@ def test_route_prints_what_it_measured(small_study, tmp_path, capsys):
     # two images certify nothing, and the message says how many would do
     assert main(["route", "--guarantee", "epsilon=0.05", "delta=0.1", *small_study]) == 2
     assert "2 images cannot certify epsilon 0.05 at delta 0.1; at least 45 are needed" in capsys.readouterr().err
+
+
+def test_route_takes_another_data_set(small_study, tiny, capsys):
+    argv = ["route", "--policy", "fixed", "--resamples", "5", "--json", *small_study]
+    assert main([*argv, "--data", str(tiny)]) == 0
+    named = json.loads(capsys.readouterr().out)
+    assert main(argv) == 0 and json.loads(capsys.readouterr().out) == named  # its parameter file names the same folder
+    assert main([*argv, "--data", str(tiny / "none")]) == 2
+    assert f"--data {tiny / 'none'}: neither a COCO JSON nor a folder" in capsys.readouterr().err
 
 
 def test_records_of_another_checkpoint_are_refused(small_study, tmp_path, capsys):
