@@ -120,7 +120,7 @@ rule learning_curve:
         "eelib learning-curve {input.params}"
 
 
-# Not a stage of `all`: it renders for ten minutes. Needs requirements-render.lock and `make furniture`.
+# Not a stage of `all`: it renders for four minutes. Needs requirements-render.lock and `make furniture`.
 rule generalisation:
     input:
         weights="checkpoints/baseline.pth",
@@ -130,7 +130,7 @@ rule generalisation:
         f"{METRICS}/generalisation.json",
     threads: workflow.cores
     shell:
-        "eelib showroom render --split train --scenes 200 --seed 777 --out runs/new_scenes"
+        "eelib showroom render --split train --scenes 90 --seed 777 --out runs/new_scenes"
         " && eelib generalisation --rendered runs/new_scenes"
 
 
