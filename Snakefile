@@ -138,7 +138,7 @@ rule exits:
     input:
         notebook="notebooks/04_exits.ipynb",
         params="params/report_exits.yaml",
-        weights=expand("checkpoints/{name}.pth", name=sorted(glob_wildcards("checkpoints/{name,exits[^/]*}.pth").name)),
+        weights=expand("checkpoints/{name}", name=sorted(glob_wildcards("checkpoints/{name,exits.*pth|records/.*}").name)),
         code=["eelib/validation.py", "eelib/records.py", "eelib/routed_ap.py"],
     output:
         f"{METRICS}/exits.json",

@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("name", help="new file name in checkpoints/")
     command.add_argument("candidates", nargs="+", help="released file names")
+    command = add("retire", commands.retire, "eelib retire exits_frozen.pth exits_joint.pth")
+    command.add_argument("names", nargs="+", help="released file names")
     command = add("ablate", commands.ablate, "eelib ablate params/ablation.yaml --part 1/2")
     command.add_argument("params", help="parameter file of 05e_ablation")
     command.add_argument("--part", default="1/1", help="K/N: the K-th of N parts, to run side by side")

@@ -133,6 +133,18 @@ def choose(args: argparse.Namespace) -> int:
     return 0
 
 
+def retire(args: argparse.Namespace) -> int:
+    """Keep the exit records of released detectors on test instead of their weights."""
+    import torch
+
+    from eelib.release import retire
+
+    with torch.inference_mode():
+        for name in args.names:
+            print(f"{name} is now {retire(name)}")
+    return 0
+
+
 def ablate(args: argparse.Namespace) -> int:
     """Train and measure a part of an ablation; 05e_ablation reads what is there."""
     from eelib import ablation, config

@@ -38,7 +38,8 @@ def generalisation(
 
     Returns:
         What is written: ``sets``, rows of ``name``, ``images``, ``scenes``, ``objects``, ``AP``,
-        ``AP50`` and ``interval`` (95 %), and ``steps``, the difference of each set from the one before.
+        ``AP50``, ``interval`` (95 %), ``split_sha256`` and ``rendered_with`` (the renderer's settings, with
+        their seed, where the file names them), and ``steps``, the difference of each set from the one before.
     """
     truths = [load_split(split, root) for split, root in sets.values()]  # a missing set ends it here, not half-way
     rows, samples = [], []
@@ -51,7 +52,8 @@ def generalisation(
         sample = bootstrap(evaluator, [full], resample(scenes, resamples, seed))[:, 0]
         row = {"name": name, "split": split, "images": len(records), "scenes": len(np.unique(scenes))}
         row |= {"objects": int(evaluator.positives.sum()), "AP": float(per_iou.mean()), "AP50": float(per_iou[0])}
-        rows.append(row | {"interval": interval(sample), "split_sha256": records.split_sha256})
+        row |= {"interval": interval(sample), "split_sha256": records.split_sha256}
+        rows.append(row | {"rendered_with": coco.dataset.get("info", {}).get("settings")})
         samples.append(sample)
     steps = []
     for k in range(1, len(rows)):

@@ -1,17 +1,18 @@
 """Released weights: a checkpoint in ``checkpoints/``, and what the manifest says of it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from eelib.config import ROOT, parse
-from eelib.data import DetectionDataset, build_transform
+from eelib.config import ROOT, parse, resolve
+from eelib.data import DetectionDataset, build_transform, split_sha256
 from eelib.evaluate import evaluate_exits, provenance
 from eelib.files import file_sha256, write_atomic
-from eelib.sources import open_source
-from eelib.train import TrainingError, load_checkpoint, save_checkpoint, selection_score
+from eelib.records import ExitRecords, load_records, record, save_records
+from eelib.sources import Source, open_source
+from eelib.train import TrainingError, load_checkpoint, load_released, save_checkpoint, selection_score
 
 CHECKPOINTS = ROOT / "checkpoints"
 # Larger files do not travel well in git.
@@ -114,6 +115,57 @@ def choose(name: str, candidates: Sequence[str], folder: Path | str = CHECKPOINT
     (folder / best).replace(folder / name)
     _write_manifest(folder, {key: value for key, value in manifest.items() if key != best} | {name: entry})
     return entry
+
+
+def retire(name: str, folder: Path | str = CHECKPOINTS, limit: int | None = None) -> Path:
+    """Replace released weights by their exit records on ``test``: what a comparison needs, in a seventh of the space.
+
+    Args:
+        name: released file name. Its entry stays in the manifest and gets ``records``.
+        folder: of the released weights and of ``manifest.json``.
+        limit: test images; None takes all, as a comparison must.
+
+    Returns:
+        The records' file, in ``folder / "records"``.
+
+    Raises:
+        TrainingError: the weights were not released, or are no longer there.
+    """
+    folder, manifest = Path(folder), read_manifest(folder)
+    if name not in manifest:
+        raise TrainingError(f"{name}: not released; expected one of {', '.join(manifest)}")
+    weights, kept = folder / name, folder / "records" / f"{Path(name).stem}.pt"
+    source = open_source(parse(load_checkpoint(weights)["config"], name).data)
+    dataset = DetectionDataset("test", source, build_transform(320), keep_crowd=True, limit=limit)
+    hashes = split_sha256("test", source), manifest[name]["sha256"]
+    save_records(record(load_released(weights), dataset, "test", *hashes), kept)
+    _write_manifest(folder, manifest | {name: manifest[name] | {"records": f"records/{kept.name}"}})
+    weights.unlink()
+    return kept
+
+
+def find_released(paths: Mapping[str, Path | str], root: Path | str | Source) -> dict[str, Path | ExitRecords]:
+    """Released detectors as far as they are there: weights, wherever ``choose`` put them, or records of retired ones.
+
+    Args:
+        paths: name to the path that the weights were released under.
+        root: data set whose ``test`` the records must be of.
+
+    Raises:
+        RecordsError: the records are of another checkpoint or data set.
+    """
+    found: dict[str, Path | ExitRecords] = {}
+    for key, path in paths.items():
+        folder, name = resolve(path).parent, Path(path).name
+        manifest = read_manifest(folder)
+        moved = {entry["chosen"]["from"]: new for new, entry in manifest.items() if "chosen" in entry}
+        weights = folder / moved.get(name, name)
+        entry = manifest.get(name, {})
+        if weights.exists():
+            found[key] = weights
+        elif "records" in entry:
+            found[key] = load_records(folder / entry["records"], split_sha256("test", root), entry["sha256"])
+    return found
 
 
 def stages_table(name: str, folder: Path | str = CHECKPOINTS) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import numpy as np
 from eelib.config import resolve
 from eelib.data import load_split
 from eelib.policies import Split
-from eelib.records import records_of
+from eelib.records import ExitRecords, records_of
 from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, only_model, resample, scenes_of
 
 
@@ -78,7 +78,7 @@ def _rows(group, evaluator, routings, weights, once) -> list[dict]:
 
 
 def compare_detectors(
-    checkpoints: Mapping[str, Path | str],
+    detectors: Mapping[str, Path | str | ExitRecords],
     baseline: Path | str,
     root: Path | str,
     folder: Path | str,
@@ -90,7 +90,8 @@ def compare_detectors(
     """AP of every exit of several detectors on ``test``, paired by scene.
 
     Args:
-        checkpoints: name to released detector with exits; the others are compared with the first.
+        detectors: name to released detector with exits, or to its records on ``test``; the others are
+            compared with the first.
         baseline: released detector without exits: the measure of the full paths.
         root: data set.
         folder: of exit records; made where there are none.
@@ -104,8 +105,13 @@ def compare_detectors(
     """
     coco = load_split("test", resolve(root))
     rows, first, weights = [], {}, None
-    for training, path in {"baseline": baseline, **checkpoints}.items():
-        records = records_of("test", resolve(path), resolve(root), folder, limit, progress)
+    for training, one in {"baseline": baseline, **detectors}.items():
+        kept = isinstance(one, ExitRecords)
+        records = one if kept else records_of("test", resolve(one), resolve(root), folder, limit, progress)
+        if weights is None:
+            image_ids = set(records.image_ids)
+        elif kept:  # of all images, whatever the limit
+            records = records.rows([row for row, i in enumerate(records.image_ids) if i in image_ids])
         evaluator = RoutedAP(records, coco)
         if weights is None:
             weights = resample(scenes_of(coco, records.image_ids), resamples, seed=0)

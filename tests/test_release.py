@@ -6,8 +6,11 @@ import torch
 from eelib.config import parse
 from eelib.evaluate import file_sha256
 from eelib.model import EarlyExitSSDLite
-from eelib.release import choose, read_manifest, release, stages_table
+from eelib.records import RecordsError
+from eelib.release import choose, find_released, read_manifest, release, retire, stages_table
+from eelib.sources import SHOWROOM
 from eelib.train import TrainingError, save_checkpoint
+from eelib.validation import compare_detectors
 
 
 @pytest.fixture
@@ -79,3 +82,32 @@ def test_the_best_on_val_is_chosen_whatever_test_says(tmp_path):
     save_checkpoint(tmp_path / "frozen.pth", {"model": {}, "config": {}, "history": [{"epoch": 1}]})
     with pytest.raises(TrainingError, match="frozen.pth: was not measured on val"):
         choose("exits.pth", ["exits.pth", "frozen.pth"], tmp_path)
+
+
+def test_a_retired_detector_is_still_found_and_compared(tmp_path):
+    torch.manual_seed(0)
+    config = parse({"phase": "t"}).model_dump(mode="json")
+    for name in ("frozen.pth", "joint.pth"):
+        state = {"model": EarlyExitSSDLite().state_dict(), "config": config, "history": [{"exit1_AP": 0.1}]}
+        release(save_checkpoint(tmp_path / "run.pth", state), name, tmp_path, limit=3)
+    choose("exits.pth", ["joint.pth"], tmp_path)
+    paths = {"frozen": tmp_path / "frozen.pth", "joint": tmp_path / "joint.pth", "none": tmp_path / "none.pth"}
+    assert find_released(paths, SHOWROOM) == {"frozen": tmp_path / "frozen.pth", "joint": tmp_path / "exits.pth"}
+
+    def compare():
+        found, baseline = find_released(paths, SHOWROOM), tmp_path / "exits.pth"
+        return compare_detectors(found, baseline, SHOWROOM, tmp_path / "cache", resamples=3, limit=3)
+
+    before = compare()
+    kept = retire("frozen.pth", tmp_path, limit=6)  # of more images than are compared
+    assert not (tmp_path / "frozen.pth").exists() and kept == tmp_path / "records" / "frozen.pt"
+    assert set(find_released(paths, SHOWROOM)) == {"frozen", "joint"} and compare() == before
+    with pytest.raises(TrainingError, match="frozen.pth: no such checkpoint"):
+        retire("frozen.pth", tmp_path)
+    with pytest.raises(TrainingError, match="none.pth: not released; expected one of"):
+        retire("none.pth", tmp_path)
+    manifest = read_manifest(tmp_path)
+    manifest["frozen.pth"]["sha256"] = "0" * 64
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RecordsError, match="records of another checkpoint"):
+        find_released(paths, SHOWROOM)

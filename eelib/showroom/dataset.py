@@ -189,14 +189,16 @@ def _duration(seconds: float) -> str:
 
 def merge(out: Path, split: str, scene_ids: list[int]) -> dict:
     """Write a split's COCO JSON from the parts of its scenes; returns its content."""
-    images, annotations = [], []
+    images, annotations, settings = [], [], None
     for scene_id in scene_ids:
-        for view in json.loads(part_path(out, split, scene_id).read_text())["views"]:
+        part = json.loads(part_path(out, split, scene_id).read_text())
+        settings = part["settings"]  # the same in every part: `is_done` refuses others
+        for view in part["views"]:
             images.append({"id": len(images) + 1} | view["image"])
             for annotation in view["annotations"]:
                 annotations.append({"id": len(annotations) + 1, "image_id": len(images)} | annotation)
     info = {"description": "showroom: path-traced indoor scenes for chair detection", "version": VERSION}
-    info["license"] = "CC BY 3.0, see ATTRIBUTION.csv"
+    info |= {"license": "CC BY 3.0, see ATTRIBUTION.csv", "settings": settings}
     categories = [{"id": CATEGORY_ID, "name": "chair", "supercategory": "furniture"}]
     content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
     text = json.dumps(content, separators=(",", ":"))
