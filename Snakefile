@@ -12,7 +12,7 @@ PHASE_METRICS = expand(METRICS + "/phases/{phase}_seed{seed}.json", phase=PHASES
 PHASE_STAMPS = expand("runs/stamps/{phase}_seed{seed}", phase=PHASES, seed=SEEDS)
 PHASE_CODE = [
     *("data", "anchors", "matching", "model", "losses", "confidence", "routing", "recorded", "recorded_loss"),
-    *("train", "feature_cache", "phases", "mechanisms", "scorecard"),
+    *("checkpoints", "train", "feature_cache", "phases", "mechanisms", "scorecard"),
 ]
 WHOLE = {"model.train_trunk": "true", "optim.trunk_lr_factor": "0.1", "data.limit": "null", "data.val_limit": "null"}
 FULL = " ".join(f"--set {k}={v}" for k, v in WHOLE.items()) if config.get("profile") == "full" else ""
@@ -234,7 +234,7 @@ rule policies:
         params="params/report_policies.yaml",
         weights="checkpoints/exits.pth",
         times=f"{METRICS}/exits.json",
-        code=expand("eelib/{m}.py", m=["records", "routed_ap", "calibrate", "gates", "policies", "curves", "guarantee"]),
+        code=expand("eelib/{m}.py", m=["records", "routed_ap", "calibrate", "gates", "splits", "policies", "curves", "guarantee"]),
     output:
         expand(METRICS + "/{m}.json", m=["routing", "calibration", "guarantee"]),
         touch("runs/stamps/policies"),
@@ -253,7 +253,7 @@ rule validation:
         metrics=[f"{METRICS}/baseline.json", f"{METRICS}/exits.json", *PHASE_METRICS],
         stamps=PHASE_STAMPS,
         records=f"{METRICS}/routing.json",  # 05d leaves the exit records behind
-        code=["eelib/validation.py", "eelib/policies.py"],
+        code=["eelib/validation.py", "eelib/splits.py", "eelib/policies.py"],
     output:
         "reports/tables/validation.csv",
         f"{METRICS}/validation.json",

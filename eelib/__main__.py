@@ -12,11 +12,11 @@ from eelib.showroom import command as showroom
 BAD_INPUT = {
     "eelib.config": "ConfigError",
     "eelib.sources": "DataError",
-    "eelib.train": "TrainingError",
+    "eelib.checkpoints": "TrainingError",
     "eelib.runtime": "DeploymentError",
     "eelib.records": "RecordsError",
     "eelib.calibrate": "CalibrationError",
-    "eelib.policies": "PolicyError",
+    "eelib.splits": "PolicyError",
     "eelib.guarantee": "GuaranteeError",
     "eelib.showroom": "ShowroomError",
 }
@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     for kind in kinds.choices.values():
         kind.add_argument("--decode", action="store_true", help="decode every image too")
         kind.add_argument("--json", action="store_true", help="a JSON list for machines")
+    command = add("widen", commands.widen, "eelib widen runs/pretrained/package/models/centernet.json")
+    command.add_argument("graph", help="JSON file of the narrow detector that `make pretrained` fetches")
+    command.add_argument("--out", default=str(ROOT / "runs" / "pretrained" / "start.pth"), help="weights to start from")
     command = add("learning-curve", commands.learning_curve, "eelib learning-curve params/learning_curve.yaml")
     command.add_argument("config", help="parameter file with the key `curve`")
     command.add_argument("--out", default=str(ROOT / "runs" / "learning_curve"), help="folder of the checkpoints")

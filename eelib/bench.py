@@ -25,14 +25,16 @@ import pandas as pd
 import torch
 from pycocotools.coco import COCO
 
+from eelib.checkpoints import load_checkpoint, load_released
 from eelib.config import ROOT, PhaseConfig, load, parse
 from eelib.data import DetectionDataset, as_input, build_transform, loader
 from eelib.evaluate import coco_ap, file_sha256
+from eelib.files import write_atomic
 from eelib.latency import machine, measure, run_to
 from eelib.losses import detection_loss
 from eelib.model import EarlyExitSSDLite, postprocess
 from eelib.runtime import DeploymentError, EarlyExitSession, fixed, forced
-from eelib.train import build_model, load_checkpoint, load_released, write_atomic
+from eelib.train import build_model
 
 PACKAGES = ("torch", "torchvision", "onnxruntime", "numpy", "pycocotools", "hotcoco")
 # Timed rounds by (threads, batch size). The quick ones fit into a minute of a two-core machine.
@@ -324,7 +326,7 @@ def run(checkpoint: Path | str, folder: Path, *, quick: bool, log: Callable[[str
     if manifest["checkpoint_sha256"] != file_sha256(checkpoint):
         raise DeploymentError(f"{folder}: export of another checkpoint than {checkpoint}: export again")
     began, load_average = time.perf_counter(), os.getloadavg()[0]
-    params = ROOT / "params" / "phase_2_0_baseline.yaml"
+    params = ROOT / "params" / "phase_2_0_scratch.yaml"
     report = {"quick": quick, "machine": machine(), "load_average_before": load_average}
     report["times"] = time_grid(
         model, folder, _sample(32), rounds=QUICK_ROUNDS if quick else ROUNDS, compiled=not quick, log=log

@@ -18,6 +18,7 @@ def train(args: argparse.Namespace) -> int:
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
     from eelib import batch, config, data_command, train
+    from eelib.checkpoints import save_checkpoint
     from eelib.data import DetectionDataset, build_transform
     from eelib.evaluate import coco_ap, detect_exits
     from eelib.sources import open_source
@@ -52,7 +53,16 @@ def train(args: argparse.Namespace) -> int:
     )
     state = {"model": model.state_dict(), "config": settings.model_dump(mode="json"), "history": history}
     if rank_zero_only.rank == 0:
-        print(f"released {train.save_checkpoint(out / 'released.pth', state)}")
+        print(f"released {save_checkpoint(out / 'released.pth', state)}")
+    return 0
+
+
+def widen(args: argparse.Namespace) -> int:
+    """Widen a narrow MobileNetV3 that was trained on COCO: weights to start the baseline from."""
+    from eelib.checkpoints import save_checkpoint
+    from eelib.widen import start_weights
+
+    print(f"wrote {save_checkpoint(args.out, start_weights(args.graph))}")
     return 0
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from pycocotools.coco import COCO
 
 from eelib import search
+from eelib.checkpoints import load_checkpoint, load_released
 from eelib.config import ConfigError, parse, resolve
 from eelib.curves import choose, hull_mixture
 from eelib.data import DetectionDataset
@@ -25,12 +26,12 @@ from eelib.files import file_sha256
 from eelib.latency import machine
 from eelib.model import SIZE
 from eelib.phases import write_json
-from eelib.policies import prepare, settings_of
+from eelib.policies import settings_of
 from eelib.prune import macs, parameters
 from eelib.records import ExitRecords
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
+from eelib.splits import prepare
 from eelib.systems import System, eager_ratios, measure_times, session_records, size_mib, system
-from eelib.train import load_checkpoint, load_released
 from eelib.variants import RELEASED, CompressConfig, Variant, train_heads, train_variant
 
 SEARCHED = "searched"  # name of the variant that the search proposes

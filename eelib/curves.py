@@ -12,10 +12,10 @@ import numpy as np
 
 from eelib.config import resolve
 from eelib.data import load_split
-from eelib.policies import PolicyError, Setting, Split
 from eelib.records import ExitRecords, records_of
 from eelib.routed_ap import bootstrap, interval
 from eelib.sources import Source, open_root
+from eelib.splits import PolicyError, Setting, Split
 
 
 def read_times(path: Path | str, exit_names: Sequence[str], key: str = "ratio") -> list[float]:

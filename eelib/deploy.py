@@ -20,13 +20,14 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from eelib.anchors import CODER_WEIGHTS, MAX_LOG_SCALE, default_boxes
+from eelib.checkpoints import TrainingError, load_checkpoint, load_released
 from eelib.config import parse
 from eelib.data import load_split
 from eelib.evaluate import file_sha256
+from eelib.files import write_atomic
 from eelib.model import SIZE, EarlyExitSSDLite
 from eelib.runtime import FORMAT, MANIFEST, DeploymentError
 from eelib.sources import Source, open_source
-from eelib.train import TrainingError, load_checkpoint, load_released, write_atomic
 
 OPSET = 18
 POSTPROCESS = {"score_threshold": 0.001, "nms_threshold": 0.55, "topk": 300}
@@ -278,7 +279,7 @@ def export(checkpoint: Path | str, out: Path | str, source: Source | None = None
     """Write the graphs of a released detector and their manifest.
 
     Args:
-        checkpoint: a file of :func:`eelib.train.save_checkpoint`, with or without early exits.
+        checkpoint: a file of :func:`eelib.checkpoints.save_checkpoint`, with or without early exits.
         out: folder, created; graphs of an earlier export are replaced.
         source: data set whose category the manifest names; by default the one of the checkpoint's configuration.
 

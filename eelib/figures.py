@@ -12,8 +12,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, ScalarFormatter
 from torch import Tensor
 
+from eelib.files import write_atomic
 from eelib.images import EXIT_COLOURS
-from eelib.train import write_atomic
 
 TEXT_WIDTH_IN = 5.9
 # Okabe and Ito's colour-blind palette; the exits' colours are in eelib.images.

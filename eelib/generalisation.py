@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from eelib.checkpoints import load_checkpoint
 from eelib.config import parse
 from eelib.data import load_split
 from eelib.evaluate import provenance
 from eelib.phases import write_json
 from eelib.records import records_of
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
-from eelib.train import load_checkpoint
 
 
 def generalisation(

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from eelib.calibrate import refuse_test
-from eelib.policies import Setting, Split, fit_benefit
+from eelib.policies import fit_benefit
+from eelib.splits import Setting, Split
 
 
 class GuaranteeError(ValueError):

@@ -10,32 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from eelib.checkpoints import TrainingError, load_checkpoint, load_weights, save_checkpoint
 from eelib.confidence import confidence, probability_of_maps
 from eelib.config import ROOT, PhaseConfig, resolve
 from eelib.data import DetectionDataset, batches, build_transform, split_sha256
 from eelib.evaluate import coco_ap, file_sha256, to_results
 from eelib.feature_cache import FeatureDataset, collate_images, collate_maps
+from eelib.files import write_atomic
 from eelib.model import EXIT_NAMES, keep_best
 from eelib.recorded import ExitMaps, RecordedDetector, decoded_boxes
 from eelib.recorded_loss import SIZE_HW, recorded_loss
 from eelib.routing import exit_rates, exit_shares, route, scheduled_thresholds
 from eelib.sources import open_source
-from eelib.train import (
-    TrainingError,
-    fit,
-    load_checkpoint,
-    load_weights,
-    require_architecture,
-    save_checkpoint,
-    training_set,
-    write_atomic,
-)
+from eelib.train import fit, require_architecture, training_set
 
 NMS_THRESHOLD = 0.45  # of the record's inference script
 # What a phase's outcome depends on: a change of one of these files starts its training over.
 CODE = (
     *("data", "anchors", "matching", "model", "losses", "confidence", "routing"),
-    *("recorded", "recorded_loss", "train", "feature_cache", "phases"),
+    *("recorded", "recorded_loss", "checkpoints", "train", "feature_cache", "phases"),
 )
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from eelib.checkpoints import TrainingError
 from eelib.data import DetectionDataset, batches
 from eelib.losses import detection_loss
 from eelib.model import EarlyExitSSDLite, rebuild
-from eelib.train import TrainingError
 
 ROUND_TO = 8  # channels come in groups that the runtime's kernels are written for
 

@@ -18,10 +18,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from eelib.config import parse
 from eelib.data import DataError, DetectionDataset, as_input, build_transform
 from eelib.evaluate import file_sha256
+from eelib.files import write_atomic
 from eelib.latency import part_of
 from eelib.runtime import MANIFEST, EarlyExitSession
 from eelib.sources import Source, open_source
-from eelib.train import write_atomic
 
 
 class _Reader(CalibrationDataReader):

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from eelib.checkpoints import load_released
 from eelib.confidence import chair_probability, entropy
 from eelib.data import DetectionDataset, batches, build_transform, split_sha256
 from eelib.files import file_sha256, write_atomic
 from eelib.model import Detections, postprocess
 from eelib.sources import Source
-from eelib.train import load_released
 
 MAX_DETECTIONS = 100  # an image and exit; COCO's AP looks at no more
 CUTS = (0.1, 0.3, 0.5)  # scores above which boxes are counted

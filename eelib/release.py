@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
 from eelib.config import ROOT, parse, resolve
 from eelib.data import DetectionDataset, build_transform, split_sha256
 from eelib.evaluate import evaluate_exits, provenance
 from eelib.files import file_sha256, write_atomic
 from eelib.records import ExitRecords, load_records, record, save_records
 from eelib.sources import Source, open_source
-from eelib.train import TrainingError, load_checkpoint, load_released, save_checkpoint, selection_score
+from eelib.train import selection_score
 
 CHECKPOINTS = ROOT / "checkpoints"
 # Larger files do not travel well in git.
@@ -57,6 +58,9 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
     config = parse(state["config"], str(source))
     start = manifest.get(Path(config.model.start).name, {}) if config.model.start else {}
     stage = {"epochs": len(state["history"]), "start": config.model.start, "start_sha256": start.get("sha256")}
+    if config.model.start and not start:  # weights that were not released, such as those of `eelib widen`
+        path = resolve(config.model.start)
+        stage |= {"start_sha256": file_sha256(path), "start_origin": load_checkpoint(path).get("origin")}
     dataset = DetectionDataset("test", open_source(config.data), build_transform(320), keep_crowd=True, limit=limit)
     ap = evaluate_exits(source, dataset)
     target = save_checkpoint(Path(folder) / name, {key: state[key] for key in ("model", "config", "history")})

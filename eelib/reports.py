@@ -14,8 +14,8 @@ import pandas as pd
 from eelib import comparison, record, tables
 from eelib.config import ROOT, ConfigError
 from eelib.evaluate import decision
+from eelib.files import write_atomic
 from eelib.model import EXIT_NAMES
-from eelib.train import write_atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Report to the metrics files without which it says nothing.

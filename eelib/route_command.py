@@ -8,6 +8,7 @@ import numpy as np
 
 from eelib import calibrate, config, curves, data_command, guarantee, policies
 from eelib.routed_ap import RoutedAP, ap_speed, resample
+from eelib.splits import PolicyError, Setting, check_thresholds, prepare
 
 
 def run(args: argparse.Namespace) -> int:
@@ -17,9 +18,9 @@ def run(args: argparse.Namespace) -> int:
     calibrate.refuse_test(args.calibrate_on, "choosing thresholds")
     if args.policy:
         policies.check_policy(args.policy)
-    policies.check_thresholds(args.thresholds or ())
+    check_thresholds(args.thresholds or ())
     if not 0 < args.budget <= 1:
-        raise policies.PolicyError(f"--budget {args.budget}: expected a share of full's time, above 0 and up to 1")
+        raise PolicyError(f"--budget {args.budget}: expected a share of full's time, above 0 and up to 1")
     names = tuple(dict.fromkeys(("val", args.calibrate_on, "test")))
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     root = data_command.option_source(args) if data_command.given(args) else config.resolve(values["root"])
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     costs, passing = curves.read_times(times, names), curves.read_times(times, names, "passed_ratio")
     # a guarantee may look at calibrate once only, so its loss rests on the scores as they are
     method = "none" if levels else values["calibration"]
-    splits = policies.prepare(found, cocos, costs, method, args.calibrate_on, passing=passing)
+    splits = prepare(found, cocos, costs, method, args.calibrate_on, passing=passing)
     here, test, stated = splits[args.calibrate_on], splits["test"], {}
     if levels:
         settings = guarantee.sequence(splits["val"], values["penalty"])
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         settings = policies.settings_of(args.policy, here, splits["val"], values)
         if args.thresholds:
-            setting = policies.Setting(tuple(args.thresholds), settings[0].confidence)
+            setting = Setting(tuple(args.thresholds), settings[0].confidence)
         else:
             setting = curves.choose(settings, here, [args.budget])[0]
         chosen = setting.route(test)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from eelib.checkpoints import TrainingError
 from eelib.confidence import confidence
 from eelib.config import PhaseConfig
 from eelib.data import as_input
@@ -31,7 +32,7 @@ from eelib.phases import (
 from eelib.record import recorded_values
 from eelib.recorded import RecordedDetector
 from eelib.routing import exit_shares
-from eelib.train import TrainingError, training_set
+from eelib.train import training_set
 
 # Keys of phases.json, for its readers.
 ABOUT = {

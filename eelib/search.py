@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eelib.checkpoints import TrainingError, load_released
 from eelib.config import resolve
 from eelib.deploy import ExitStage, FullStage, Trunk, write_graph
 from eelib.files import file_sha256
@@ -20,7 +21,7 @@ from eelib.latency import measure
 from eelib.model import EarlyExitSSDLite
 from eelib.phases import write_json
 from eelib.runtime import open_graph
-from eelib.train import TrainingError, detection_step, fit, load_released, training_batches
+from eelib.train import detection_step, fit, training_batches
 from eelib.variants import (
     RELEASED,
     CompressConfig,

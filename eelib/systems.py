@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from eelib import deploy
+from eelib.checkpoints import load_released
 from eelib.data import DetectionDataset, as_input, build_transform, split_sha256
 from eelib.files import file_sha256
 from eelib.latency import measure, run_to
@@ -19,7 +20,6 @@ from eelib.model import Detections
 from eelib.quantise import quantise
 from eelib.records import EVIDENCE, MAX_DETECTIONS, ExitRecords, load_records, save_records
 from eelib.runtime import MANIFEST, EarlyExitSession, forced
-from eelib.train import load_released
 
 
 class System(NamedTuple):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from eelib.train import write_atomic
+from eelib.files import write_atomic
 
 
 def rounded(value: object) -> str:

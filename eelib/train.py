@@ -12,59 +12,14 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from eelib.checkpoints import TrainingError, load_checkpoint, save_checkpoint
 from eelib.config import ConfigError, PhaseConfig, parse, resolve
 from eelib.data import DetectionDataset, as_input, build_transform, loader
 from eelib.files import write_atomic
 from eelib.losses import joint_loss
-from eelib.model import EarlyExitSSDLite, ExitOutput, rebuild
+from eelib.model import EarlyExitSSDLite, ExitOutput
 from eelib.sources import open_source
 from eelib.supervision import mask_loss
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says where and why."""
-
-
-def save_checkpoint(path: Path | str, state: dict) -> Path:
-    """Save a dict of tensors and plain values atomically, loadable with ``weights_only=True``."""
-    return write_atomic(path, lambda file: torch.save(state, file))
-
-
-def load_checkpoint(path: Path | str) -> dict:
-    """Load a checkpoint with ``weights_only=True``.
-
-    Raises:
-        TrainingError: the file is missing or is not a dict written by :func:`save_checkpoint`.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise TrainingError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # torch raises a different type for each way of being no checkpoint
-        reason = (str(error) or type(error).__name__).splitlines()[0]  # an empty file raises without a message
-        raise TrainingError(f"{path}: not a checkpoint ({reason})") from None
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise TrainingError(f"{path}: not a checkpoint; expected a dict with key 'model'")
-    return state
-
-
-def load_weights(model: nn.Module, path: Path | str) -> dict:
-    """Load a checkpoint's weights into a model of the same architecture; returns the checkpoint.
-
-    Raises:
-        TrainingError: keys or shapes differ; the message names the first of them.
-    """
-    state = load_checkpoint(path)
-    own = model.state_dict()
-    missing, unknown = own.keys() - state["model"].keys(), state["model"].keys() - own.keys()
-    wrong = [k for k in own.keys() & state["model"].keys() if own[k].shape != state["model"][k].shape]
-    for what, keys in (("lacks", missing), ("has the unknown", unknown), ("has another shape for", wrong)):
-        if keys:
-            raise TrainingError(
-                f"{path}: checkpoint of another architecture; it {what} key '{sorted(keys)[0]}' ({len(keys)} in all)"
-            )
-    model.load_state_dict(state["model"])
-    return state
 
 
 class WeightAverage:
@@ -213,6 +168,7 @@ def fit(
         if fabric.is_global_zero:
             _save(out, raw, optimizer, average, config, epoch + 1, history)
         log("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+    fabric.barrier()  # best.pth is written by one process and read by all
     measured = any(selection_score(row) >= 0 for row in history)
     best = load_checkpoint(out / "best.pth") if optim.keep == "best" and measured else {"model": average.state}
     raw.load_state_dict(best["model"])
@@ -380,21 +336,3 @@ def training_batches(config: PhaseConfig) -> Callable[[int], DataLoader]:
         return loader(dataset, optim.batch_size, shuffle=True, epoch=epoch, workers=optim.workers)
 
     return epoch_batches
-
-
-def load_released(path: Path | str) -> EarlyExitSSDLite:
-    """A released detector; it has exits when its checkpoint holds them, and is pruned when it has a plan.
-
-    Raises:
-        TrainingError: no checkpoint, or one of another architecture.
-    """
-    state = load_checkpoint(path)
-    if "plan" in state:
-        try:
-            model = rebuild(state["plan"], state["model"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f"{path}: key 'plan' is {state['plan']!r}; expected size, maps and cuts") from error
-    else:
-        model = EarlyExitSSDLite(early=any(key.startswith("early.") for key in state["model"]))
-    load_weights(model, path)
-    return model

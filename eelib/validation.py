@@ -10,9 +10,9 @@ import numpy as np
 
 from eelib.config import resolve
 from eelib.data import load_split
-from eelib.policies import Split
 from eelib.records import ExitRecords, records_of
 from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, only_model, resample, scenes_of
+from eelib.splits import Split
 
 
 def groups_of(split: Split) -> dict[str, np.ndarray]:

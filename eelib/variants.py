@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
 from eelib.config import ConfigError, PhaseConfig, override, parse, read_yaml, resolve
 from eelib.data import DetectionDataset, as_input, build_transform
 from eelib.evaluate import coco_ap, detect_exits
@@ -24,16 +25,7 @@ from eelib.losses import detection_loss, distillation_loss
 from eelib.model import EarlyExitSSDLite, ExitOutput
 from eelib.phases import write_json
 from eelib.prune import accumulate_gradients, prune, without_exits
-from eelib.train import (
-    TrainingError,
-    detection_step,
-    fit,
-    load_checkpoint,
-    load_released,
-    save_checkpoint,
-    training_batches,
-    training_set,
-)  # fmt: skip
+from eelib.train import detection_step, fit, training_batches, training_set  # fmt: skip
 
 RELEASED = "released"  # the start of a variant that starts from no other one
 

@@ -5,10 +5,10 @@ import torch
 
 from eelib import bench, deploy
 from eelib.__main__ import main
+from eelib.checkpoints import load_released
 from eelib.config import ROOT, load
 from eelib.data import load_coco
 from eelib.runtime import EarlyExitSession
-from eelib.train import load_released
 
 CHECKPOINT = ROOT / "checkpoints" / "exits.pth"
 
@@ -90,7 +90,7 @@ def test_goals_by_hand():
 
 
 def test_a_training_step_trains_and_its_parts_do_not():
-    config = load(ROOT / "params" / "phase_2_0_baseline.yaml")
+    config = load(ROOT / "params" / "phase_2_0_scratch.yaml")
     config = config.model_copy(update={"optim": config.optim.model_copy(update={"batch_size": 2})})
     calls = bench.training_calls(config)
     assert calls.keys() == {"loader", "forward_backward", "step"}

@@ -9,10 +9,10 @@ import yaml
 
 from eelib import compress, search, variants
 from eelib.__main__ import main
+from eelib.checkpoints import TrainingError, load_released, save_checkpoint
 from eelib.config import ROOT, ConfigError
 from eelib.figures_routing import alternatives_plane
 from eelib.systems import session_records, system
-from eelib.train import TrainingError, load_released, save_checkpoint
 from eelib.variants import RELEASED, Variant, distilling_step, fine_tuning, folder_of, load_config
 
 PARAMS = ROOT / "params" / "compress.yaml"

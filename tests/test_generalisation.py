@@ -3,11 +3,11 @@ import json
 import pytest
 
 from eelib.__main__ import main
+from eelib.checkpoints import load_released
 from eelib.config import ROOT
 from eelib.data import DetectionDataset, build_transform, load_split
 from eelib.evaluate import coco_ap, detect_exits
 from eelib.generalisation import generalisation
-from eelib.train import load_released
 
 BASELINE = ROOT / "checkpoints" / "baseline.pth"
 FIXTURE = ROOT / "tests" / "fixtures" / "coco"

@@ -22,7 +22,7 @@ from eelib.guarantee import (
     sequence,
     smallest_set,
 )
-from eelib.policies import prepare
+from eelib.splits import prepare
 
 
 def test_binomial_tail_equals_exact_fractions():

@@ -5,13 +5,14 @@ import ast
 from eelib.config import ROOT
 
 ORDER = [
-    "config", "files", "runtime", "images", "sources", "data", "anchors", "matching", "model", "losses", "confidence",
-    "record", "routing", "recorded", "architecture", "recorded_loss", "supervision", "train", "records", "evaluate",
-    "routed_ap", "calibrate", "gates", "policies", "guarantee", "curves", "validation", "release", "latency", "deploy",
-    "quantise", "bench", "prune", "diagnose", "feature_cache", "phases", "learning_curve", "generalisation", "variants",
-    "search", "systems", "compress", "inference", "mechanisms",
-    "scorecard", "causal", "ablation", "figures", "figures_routing", "record_figures", "tables", "comparison",
-    "reports", "batch", "data_command", "detect_command", "route_command", "commands", "__main__",
+    "config_rules", "config", "files", "runtime", "images", "sources", "data", "anchors", "matching", "model",
+    "losses", "confidence", "record", "routing", "recorded", "architecture", "recorded_loss", "supervision",
+    "checkpoints", "train", "widen", "records", "evaluate", "routed_ap", "calibrate", "gates", "splits", "policies",
+    "guarantee", "curves", "validation", "release", "latency", "deploy", "quantise", "bench", "prune", "diagnose",
+    "feature_cache", "phases", "learning_curve", "generalisation", "variants", "search", "systems", "compress",
+    "inference", "mechanisms", "scorecard", "causal", "ablation", "figures", "figures_routing", "record_figures",
+    "tables", "comparison", "reports", "batch", "data_command", "detect_command", "route_command", "commands",
+    "__main__",
 ]  # fmt: skip
 # The renderer of the data set: an optional part that only the command line and the notebooks know.
 SHOWROOM_ORDER = [

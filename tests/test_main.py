@@ -5,10 +5,10 @@ import torch
 import yaml
 
 from eelib.__main__ import main
+from eelib.checkpoints import save_checkpoint
 from eelib.config import ROOT, read_yaml
 from eelib.files import file_sha256
 from eelib.model import EarlyExitSSDLite
-from eelib.train import save_checkpoint
 
 
 @pytest.mark.parametrize(

@@ -23,18 +23,9 @@ from eelib.curves import (
     static_hull,
 )
 from eelib.gates import train_gates
-from eelib.policies import (
-    POLICIES,
-    PolicyError,
-    Setting,
-    check_policy,
-    fit_benefit,
-    no_chair,
-    prepare,
-    settings_of,
-    top_score,
-)
+from eelib.policies import POLICIES, check_policy, fit_benefit, no_chair, settings_of, top_score
 from eelib.routed_ap import resample
+from eelib.splits import PolicyError, Setting, prepare
 
 COSTS = (0.5, 0.7, 1.0)
 OPTIONS = read_yaml(ROOT / "params" / "report_policies.yaml") | {

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
 from eelib.config import ROOT
 from eelib.data import DetectionDataset, build_transform
 from eelib.prune import accumulate_gradients, macs, parameters, prune, without_exits
-from eelib.train import TrainingError, load_checkpoint, load_released, save_checkpoint
 
 CHECKPOINT = ROOT / "checkpoints" / "exits.pth"
 IMAGE = torch.rand(1, 3, 320, 320, generator=torch.Generator().manual_seed(0))

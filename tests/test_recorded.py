@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eelib.checkpoints import save_checkpoint
 from eelib.confidence import confidence, entropy, mean_max
 from eelib.config import ROOT, load, override, parse
 from eelib.model import EXIT_NAMES, EarlyExitSSDLite
@@ -13,7 +14,6 @@ from eelib.phases import build_detector
 from eelib.record import recorded_values
 from eelib.recorded import ExitMaps, RecordedDetector, RecordedExits, class_rows, decoded_boxes, prior_boxes
 from eelib.recorded_loss import assign, exit_weights, recorded_loss
-from eelib.train import save_checkpoint
 
 PHASE_1_4 = load(ROOT / "params" / "phase_1_4.yaml")
 PHASE_1_2 = load(ROOT / "params" / "phase_1_2.yaml")

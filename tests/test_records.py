@@ -5,6 +5,7 @@ import pytest
 import torch
 from synthetic import noisy
 
+from eelib.checkpoints import save_checkpoint
 from eelib.data import DetectionDataset, build_transform, split_sha256
 from eelib.evaluate import detect_exits, to_results
 from eelib.files import file_sha256
@@ -20,7 +21,6 @@ from eelib.records import (
     records_of,
     save_records,
 )
-from eelib.train import save_checkpoint
 
 
 @pytest.fixture

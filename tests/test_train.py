@@ -2,19 +2,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from eelib.checkpoints import TrainingError, load_weights, save_checkpoint
 from eelib.config import parse
+from eelib.files import write_atomic
 from eelib.model import EarlyExitSSDLite
 from eelib.supervision import MaskSupervised
-from eelib.train import (
-    TrainingError,
-    detection_step,
-    fit,
-    image_size_at,
-    load_weights,
-    parameter_groups,
-    save_checkpoint,
-    write_atomic,
-)
+from eelib.train import detection_step, fit, image_size_at, parameter_groups
 
 OPTIM = {"epochs": 4, "batch_size": 2, "accelerator": "cpu", "workers": 0, "warmup_steps": 2}
 CONFIG = parse({"phase": "t", "optim": OPTIM})

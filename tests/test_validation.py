@@ -6,8 +6,8 @@ from synthetic import NAMES, noisy
 
 from eelib import figures_routing, tables, validation
 from eelib.evaluate import coco_ap, to_results
-from eelib.policies import prepare
 from eelib.routed_ap import resample
+from eelib.splits import prepare
 
 COSTS = (0.5, 0.7, 1.0)
 
