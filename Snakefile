@@ -111,6 +111,7 @@ rule baseline:
 rule learning_curve:
     input:
         params="params/learning_curve.yaml",
+        start="runs/pretrained/start.pth",  # of `make pretrained`
         code="eelib/learning_curve.py",
         data=["data/showroom/train.json", "data/showroom/val.json"],
     output:

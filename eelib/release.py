@@ -47,7 +47,7 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
     Returns:
         The manifest's entry: hash and size of the file, configuration, AP and AP50 of every
         exit on ``test``, split and versions, and ``stages``: the training runs behind the
-        weights, oldest first. A run that started from released weights continues their list.
+        weights, oldest first. A run continues the list of the weights that it started from.
 
     Raises:
         TrainingError: no checkpoint, one without a configuration, or one over 16 MiB.
@@ -56,11 +56,6 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
     if not isinstance(state.get("config"), dict):
         raise TrainingError(f"{source}: checkpoint has no 'config'; expected the released.pth of a training run")
     config = parse(state["config"], str(source))
-    start = manifest.get(Path(config.model.start).name, {}) if config.model.start else {}
-    stage = {"epochs": len(state["history"]), "start": config.model.start, "start_sha256": start.get("sha256")}
-    if config.model.start and not start:  # weights that were not released, such as those of `eelib widen`
-        path = resolve(config.model.start)
-        stage |= {"start_sha256": file_sha256(path), "start_origin": load_checkpoint(path).get("origin")}
     dataset = DetectionDataset("test", open_source(config.data), build_transform(320), keep_crowd=True, limit=limit)
     ap = evaluate_exits(source, dataset)
     target = save_checkpoint(Path(folder) / name, {key: state[key] for key in ("model", "config", "history")})
@@ -73,11 +68,31 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
         "bytes": target.stat().st_size,
         "images": len(dataset),
         "test": {exit_: {"AP": values["AP"], "AP50": values["AP50"]} for exit_, values in ap.items()},
-        "stages": [*start.get("stages", []), stage | {"config": config.model_dump(mode="json")}],
+        "stages": _stages(state, manifest),
         **provenance("test", config, target),
     }
     _write_manifest(folder, manifest | {name: entry})
     return entry
+
+
+def _stages(state: Mapping, manifest: Mapping) -> list[dict]:
+    """The training runs behind a checkpoint, oldest first, as far as their checkpoints are there."""
+    config = parse(state["config"])
+    stage = {"epochs": len(state["history"]), "start": config.model.start, "start_sha256": None}
+    earlier = []
+    if config.model.start:
+        path = resolve(config.model.start)
+        released = manifest.get(path.name)
+        if released:
+            stage["start_sha256"], earlier = released["sha256"], released["stages"]
+        elif path.exists():  # never released: an earlier stage in runs/, or the weights of `eelib widen`
+            start = load_checkpoint(path)
+            stage["start_sha256"] = file_sha256(path)
+            if "config" in start:
+                earlier = _stages(start, manifest)
+            elif "origin" in start:
+                stage["origin"] = start["origin"]
+    return [*earlier, stage | {"config": config.model_dump(mode="json")}]
 
 
 def _write_manifest(folder: Path | str, manifest: dict) -> None:
@@ -195,7 +210,7 @@ def stages_table(name: str, folder: Path | str = CHECKPOINTS) -> pd.DataFrame:
                 "mask loss": config["loss"].get("mask", 0.0),
                 "batch": optim["batch_size"],
                 "learning rate": optim["lr"],
-                "start": stage["start"] or "nothing",
+                "start": stage.get("origin") or stage["start"] or "nothing",
             }
         )
     return pd.DataFrame(rows)

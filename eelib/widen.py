@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
+from torchvision.ops import SqueezeExcitation
 
 from eelib.checkpoints import TrainingError
 from eelib.data import DetectionDataset, batches, build_transform
@@ -95,19 +95,19 @@ def widen(model: EarlyExitSSDLite, weights: Mapping[str, Tensor]) -> dict[nn.Bat
 
 
 def _block(layers: list[nn.Module], name: str, weights: Mapping[str, Tensor], kept: dict) -> None:
-    part = "expand" if layers[0][0].groups == 1 else "depthwise"
+    part = "expand"
     for layer in layers:
         if isinstance(layer, SqueezeExcitation):
             for conv, own in ((layer.fc1, "Conv"), (layer.fc2, "Conv_1")):
                 nn.init.zeros_(conv.bias)
                 bias = _weight(weights, f"{name}/squeeze_excite/{own}/biases")
                 _place(conv, _kernel(weights, f"{name}/squeeze_excite/{own}/weights"), bias, kept)
-        elif isinstance(layer, Conv2dNormActivation):
-            part = "depthwise" if layer[0].groups > 1 else part
-            own = f"{name}/depthwise/depthwise" if part == "depthwise" else f"{name}/{part}/Conv2D"
-            kernel = _kernel(weights, f"{own}_weights", part == "depthwise")
-            _place(layer[0], kernel, _weight(weights, f"{own}_bn_offset"), kept, layer[1])
-            part = "project"
+            continue
+        depthwise = layer[0].groups > 1
+        own = f"{name}/depthwise/depthwise" if depthwise else f"{name}/{part}/Conv2D"
+        kernel = _kernel(weights, f"{own}_weights", depthwise)
+        _place(layer[0], kernel, _weight(weights, f"{own}_bn_offset"), kept, layer[1])
+        part = "project" if depthwise else part
 
 
 def _weight(weights: Mapping[str, Tensor], name: str) -> Tensor:
@@ -163,12 +163,12 @@ def measure_statistics(model: EarlyExitSSDLite, kept: Mapping[nn.BatchNorm2d, in
 
 
 def start_weights(graph: Path | str, seed: int = 0) -> dict:
-    """A checkpoint to start the baseline from: ``model``, and ``origin``, the hash of the graph's JSON file."""
+    """A checkpoint to start the baseline from: ``model``, and ``origin``, which names the graph's JSON file."""
     weights = read_graph(graph)
     torch.manual_seed(seed)
     model = EarlyExitSSDLite(early=False)
     kept = widen(model, weights)
     dataset = DetectionDataset("train", transform=build_transform(SIZE), limit=96)
-    images, _ = next(batches(dataset, 32))
+    images, _ = next(batches(dataset, 32))  # enough: a channel sees 100 cells of each image, or more
     measure_statistics(model, kept, images)
-    return {"model": model.state_dict(), "origin": f"{Path(graph).name} sha256 {file_sha256(graph)}"}
+    return {"model": model.state_dict(), "origin": f"{Path(graph).name} (SHA-256 {file_sha256(graph)[:16]}), widened"}

@@ -10,6 +10,7 @@ from eelib.learning_curve import learning_curve, load_curve, stream
 COCO = "tests/fixtures/coco"
 SMALL = {
     "data.root": COCO, "data.image_sizes": [[0, 64]], "optim.batch_size": 2, "optim.workers": 0, "loss.mask": 0.0,
+    "model.start": None, "optim.compile": False,
     "curve.images": [4, None], "curve.steps": 3, "curve.resamples": 4,
 }  # fmt: skip
 

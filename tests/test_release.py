@@ -34,6 +34,21 @@ def test_the_manifest_says_what_was_released(tmp_path, trained):
     assert [stage["start_sha256"] for stage in manifest["second.pth"]["stages"]] == [None, first["sha256"]]
 
 
+def test_stages_lead_back_over_weights_that_were_never_released(tmp_path, trained):
+    _, state = trained
+    origin = save_checkpoint(tmp_path / "start.pth", {"model": state["model"], "origin": "a graph"})
+    state["config"]["model"]["start"] = str(origin)
+    first = save_checkpoint(tmp_path / "1" / "released.pth", state)
+    state["config"]["model"]["start"] = str(first)
+    state["history"] = state["history"] * 2
+    release(save_checkpoint(tmp_path / "2" / "released.pth", state), "b.pth", tmp_path, limit=2)
+    stages = read_manifest(tmp_path)["b.pth"]["stages"]
+    assert [(s["epochs"], s["start_sha256"], s.get("origin")) for s in stages] == [
+        (1, file_sha256(origin), "a graph"), (2, file_sha256(first), None)
+    ]  # fmt: skip
+    assert stages_table("b.pth", tmp_path)["start"].tolist() == ["a graph", str(first)]
+
+
 def test_bad_sources_change_nothing(tmp_path, trained):
     path, state = trained
     with pytest.raises(TrainingError, match="no such checkpoint"):
