@@ -97,7 +97,7 @@ rule baseline:
     input:
         notebook="notebooks/03_baseline.ipynb",
         params="params/report_full.yaml",
-        weights="checkpoints/baseline.pth",
+        weights=expand("checkpoints/{name}", name=sorted(glob_wildcards("checkpoints/{name,baseline.*pth|records/baseline.*}").name)),
     output:
         f"{METRICS}/baseline.json",
         touch("runs/stamps/baseline"),

@@ -148,7 +148,8 @@ def candidate(width: str, variant: Variant, config: CompressConfig) -> EarlyExit
 def proxy_ap(width: str, variant: Variant, config: CompressConfig, folder: Path) -> dict[str, float]:
     """AP of each exit on a part of ``val`` after one short joint training."""
     model, search = candidate(width, variant, config), config.search
-    base = fine_tuning(config, variant.size, search.images, epochs=1, warmup_steps=4, ema_decay=0.9, eval_every=1)
+    short = {"epochs": 1, "warmup_steps": 4, "ema_decay": 0.9, "eval_every": 1, "compile": False}
+    base = fine_tuning(config, variant.size, search.images, **short)
     settings = base.model_copy(update={"model": base.model.model_copy(update={"exits": True})})
     fit(model, detection_step(settings), training_batches(settings), settings, folder, resume=True, log=lambda _: None)
     return val_ap(model, search.val_images)
