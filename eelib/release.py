@@ -208,8 +208,8 @@ def stages_table(name: str, folder: Path | str = CHECKPOINTS) -> pd.DataFrame:
                 "sides in px": ", ".join(map(str, reached)),
                 "class loss": config["loss"]["classification"],
                 "mask loss": config["loss"].get("mask", 0.0),
-                "batch": optim["batch_size"],
-                "learning rate": optim["lr"],
+                "batch": optim["batch_size"] * optim.get("devices", 1),
+                "learning rate": f"{optim['lr']:g}",
                 "start": stage.get("origin") or stage["start"] or "nothing",
             }
         )

@@ -68,7 +68,7 @@ def test_the_stages_are_a_table(tmp_path, trained):
     table = stages_table("first.pth", tmp_path)
     assert table.iloc[0].to_dict() == {
         "epochs": 1, "planned": 1, "sides in px": "320", "class loss": "quality_focal", "mask loss": 0.0,
-        "batch": 16, "learning rate": 2e-3, "start": "nothing",
+        "batch": 16, "learning rate": "0.002", "start": "nothing",
     }  # fmt: skip
     assert len(stages_table("baseline.pth")) >= 3  # the released ones can be read, too
     with pytest.raises(TrainingError, match="no entry 'none.pth'; expected one of"):
