@@ -201,7 +201,7 @@ rule causal:
         "OMP_NUM_THREADS={threads} " + RUN
 
 
-# Not in `all`: a quarter of an hour on two cores. `snakemake ablation --cores 2`; a stopped run goes on.
+# Not in `all`: some 25 minutes on two cores. `snakemake --cores 2 ablation`; a stopped run goes on.
 rule ablation_part:
     input:
         params="params/ablation.yaml",
@@ -235,6 +235,7 @@ rule policies:
         params="params/report_policies.yaml",
         weights="checkpoints/exits.pth",
         times=f"{METRICS}/exits.json",
+        peers=[path for path in [f"{METRICS}/static.json"] if os.path.exists(path)],  # of `compress`, if run
         code=expand("eelib/{m}.py", m=["records", "routed_ap", "calibrate", "gates", "splits", "policies", "curves", "guarantee"]),
     output:
         expand(METRICS + "/{m}.json", m=["routing", "calibration", "guarantee"]),
@@ -283,6 +284,7 @@ rule acceleration:
         params="params/report_acceleration.yaml",
         metrics=f"{METRICS}/bench.json",
         stamp="runs/stamps/bench",
+        routing=f"{METRICS}/routing.json",
         alternatives=[path for path in [f"{METRICS}/compress.json"] if os.path.exists(path)],  # of `compress`, if run
     output:
         f"{METRICS}/acceleration.json",
@@ -293,7 +295,7 @@ rule acceleration:
         RUN
 
 
-# Not part of `all`: it trains for a quarter of an hour. `snakemake --cores 2 compress`; a killed run goes on.
+# Not part of `all`: it trains for an hour or two. `snakemake --cores 2 compress`; a killed run goes on.
 rule compress:
     input:
         params="params/compress.yaml",

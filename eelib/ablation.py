@@ -13,11 +13,13 @@ import torch
 
 from eelib.causal import ladder
 from eelib.config import ConfigError, PhaseConfig
+from eelib.data import split_sha256
 from eelib.evaluate import provenance
 from eelib.model import EXIT_NAMES
 from eelib.phases import identity, route_split, train_phase, weights_path, write_json
 from eelib.records import EVIDENCE, ExitRecords
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
+from eelib.sources import open_source
 from eelib.train import training_set
 
 DESTROYED = 0.1  # share of the working AP below which nothing is detected any more
@@ -66,7 +68,8 @@ def run_job(
     _, first = job[0]
     out, detector, rows = Path(runs) / f"{first.phase}_seed{first.seed}", None, []
     for name, config in job:
-        path, own = out / f"{config.phase}.json", identity(config) | {"resamples": resamples}
+        path, own = out / f"{config.phase}.json", identity(config)
+        own |= {"resamples": resamples, "test_sha256": split_sha256("test", open_source(config.data))}
         if path.exists() and (row := json.loads(path.read_text()))["identity"] == own:
             rows.append(row | {"variant": name})
             continue

@@ -56,13 +56,13 @@ def pool_adjacent_violators(scores: np.ndarray, right: np.ndarray) -> tuple[np.n
 def isotonic(scores: np.ndarray, right: np.ndarray) -> Calibrator:
     """A rising map through the centres of the isotonic blocks and the corners (0, 0), (1, 1).
 
-    Straight lines between the centres, and a millionth of the score where they are level, keep
+    Straight lines between the centres, and a share of the score where they are level, keep
     the order of scores inside a block, which AP needs.
     """
     x, y = pool_adjacent_violators(scores, right)
     inside = (x > 0) & (x < 1)
     x, y = np.concatenate(([0.0], x[inside], [1.0])), np.concatenate(([0.0], y[inside], [1.0]))
-    return lambda values: (1 - 1e-6) * np.interp(values, x, y) + 1e-6 * values
+    return lambda values: (1 - 1e-5) * np.interp(values, x, y) + 1e-5 * values  # told apart in float32, too
 
 
 def logit(scores: np.ndarray) -> np.ndarray:
@@ -128,10 +128,10 @@ def fit_calibrators(records: ExitRecords, evaluator: RoutedAP, method: str = "is
     refuse_test(records.split, "calibrating")
     if method not in METHODS:
         raise CalibrationError(f"calibration: {method!r} is unknown; expected one of {', '.join(METHODS)}")
-    if method == "none":
-        return [lambda values: values] * len(records.exit_names)
     if not len(records) or not evaluator.positives.sum():
         raise CalibrationError(f"calibrating on '{records.split}': {len(records)} images hold no object to learn from")
+    if method == "none":
+        return [lambda values: values] * len(records.exit_names)
     fit = {"isotonic": isotonic, "platt": platt}[method]
     calibrators = []
     for index, name in enumerate(records.exit_names):

@@ -139,9 +139,11 @@ def exit_rows(one: System, records: ExitRecords, times: Mapping, truth: Truth) -
     """Each exit of a system: AP by pycocotools with interval, time, parameters, operations; samples (R, E)."""
     evaluator, model = RoutedAP(records, truth.coco), load_released(one.checkpoint).eval()
     routings = [np.full(len(records), k) for k in range(len(records.exit_names))]
-    samples, rows = bootstrap(evaluator, routings, truth.weights), {}
+    samples, rows, passed_ms = bootstrap(evaluator, routings, truth.weights), {}, 0.0
     for k, name in enumerate(records.exit_names):
-        measured = times[one.name, name]
+        measured = times[one.name, name] | {"passed_ratio": passed_ms / truth.full_ms}
+        if k + 1 < len(records.exit_names):
+            passed_ms += times[one.name, f"suppression at {name}"]["median_ms"]
         rows[name] = _scores(records, k, truth.coco) | {
             "AP_interval": interval(samples[:, k]),
             "time_ratio": measured["median_ms"] / truth.full_ms, **measured, "macs": macs(model, name),
@@ -260,9 +262,10 @@ def _line(values: Mapping, one: Mapping) -> dict:
 
 
 def on_measured_time(points: Sequence[Mapping], exits: Mapping[str, Mapping]) -> list[dict]:
-    """Points of a routing with the mean time that their exit shares cost by the times of ``exits``."""
+    """Points of a routing that reads boxes, with the mean time of their exit shares by the times of ``exits``."""
+    paid = {name: values["time_ratio"] + values["passed_ratio"] for name, values in exits.items()}
     return [
-        dict(point) | {"time_ratio": sum(share * exits[n]["time_ratio"] for n, share in point["exit_shares"].items())}
+        dict(point) | {"time_ratio": sum(share * paid[name] for name, share in point["exit_shares"].items())}
         for point in points
     ]
 

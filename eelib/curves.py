@@ -12,32 +12,37 @@ import numpy as np
 
 from eelib.config import resolve
 from eelib.data import load_split
+from eelib.files import file_sha256
 from eelib.records import ExitRecords, records_of
 from eelib.routed_ap import bootstrap, interval
 from eelib.sources import Source, open_root
 from eelib.splits import PolicyError, Setting, Split
 
 
-def read_times(path: Path | str, exit_names: Sequence[str], key: str = "ratio") -> list[float]:
-    """Time of each exit as a share of full, from ``exits.<name>.<key>`` of a metrics file.
+def read_times(path: Path | str, exit_names: Sequence[str], checkpoint: Path | str) -> tuple[list[float], list[float]]:
+    """Time of each exit, and what suppression at the exits passed adds, as shares of full.
 
     Args:
-        key: ``ratio``, or ``passed_ratio`` for what suppression at the exits passed adds.
+        path: metrics of 04_exits; ``ratio`` and ``passed_ratio`` of ``exits.<name>`` are read.
+        checkpoint: the detector that the times must be of.
 
     Raises:
-        PolicyError: the file is missing, is no JSON, or has no ratio for an exit.
+        PolicyError: the file is missing, is no JSON, is of other weights, or lacks a ratio of an exit.
     """
     try:
         content = json.loads(Path(path).read_text())
-        return [float(content["exits"][name][key]) for name in exit_names]
+        both = [[float(content["exits"][name][key]) for name in exit_names] for key in ("ratio", "passed_ratio")]
     except FileNotFoundError:
         raise PolicyError(f"{path}: no such file of times; run notebook 04_exits first") from None
     except json.JSONDecodeError as error:
         raise PolicyError(f"{path}: not valid JSON ({error})") from None
     except (KeyError, TypeError) as error:
         raise PolicyError(
-            f"{path}: no key exits.<name>.{key} for every one of {exit_names}: {error}; run 04_exits"
+            f"{path}: no keys exits.<name>.ratio and passed_ratio for every one of {exit_names}: {error}; run 04_exits"
         ) from None
+    if content.get("checkpoint_sha256") != file_sha256(checkpoint):
+        raise PolicyError(f"{path}: times of other weights than {checkpoint}; run 04_exits with that checkpoint")
+    return both[0], both[1]
 
 
 def load_study(
@@ -219,11 +224,14 @@ def _at(curve: Sequence[Mapping], times: np.ndarray) -> np.ndarray:
 def recovered(curve: Sequence[Mapping], random: Sequence[Mapping], oracle: Sequence[Mapping], first: float) -> float:
     """Share of the area between the random and the oracle curve that a policy recovers.
 
+    A policy that cannot be as fast as ``first`` gets no more than the random curve below its own fastest point.
+
     Args:
         first: shortest time, that of leaving always at exit1; the longest is 1.
     """
     times = np.linspace(first, 1, 201)
     mine, low, high = (_at(c, times) for c in (curve, random, oracle))
+    mine = np.where(times < min(p["time_ratio"] for p in curve), np.minimum(mine, low), mine)
     area = float((high - low).sum())
     return float((mine - low).sum()) / area if area else 0.0
 
@@ -263,7 +271,14 @@ def static_hull(peers: Sequence[Mapping]) -> Callable[[np.ndarray], np.ndarray]:
     return best
 
 
-def clear_of_hull(curve: Sequence[Mapping], peers: Sequence[Mapping]) -> list[dict]:
-    """Points of a curve whose whole AP interval lies above the static detectors' hull."""
-    best = static_hull(peers)
-    return [p for p in curve if p["AP_interval"][0] > best(np.array([p["time_ratio"]]))[0]]
+def clear_of_hull(curve: Sequence[Mapping], peers: Sequence[Mapping]) -> dict[str, int]:
+    """How many routings of a curve have their whole AP interval above the static detectors' hull.
+
+    Returns:
+        ``clear``, and ``of``: the distinct routings no faster than the fastest static detector, below
+        which there is no hull. Intervals hold point by point, and the hull is taken as measured.
+    """
+    best, least = static_hull(peers), min(p["time_ratio"] for p in peers)
+    distinct = {(p["time_ratio"], p["AP"]): p for p in curve if p["time_ratio"] >= least}
+    clear = [p for p in distinct.values() if p["AP_interval"][0] > best(np.array([p["time_ratio"]]))[0]]
+    return {"clear": len(clear), "of": len(distinct)}

@@ -3,8 +3,9 @@
 import contextlib
 import importlib.metadata
 import io
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pycocotools.coco import COCO
@@ -137,6 +138,29 @@ def provenance(split: str, config: PhaseConfig, checkpoint: Path | str) -> dict:
         "config": config.model_dump(mode="json"),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def current_metrics(path: Path | str, log: Callable[[str], None] = print, **weights: Path | str) -> dict | None:
+    """Metrics that an earlier command left, where they are of the present weights.
+
+    Args:
+        path: of the metrics file.
+        log: told why there are none.
+        weights: a key of the file, such as ``checkpoint_sha256``, and the checkpoint whose hash it must be.
+
+    Returns:
+        None where the file is missing or states another hash, or none.
+    """
+    path = Path(path)
+    if not path.exists():
+        log(f"{path.name}: not measured yet")
+        return None
+    metrics = json.loads(path.read_text())
+    other = [key for key, checkpoint in weights.items() if metrics.get(key) != file_sha256(checkpoint)]
+    if other:
+        log(f"{path.name}: measured with other weights ({', '.join(other)}), so it is not used")
+        return None
+    return metrics
 
 
 def decision(ap: float) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from eelib.calibrate import refuse_test
-from eelib.policies import fit_benefit
+from eelib.policies import cross_fitted, fit_benefit
 from eelib.splits import Setting, Split
 
 
@@ -33,7 +33,7 @@ def check_level(name: str, value: float) -> None:
 
 def smallest_set(epsilon: float, delta: float) -> int:
     """Images below which nothing can be certified, not even a setting that never lost anything."""
-    return math.ceil(math.log(delta) / math.log(1 - epsilon))
+    return math.ceil(math.log(delta) / math.log1p(-epsilon))
 
 
 def binomial_tail(k: int, n: int, p: float) -> float:
@@ -60,9 +60,10 @@ def hoeffding_bentkus(losses: np.ndarray, epsilon: float) -> float:
 
 
 def betting(losses: np.ndarray, epsilon: float, delta: float = 0.1) -> float:
-    """p-value of the same by the hedged capital of a bettor against the hypothesis.
+    """p-value of the same by the capital of a bettor against the hypothesis.
 
-    Bets shrink with the variance seen so far, so losses that are mostly zero certify with fewer
+    ``delta`` sizes the bets and nothing else: the p-value holds at any level. Bets shrink with
+    the variance seen so far, so losses that are mostly zero certify with fewer
     images. The order of the images matters and is that of the set, fixed before the losses are known.
     """
     n = len(losses)
@@ -83,15 +84,23 @@ def loss_against_full(f1: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.maximum(0.0, f1[:, -1] - f1[np.arange(len(f1)), chosen])
 
 
-def sequence(val: Split, penalty: float, steps: int = 50) -> list[Setting]:
+PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # of the regressor's ridge
+
+
+def sequence(val: Split, steps: int = 50) -> list[Setting]:
     """Settings to test, fixed on ``val``: one threshold for all exits, from the safest down.
 
     The confidence is one less the predicted loss against full, so that it means the same at
-    every exit and one threshold serves all. Its regressor and its steps come from ``val`` alone:
-    ``calibrate`` must not have been seen.
+    every exit and one threshold serves all. Its regressor, the penalty of that and the steps come
+    from ``val`` alone: ``calibrate`` must not have been seen.
     """
     refuse_test(val.name, "fixing the sequence")
-    gain = fit_benefit([val], lambda s: np.maximum(0.0, s.f1[:, -1:] - s.f1[:, :-1]), penalty)
+
+    def drop(split: Split) -> np.ndarray:
+        return np.maximum(0.0, split.f1[:, -1:] - split.f1[:, :-1])
+
+    errors = [float(((cross_fitted([val], drop(val), p) - drop(val)) ** 2).mean()) for p in PENALTIES]
+    gain = fit_benefit([val], drop, PENALTIES[int(np.argmin(errors))])
     levels = np.unique(np.quantile(gain(val), np.linspace(0, 1, steps)))[::-1]
     return [Setting((float(t),) * (len(val.costs) - 1), gain, reads_boxes=True) for t in levels]
 
@@ -155,13 +164,22 @@ def certify(
 
     Returns:
         ``thresholds`` (None: all images take full), ``epsilon``, ``delta``, ``n``, ``p_value``,
-        ``bound``, ``risk`` and ``time_ratio`` on ``calibrate``, and ``index`` in the sequence.
+        ``bound``, ``cuts`` (scores from which a box counts in the loss), ``risk`` and ``time_ratio`` on
+        ``calibrate``, and ``index`` in the sequence.
 
     Raises:
-        GuaranteeError: see :func:`fixed_sequence`.
+        GuaranteeError: see :func:`fixed_sequence`; the detector or the sequence has seen the split; or
+            scenes have several images, which are not independent.
         CalibrationError: the split is ``test``.
     """
     refuse_test(calibrate.name, "certifying thresholds")
+    if calibrate.name in ("train", "val"):
+        raise GuaranteeError(f"certifying on '{calibrate.name}': it shaped the detector or the sequence; use calibrate")
+    scenes = len(np.unique(calibrate.scenes))
+    if scenes < len(calibrate.records):
+        raise GuaranteeError(
+            f"'{calibrate.name}': {len(calibrate.records)} images of {scenes} scenes; expected one image a scene"
+        )
     losses, times = losses_of(settings, calibrate)
     index, p_value = fixed_sequence(losses, epsilon, delta, bound)
     return {
@@ -171,6 +189,7 @@ def certify(
         "n": len(calibrate.records),
         "p_value": p_value,
         "bound": bound,
+        "cuts": calibrate.cuts.tolist(),
         "risk": 0.0 if index < 0 else float(losses[index].mean()),
         "time_ratio": 1.0 if index < 0 else float(times[index].mean()),
         "index": index,

@@ -6,6 +6,7 @@ never more steps.
 """
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from eelib.checkpoints import TrainingError
 from eelib.config import ConfigError, PhaseConfig, override, parse, read_yaml
 from eelib.data import DetectionDataset, build_transform, collate, load_split, split_sha256
 from eelib.evaluate import provenance
 from eelib.files import file_sha256
-from eelib.phases import write_json
+from eelib.phases import identity, write_json
 from eelib.records import ExitRecords, load_records, record, save_records
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
 from eelib.sources import open_source
@@ -79,6 +81,10 @@ def round_batches(config: PhaseConfig, steps: int) -> Callable[[int], DataLoader
 
 def _trained_records(config: PhaseConfig, steps: int, folder: Path, log: Callable[[str], None]) -> ExitRecords:
     """Train a point, or continue it, and record it on ``val``; a finished one is read."""
+    mark, own = folder / "identity.json", identity(config)
+    if mark.exists() and json.loads(mark.read_text()) != own:
+        raise TrainingError(f"{folder}: a point of other weights, data, settings or code; expected another --out")
+    write_json(mark, own)
     model = build_model(config)
     trained = MaskSupervised(model) if config.loss.mask else model
     fit(trained, detection_step(config), round_batches(config, steps), config, folder, resume=True, log=log)

@@ -138,6 +138,18 @@ def ridge(features: np.ndarray, target: np.ndarray, penalty: float) -> Callable[
     return lambda rows: centre + np.clip((rows - mean) / spread, -5, 5) @ weights
 
 
+def cross_fitted(fitted_on: Sequence[Split], targets: np.ndarray, penalty: float, folds: int = 5) -> np.ndarray:
+    """What a regressor fitted on the other folds of scenes predicts for each image of the splits: (N, E - 1)."""
+    fold = np.concatenate([np.unique(s.scenes, return_inverse=True)[1] % folds for s in fitted_on])
+    predicted = np.zeros_like(targets)
+    for index in range(targets.shape[1]):
+        rows = np.concatenate([features_of(s.evidence, index) for s in fitted_on])
+        for k in range(folds):
+            out = fold == k
+            predicted[out, index] = ridge(rows[~out], targets[~out, index], penalty)(rows[out])
+    return predicted
+
+
 def fit_benefit(
     fitted_on: Sequence[Split], target: Callable[[Split], np.ndarray], penalty: float = 30.0, folds: int = 5
 ) -> Confidence:
@@ -157,17 +169,12 @@ def fit_benefit(
     """
     for split in fitted_on:
         refuse_test(split.name, "fitting the benefit")
-    exits = len(fitted_on[0].costs) - 1
     targets = np.concatenate([target(s) for s in fitted_on])
-    fold = np.concatenate([np.unique(s.scenes, return_inverse=True)[1] % folds for s in fitted_on])
     owner = np.concatenate([[s.name] * len(s.records) for s in fitted_on])
-    models, held_out = [], np.zeros((len(targets), exits))
-    for index in range(exits):
+    held_out, models = cross_fitted(fitted_on, targets, penalty, folds), []
+    for index in range(targets.shape[1]):
         rows = np.concatenate([features_of(s.evidence, index) for s in fitted_on])
         models.append(ridge(rows, targets[:, index], penalty))
-        for k in range(folds):
-            out = fold == k
-            held_out[out, index] = ridge(rows[~out], targets[~out, index], penalty)(rows[out])
     # one scale for all exits, so that a threshold stands for the same gain at each
     centre, scale = targets.mean(), targets.std() + 1e-9
 

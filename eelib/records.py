@@ -272,8 +272,8 @@ def records_of(
     The file's name carries both hashes, so a new checkpoint or data set makes a new file.
 
     Args:
-        split: ``val``, ``calibrate`` or ``test``.
-        checkpoint: released detector with exits.
+        split: its name.
+        checkpoint: released detector; images are resized to its input.
         root: data set.
         limit: images; None takes all.
     """
@@ -282,7 +282,8 @@ def records_of(
     path = Path(folder) / f"{split}_{size}_{hashes[0][:8]}_{hashes[1][:8]}.pt"
     if path.exists():
         return load_records(path, *hashes)
-    dataset = DetectionDataset(split, root, build_transform(320), keep_crowd=True, limit=limit)
-    records = record(load_released(checkpoint), dataset, split, *hashes, progress)
+    model = load_released(checkpoint)
+    dataset = DetectionDataset(split, root, build_transform(model.size), keep_crowd=True, limit=limit)
+    records = record(model, dataset, split, *hashes, progress)
     save_records(records, path)
     return records

@@ -59,6 +59,15 @@ def read_metrics(path: Path) -> Values:
         raise ConfigError(f"{path}: not valid JSON ({error})") from None
 
 
+def _of_the_baseline(metrics: Path, name: str) -> Values | None:
+    """A metrics file whose trainings started from the baseline of ``baseline.json``; None where there is none."""
+    files = metrics / "baseline.json", metrics / name
+    if not all(file.exists() for file in files):
+        return None
+    baseline, found = map(read_metrics, files)
+    return found if found.get("checkpoint_sha256") == baseline["checkpoint_sha256"] else None
+
+
 def _per_cent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
@@ -109,8 +118,7 @@ def context(metrics: Path, published: Path) -> dict:
         entries = {e["phase"]: e for e in read_metrics(metrics / "phases.json")["phases"]}
     told, final, rules = record.narrative(), record.final_values(), record.phase_rules()
     nine = {phase: entry for phase, entry in entries.items() if phase in final.index}
-    causal = read_metrics(metrics / "causal.json") if (metrics / "causal.json").exists() else None
-    ablation = read_metrics(metrics / "ablation.json") if (metrics / "ablation.json").exists() else None
+    causal, ablation = (_of_the_baseline(metrics, f"{name}.json") for name in ("causal", "ablation"))
     built = comparison.all_tables(entries, comparison.read_history(published, "1.9"))
     constant = record.constant_against_threshold(rules, 0.46)
     return {

@@ -3,12 +3,11 @@
 import argparse
 import json
 import sys
-
-import numpy as np
+from dataclasses import replace
 
 from eelib import calibrate, config, curves, data_command, guarantee, policies
 from eelib.routed_ap import RoutedAP, ap_speed, resample
-from eelib.splits import PolicyError, Setting, check_thresholds, prepare
+from eelib.splits import PolicyError, Setting, check_thresholds, never, prepare
 
 
 def run(args: argparse.Namespace) -> int:
@@ -19,32 +18,36 @@ def run(args: argparse.Namespace) -> int:
     if args.policy:
         policies.check_policy(args.policy)
     check_thresholds(args.thresholds or ())
+    if args.thresholds and args.policy == "gumbel":
+        raise PolicyError("--thresholds: 'gumbel' has a gate for each budget and no thresholds; expected --budget")
+    for name, value in (("limit", args.limit), ("resamples", args.resamples)):
+        if value is not None and value < 1:
+            raise PolicyError(f"--{name} {value}: expected 1 or more")
     if not 0 < args.budget <= 1:
         raise PolicyError(f"--budget {args.budget}: expected a share of full's time, above 0 and up to 1")
     names = tuple(dict.fromkeys(("val", args.calibrate_on, "test")))
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     root = data_command.option_source(args) if data_command.given(args) else config.resolve(values["root"])
     found, cocos = curves.load_study(args.checkpoint, root, args.records, names, args.limit, say)
-    times, names = config.resolve(args.times), found["test"].exit_names
-    costs, passing = curves.read_times(times, names), curves.read_times(times, names, "passed_ratio")
+    costs, passing = curves.read_times(config.resolve(args.times), found["test"].exit_names, args.checkpoint)
     # a guarantee may look at calibrate once only, so its loss rests on the scores as they are
     method = "none" if levels else values["calibration"]
     splits = prepare(found, cocos, costs, method, args.calibrate_on, passing=passing)
     here, test, stated = splits[args.calibrate_on], splits["test"], {}
     if levels:
-        settings = guarantee.sequence(splits["val"], values["penalty"])
+        settings = guarantee.sequence(splits["val"])
         stated = guarantee.certify(here, settings, *levels, values["bound"])
-        setting = settings[stated["index"]]
-        chosen = setting.route(test) if stated["thresholds"] else np.full(len(test.records), len(costs) - 1)
+        setting = settings[stated["index"]] if stated["thresholds"] else Setting((1.0,) * (len(costs) - 1), never)
+        chosen = setting.route(test)
         stated["risk_on_test"] = float(guarantee.loss_against_full(test.f1, chosen).mean())
     else:
         settings = policies.settings_of(args.policy, here, splits["val"], values)
         if args.thresholds:
-            setting = Setting(tuple(args.thresholds), settings[0].confidence)
+            setting = replace(settings[0], thresholds=tuple(args.thresholds))
         else:
-            setting = curves.choose(settings, here, [args.budget])[0]
+            setting, stated = curves.choose(settings, here, [args.budget])[0], {"budget": args.budget}
         chosen = setting.route(test)
-        stated = {"policy": args.policy, "budget": args.budget, "thresholds": list(setting.thresholds)}
+        stated |= {"policy": args.policy, "thresholds": list(setting.thresholds)}
     weights = resample(test.scenes, args.resamples, seed=0)
     measured = curves.point(test, chosen, weights, curves.full_samples(test, weights), setting.reads_boxes)
     _print_route(stated | measured, args.json)

@@ -169,7 +169,7 @@ def run(config: CompressConfig, log: Callable[[str], None] = print) -> dict:
 
     search, table = config.search, latency_table(config, log)
     whole = predicted_ms(table, RELEASED, Variant(), exits=False)["full"]
-    shared = [str(weights_of(width, config)) for width in search.widths]
+    shared = [file_sha256(weights_of(width, config)) for width in search.widths]
     identity = search.model_dump(exclude={"trials"}), config.seed, config.train.model_dump(), shared
     folder = resolve(config.out) / f"search_{digest(identity)}"
     folder.mkdir(parents=True, exist_ok=True)

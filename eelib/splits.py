@@ -98,6 +98,11 @@ def check_thresholds(thresholds: Sequence[float]) -> None:
             raise PolicyError(f"threshold of exit{position + 1} is {value}; expected [0, 1]")
 
 
+def never(split: Split) -> np.ndarray:
+    """The confidence of a policy by which nothing leaves early: 0."""
+    return np.zeros((len(split.records), len(split.costs) - 1))
+
+
 @dataclass(frozen=True)
 class Setting:
     """One operating point of a policy; ``reads_boxes``: its evidence is taken after suppression."""
@@ -142,7 +147,8 @@ def prepare(
         passing: (E,) what suppression at the exits passed adds to ``costs``; None is nothing.
 
     Raises:
-        PolicyError: the times do not rise to 1, or passing an exit takes less than no time.
+        PolicyError: the times do not rise to 1, passing an exit takes less than no time, there is one exit
+            alone, or the records are of several detectors or under another split's name.
         CalibrationError: ``on`` is ``test``, or holds nothing to learn from.
     """
     costs = np.asarray(costs, float)
@@ -152,6 +158,13 @@ def prepare(
     if passing.shape != costs.shape or not (passing >= 0).all():
         raise PolicyError(f"times of suppression are {passing.tolist()}; expected {len(costs)} shares of full from 0")
     refuse_test(on, "calibrating")
+    if len({(r.checkpoint_sha256, r.exit_names) for r in records.values()}) > 1:
+        raise PolicyError(f"records of {', '.join(records)} are of several detectors; expected one")
+    for name, found in records.items():
+        if found.split != name:
+            raise PolicyError(f"records of '{found.split}' are given as '{name}'")
+    if len(records[on].exit_names) < 2:
+        raise PolicyError(f"the detector has no exit but {records[on].exit_names[0]}; there is nothing to route")
     matched = matched or {name: RoutedAP(r, cocos[name]) for name, r in records.items()}
     calibrators = fit_calibrators(records[on], matched[on], method)
     mixed = {name: calibrated(r, calibrators) for name, r in records.items()}

@@ -95,13 +95,22 @@ def session_records(system: System, split: str, limit: int | None) -> ExitRecord
 
 
 def measure_times(systems: Sequence[System], repeats: int) -> dict[tuple[str, str], dict]:
-    """Median and 95th percentile of every (system, exit), all in turn in one run."""
+    """Median and 95th percentile of every (system, exit), all in turn in one run.
+
+    Also of (system, ``suppression at <exit>``) for every exit but the last: what a policy that reads
+    boxes pays there for an image that goes on.
+    """
     calls = {}
     for one in systems:
         session = one.session()
         array = np.ascontiguousarray(_image(session.size).numpy())
         for name in session.exits:
             calls[one.name, name] = lambda s=session, a=array, n=name: s.detect(a, forced(n))
+        features = array
+        for name, stage in list(zip(session.exits, session._stages, strict=True))[:-1]:
+            scores, boxes, features = stage.run(None, {"features": features})
+            planes = boxes[0], scores[0], name
+            calls[one.name, f"suppression at {name}"] = lambda s=session, p=planes: s.suppress(*p)
     return measure(calls, repeats)
 
 

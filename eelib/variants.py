@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
 from eelib.config import ConfigError, PhaseConfig, override, parse, read_yaml, resolve
-from eelib.data import DetectionDataset, as_input, build_transform
+from eelib.data import DetectionDataset, as_input, build_transform, split_sha256
 from eelib.evaluate import coco_ap, detect_exits
 from eelib.files import file_sha256
 from eelib.losses import detection_loss, distillation_loss
@@ -142,15 +142,16 @@ def digest(values: object) -> str:
 
 
 def folder_of(name: str, config: CompressConfig, variants: dict[str, Variant] | None = None) -> Path:
-    """Folder of a variant; its name changes with all that its weights depend on."""
+    """Folder of a variant; its name changes with all that its weights and its AP on ``val`` depend on."""
     variants = variants or config.variants
     own, chain = name, []
     while name != RELEASED:
         chain.append(variants[name].model_dump())
         name = variants[name].start
-    shared = config.train.model_dump(), config.seed, config.importance, config.importance_images
+    shared = config.train.model_dump(), config.seed, config.importance, config.importance_images, config.limit
     weights = file_sha256(_existing(config.baseline)), file_sha256(_existing(config.exits))
-    return resolve(config.out) / f"{own}_{digest([chain, shared, weights])}"
+    data = split_sha256("train"), split_sha256("val")
+    return resolve(config.out) / f"{own}_{digest([chain, shared, weights, data])}"
 
 
 def _existing(path: str) -> Path:

@@ -1,10 +1,12 @@
+import json
 import math
 
 import pytest
 import torch
 
 from eelib.data import DetectionDataset, load_coco
-from eelib.evaluate import coco_ap, decision, precision_recall, provenance, to_results
+from eelib.evaluate import coco_ap, current_metrics, decision, precision_recall, provenance, to_results
+from eelib.files import file_sha256
 from eelib.model import Detections
 
 
@@ -60,3 +62,18 @@ def test_provenance_names_everything(tmp_path):
     (tmp_path / "w").write_bytes(b"weights")
     keys = {"split", "split_sha256", "checkpoint_sha256", "config", "versions"}
     assert provenance("test", PhaseConfig(phase="x"), tmp_path / "w").keys() == keys
+
+
+def test_metrics_of_other_weights_are_not_used(tmp_path):
+    weights, path, told = tmp_path / "w.pth", tmp_path / "m.json", []
+    weights.write_bytes(b"1")
+    assert current_metrics(path, told.append, checkpoint_sha256=weights) is None
+    path.write_text(json.dumps({"AP": 0.5}))
+    assert current_metrics(path) == {"AP": 0.5}
+    assert current_metrics(path, told.append, checkpoint_sha256=weights) is None
+    path.write_text(json.dumps({"checkpoint_sha256": file_sha256(weights)}))
+    assert current_metrics(path, checkpoint_sha256=weights) is not None
+    assert told == [
+        "m.json: not measured yet",
+        "m.json: measured with other weights (checkpoint_sha256), so it is not used",
+    ]

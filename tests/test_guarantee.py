@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_resplits_hold_delta_where_naive_tuning_does_not():
 def test_certify_on_splits():
     made = {s: noisy(60, seed=k, split=s) for k, s in enumerate(("val", "calibrate", "test"))}
     splits = prepare({s: r for s, (_, r) in made.items()}, {s: c for s, (c, _) in made.items()}, (0.5, 0.7, 1), "none")
-    settings = sequence(splits["val"], 30.0, steps=10)
+    settings = sequence(splits["val"], steps=10)
     losses, times = losses_of(settings, splits["calibrate"])
     assert losses.shape == times.shape == (len(settings), 60)
     assert times.mean(1)[0] >= times.mean(1)[-1]  # from the safest down
@@ -122,5 +123,11 @@ def test_certify_on_splits():
     assert none and none["thresholds"] is None and none["time_ratio"] == 1
     with pytest.raises(CalibrationError, match="certifying thresholds on 'test'"):
         certify(splits["test"], settings, 0.2, 0.1)
+    with pytest.raises(GuaranteeError, match="certifying on 'val': it shaped the detector or the sequence"):
+        certify(splits["val"], settings, 0.2, 0.1)
+    several = replace(splits["calibrate"])
+    several.__dict__["scenes"] = np.arange(60) // 2
+    with pytest.raises(GuaranteeError, match="60 images of 30 scenes; expected one image a scene"):
+        certify(several, settings, 0.2, 0.1)
     with pytest.raises(CalibrationError, match="fixing the sequence on 'test'"):
-        sequence(splits["test"], 30.0)
+        sequence(splits["test"])

@@ -163,6 +163,7 @@ def small_study(tiny, tmp_path):
     save_checkpoint(tmp_path / "w.pth", {"model": EarlyExitSSDLite().state_dict()})
     ratios = {"exit1": 0.5, "exit2": 0.7, "full": 1.0}
     times = {"exits": {name: {"ratio": ratio, "passed_ratio": 0.0} for name, ratio in ratios.items()}}
+    times["checkpoint_sha256"] = file_sha256(tmp_path / "w.pth")
     (tmp_path / "times.json").write_text(json.dumps(times))
     values = read_yaml(ROOT / "params" / "report_policies.yaml") | {"root": str(tiny), "grid": 3}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
@@ -179,6 +180,35 @@ def test_route_prints_what_it_measured(small_study, tmp_path, capsys):
     # two images certify nothing, and the message says how many would do
     assert main(["route", "--guarantee", "epsilon=0.05", "delta=0.1", *small_study]) == 2
     assert "2 images cannot certify epsilon 0.05 at delta 0.1; at least 45 are needed" in capsys.readouterr().err
+    assert main(["route", "--guarantee", "epsilon=0.9", "delta=0.5", "--json", "--resamples", "5", *small_study]) == 0
+    assert len(json.loads(capsys.readouterr().out)["cuts"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--policy", "gumbel", "--thresholds", "0.5", "0.5"], "--thresholds: 'gumbel' has a gate for each budget"),
+        (["--policy", "fixed", "--limit", "0"], "--limit 0: expected 1 or more"),
+        (["--policy", "fixed", "--resamples", "0"], "--resamples 0: expected 1 or more"),
+        (["--guarantee", "epsilon=0.9", "delta=0.5", "--calibrate-on", "val"], "certifying on 'val'"),
+    ],
+)
+def test_route_refuses(argv, message, small_study, capsys):
+    assert main(["route", *argv, *small_study]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_route_takes_thresholds_and_charges_what_the_policy_reads(small_study, tmp_path, capsys):
+    times = json.loads((tmp_path / "times.json").read_text())
+    times["exits"]["full"]["passed_ratio"] = 0.1
+    (tmp_path / "times.json").write_text(json.dumps(times))
+    argv = ["--policy", "patience", "--thresholds", "1", "1", "--resamples", "5", "--json"]
+    assert main(["route", *argv, *small_study]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["thresholds"] == [1, 1] and "budget" not in answer
+    assert answer["time_ratio"] == pytest.approx(
+        0.7 * answer["exit_shares"]["exit2"] + 1.1 * answer["exit_shares"]["full"]
+    )
 
 
 def test_route_takes_another_data_set(small_study, tiny, capsys):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from eelib.curves import (
     recovered,
     static_hull,
 )
+from eelib.files import file_sha256
 from eelib.gates import train_gates
 from eelib.policies import POLICIES, check_policy, fit_benefit, no_chair, settings_of, top_score
 from eelib.routed_ap import resample
@@ -130,7 +132,9 @@ def test_static_hull_and_the_points_clear_of_it():
     assert static_hull(peers)(np.array([0.7, 1.2])) == pytest.approx([0.25, 0.4])
     assert static_hull(peers)(np.array([0.3]))[0] == -np.inf
     points = [{"time_ratio": 0.7, "AP_interval": [0.26, 0.3]}, {"time_ratio": 0.7, "AP_interval": [0.24, 0.3]}]
-    assert clear_of_hull(points, peers) == points[:1]
+    faster = {"time_ratio": 0.3, "AP": 0.9, "AP_interval": [0.8, 1.0]}  # than any of the peers: no hull there
+    twice = [{"AP": ap, **p} for ap, p in zip((0.28, 0.27), points, strict=True)] * 2 + [faster]
+    assert clear_of_hull(twice, peers) == {"clear": 1, "of": 2}
 
 
 def test_auroc_by_hand():
@@ -146,6 +150,9 @@ def test_recovered_area_by_hand():
     assert recovered(line(0.2, 0.3), line(0.1, 0.3), line(0.3, 0.3), 0.5) == pytest.approx(0.5)
     assert recovered(line(0.1, 0.3), line(0.1, 0.3), line(0.3, 0.3), 0.5) == 0
     assert recovered(line(0.3, 0.3), line(0.1, 0.3), line(0.3, 0.3), 0.5) == pytest.approx(1)
+    # as good as the oracle from 0.75 on, and no faster: a quarter of the area, however high its first point
+    late = [{"time_ratio": 0.75, "AP": 0.3}, {"time_ratio": 1.0, "AP": 0.3}]
+    assert recovered(late, line(0.1, 0.3), line(0.3, 0.3), 0.5) == pytest.approx(0.25, abs=0.01)
 
 
 def test_bounds_enclose_a_policy(splits):
@@ -170,7 +177,7 @@ def test_full_differs_from_full_by_nothing(splits):
 
 def test_a_policy_that_reads_boxes_pays_for_suppression_at_the_exits_passed():
     coco, made = noisy(12)
-    records, cocos = {"val": made, "calibrate": made}, {"val": coco, "calibrate": coco}
+    records, cocos = {s: replace(made, split=s) for s in ("val", "calibrate")}, {"val": coco, "calibrate": coco}
     here = prepare(records, cocos, COSTS, "none", passing=(0.0, 0.01, 0.03))["calibrate"]
     chosen = np.array([0, 1, 2, 2])
     assert here.time(chosen) == pytest.approx((0.5 + 0.7 + 1 + 1) / 4)
@@ -185,18 +192,29 @@ def test_bad_input(tmp_path, splits):
     with pytest.raises(PolicyError, match="policy: 'best' is unknown; expected one of fixed,"):
         check_policy("best")
     with pytest.raises(PolicyError, match="no such file of times"):
-        read_times(tmp_path / "none.json", ("exit1", "full"))
-    (tmp_path / "times.json").write_text(json.dumps({"exits": {"full": {"ratio": 1}}}))
-    with pytest.raises(PolicyError, match="no key exits.<name>.ratio"):
-        read_times(tmp_path / "times.json", ("exit1", "full"))
-    coco, made = noisy(5)
+        read_times(tmp_path / "none.json", ("exit1", "full"), tmp_path / "w.pth")
+    times, weights = tmp_path / "times.json", tmp_path / "w.pth"
+    times.write_text(json.dumps({"exits": {"full": {"ratio": 1, "passed_ratio": 0.1}}}))
+    with pytest.raises(PolicyError, match="no keys exits.<name>.ratio and passed_ratio"):
+        read_times(times, ("exit1", "full"), weights)
+    weights.write_bytes(b"1")
+    with pytest.raises(PolicyError, match="times of other weights than .*w.pth"):
+        read_times(times, ("full",), weights)
+    times.write_text(json.dumps(json.loads(times.read_text()) | {"checkpoint_sha256": file_sha256(weights)}))
+    assert read_times(times, ("full",), weights) == ([1.0], [0.1])
+    coco, made = noisy(5, split="val")
+    with pytest.raises(PolicyError, match="records of 'val' are given as 'calibrate'"):
+        prepare({"val": made, "calibrate": made}, {"val": coco, "calibrate": coco}, COSTS)
+    here = replace(made, split="calibrate")
+    with pytest.raises(PolicyError, match="are of several detectors"):
+        prepare({"val": made, "calibrate": replace(here, checkpoint_sha256="another")}, {}, COSTS)
     with pytest.raises(PolicyError, match="expected shares of full that rise to 1"):
-        prepare({"val": made, "calibrate": made}, {"val": coco, "calibrate": coco}, (0.7, 0.5, 1))
+        prepare({"val": made, "calibrate": here}, {"val": coco, "calibrate": coco}, (0.7, 0.5, 1))
     with pytest.raises(CalibrationError, match="calibrating on 'test'"):
         prepare({"val": made}, {"val": coco}, COSTS, on="test")
     none = annotations(dict.fromkeys(made.image_ids, []))
     with pytest.raises(CalibrationError, match="5 images hold no object to learn from"):
-        prepare({"val": made, "calibrate": made}, {"val": coco, "calibrate": none}, COSTS)
+        prepare({"val": made, "calibrate": here}, {"val": coco, "calibrate": none}, COSTS)
 
 
 def test_the_fastest_setting_keeps_its_ap(splits):

@@ -52,6 +52,7 @@ def results(tmp_path):
         "best_iou_mean": 0.2,
     }  # fmt: skip
     baseline = {"AP": 0.1, "AP50": 0.3, "images": 450, "split": "test", "gate": {"threshold": 0.4}}
+    baseline["checkpoint_sha256"] = "b"
     files = {
         "phases": {"phases": entries},
         "baseline": baseline,
@@ -188,8 +189,11 @@ def test_the_ablation_is_told_where_there_is_one(results):
         "destroys_detection": False,
         "all_or_nothing": True,
     }
-    content = {"variants": [row], "answer": "Alone destroys detection: none."}
+    content = {"variants": [row], "answer": "Alone destroys detection: none.", "checkpoint_sha256": "another"}
     (results / "metrics" / "ablation.json").write_text(json.dumps(content))
+    reports.write_all(results)
+    assert "One defect at a time" not in (results / name).read_text()  # it is of another baseline
+    (results / "metrics" / "ablation.json").write_text(json.dumps(content | {"checkpoint_sha256": "b"}))
     reports.write_all(results)
     text = (results / name).read_text()
     assert "### One defect at a time" in text and content["answer"] in text
