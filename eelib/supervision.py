@@ -1,7 +1,7 @@
-"""An auxiliary loss for a trunk that starts from nothing: where is a chair, cell by cell?
+"""An auxiliary loss on the trunk: where is a chair, cell by cell?
 
-Ten of an image's 3,234 default boxes are positive, so a detector that starts from random weights
-learns its features slowly. A 1 x 1 mask head on maps of the trunk gives every cell a target.
+Ten of an image's 3,234 default boxes are positive, so a detector learns its features
+slowly, from random weights above all. A 1 x 1 mask head on maps of the trunk gives every cell a target.
 The heads live in training alone: what is released is the detector.
 """
 

@@ -7,6 +7,7 @@ import pytest
 
 from eelib import comparison, record, reports, tables
 from eelib.config import ROOT, ConfigError
+from eelib.files import file_sha256
 from eelib.model import EXIT_NAMES
 from eelib.scorecard import recorded_card
 
@@ -198,3 +199,32 @@ def test_the_ablation_is_told_where_there_is_one(results):
     text = (results / name).read_text()
     assert "### One defect at a time" in text and content["answer"] in text
     assert "| mean probability (33) | 2 | 0.123 |" in text
+
+
+RELEASED = {
+    "baseline": (
+        "baseline.json",
+        "causal.json",
+        "ablation.json",
+        "generalisation.json",
+        "compress.json",
+        "static.json",
+    ),
+    "exits": (
+        *("exits.json", "training.json", "routing.json", "calibration.json", "guarantee.json", "validation.json"),
+        *("bench.json", "acceleration.json"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("weights", "name"), [(w, n) for w, names in RELEASED.items() for n in names])
+def test_committed_metrics_are_of_the_released_weights(weights, name):
+    path = ROOT / "reports" / "metrics" / name
+    if path.exists():  # a study that was not run with these weights is not there at all
+        assert json.loads(path.read_text())["checkpoint_sha256"] == file_sha256(ROOT / "checkpoints" / f"{weights}.pth")
+
+
+def test_committed_phases_start_from_the_released_baseline():
+    files = list((ROOT / "reports" / "metrics" / "phases").glob("*.json"))
+    started = {json.loads(path.read_text())["start_sha256"] for path in files}
+    assert len(files) >= 10 and started == {file_sha256(ROOT / "checkpoints" / "baseline.pth")}
