@@ -59,7 +59,6 @@ def ap_time_plane(
         _line(axis, peers, color="black", marker="x", linewidth=0.8, label="static detectors")
     axis.set_xlabel("mean time / time of full")
     axis.set_ylabel("AP[.50:.95] on test")
-    axis.set_ylim(bottom=0)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
     return figure
 

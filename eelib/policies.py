@@ -170,7 +170,7 @@ def fit_benefit(
     for split in fitted_on:
         refuse_test(split.name, "fitting the benefit")
     targets = np.concatenate([target(s) for s in fitted_on])
-    owner = np.concatenate([[s.name] * len(s.records) for s in fitted_on])
+    ends = np.cumsum([len(s.records) for s in fitted_on])
     held_out, models = cross_fitted(fitted_on, targets, penalty, folds), []
     for index in range(targets.shape[1]):
         rows = np.concatenate([features_of(s.evidence, index) for s in fitted_on])
@@ -178,9 +178,14 @@ def fit_benefit(
     # one scale for all exits, so that a threshold stands for the same gain at each
     centre, scale = targets.mean(), targets.std() + 1e-9
 
+    def images_of(split: Split) -> tuple:
+        return split.name, split.records.split_sha256, split.records.image_ids
+
+    own = {images_of(s): held_out[end - len(s.records) : end] for s, end in zip(fitted_on, ends, strict=True)}
+
     def confidence(split: Split) -> np.ndarray:
-        if (owner == split.name).any():
-            gain = held_out[owner == split.name]
+        if images_of(split) in own:
+            gain = own[images_of(split)]
         else:
             gain = np.stack([model(features_of(split.evidence, k)) for k, model in enumerate(models)], 1)
         return 1 / (1 + np.exp(np.clip(4 * (gain - centre) / scale, -30, 30)))

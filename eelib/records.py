@@ -256,6 +256,8 @@ def load_records(path: Path | str, split_hash: str, checkpoint_hash: str) -> Exi
             raise RecordsError(
                 f"{path}: records of another {what}; {key} is {values[key][:12]}…, expected {expected[:12]}…"
             )
+    if values["evidence"].shape[1:] != (len(values["exit_names"]), len(EVIDENCE)):
+        raise RecordsError(f"{path}: evidence of shape {tuple(values['evidence'].shape)}; record the split again")
     return ExitRecords(**values)
 
 

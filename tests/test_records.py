@@ -50,6 +50,12 @@ def test_records_of_something_else_are_refused(made, tmp_path, hashes, message):
         load_records(path, *hashes)
 
 
+def test_records_of_other_evidence_are_refused(made, tmp_path):
+    path = save_records(dataclasses.replace(made, evidence=made.evidence[..., :-1]), tmp_path / "r.pt")
+    with pytest.raises(RecordsError, match=r"evidence of shape .*; record the split again"):
+        load_records(path, "data", "weights")
+
+
 def test_what_is_no_records_file_is_refused(tmp_path):
     with pytest.raises(RecordsError, match="no such records"):
         load_records(tmp_path / "none.pt", "data", "weights")
