@@ -82,7 +82,7 @@ def _at_most(value: float, most: float) -> str:
 
 
 def _share_gate(share: float, least: float) -> str:
-    return "met" if share >= least else f"missed by {100 * (least - share):.0f} points"
+    return "met" if share >= least else f"missed by {100 * (least - share):.1f} points"
 
 
 def _seeds(count: int, of: int) -> str:
