@@ -7,7 +7,7 @@ never more steps.
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,6 +98,27 @@ def _trained_records(config: PhaseConfig, steps: int, folder: Path, log: Callabl
         records = record(model, val, "val", *hashes)
     save_records(records, path)
     return records
+
+
+def room(root: Path | str, limit: float) -> int:
+    """How many images of ``train``'s mean size would still fit, if the whole data set may take ``limit`` bytes."""
+    files = [file for file in Path(root).rglob("*") if file.is_file()]
+    image = np.mean([file.stat().st_size for file in files if file.parent.name == "train"])
+    return max(0, int((limit - sum(file.stat().st_size for file in files)) / image))
+
+
+def projected(gain: Mapping, more: int) -> tuple[float, float, float]:
+    """AP that ``more`` images would add if it kept rising as in ``gain``, by the logarithm of the images.
+
+    Args:
+        gain: of :func:`learning_curve`: ``from``, ``to``, ``AP`` and ``interval``.
+
+    Returns:
+        The value and the ends of the gain's interval, all on the same scale.
+    """
+    share = float(np.log(1 + more / gain["to"]) / np.log(gain["to"] / gain["from"]))
+    low, high = gain["interval"]
+    return share * gain["AP"], share * low, share * high
 
 
 def learning_curve(
