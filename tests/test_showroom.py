@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from eelib.__main__ import main
 from eelib.config import ROOT
+from eelib.data import load_split
 from eelib.showroom import ShowroomError, catalogue, dataset, datasheet, models, recipes, render, roles, textures
 from eelib.showroom.annotate import LEAST_VISIBILITY, annotate, is_crowd
 from eelib.showroom.catalogue import Entry
@@ -480,3 +481,38 @@ def test_the_same_seed_makes_the_same_image(rendered, tmp_path):
     dataset.render_scene(tmp_path, furniture, SETTINGS, scene_id)
     for path in (f"val/{scene_id:06d}_0.jpg", f"parts/val/{scene_id:06d}.json"):
         assert (tmp_path / path).read_bytes() == (folder / path).read_bytes()
+
+
+def test_joined_sets_share_nothing_but_the_held_out_splits(tmp_path, capsys):
+    base, more = tmp_path / "base", tmp_path / "more"
+    for folder, names, info in ((base, ("a", "b"), {}), (more, ("a",), {"settings": {"split": "train", "seed": 7}})):
+        for split in ("train", "val", "calibrate", "test") if folder == base else ("train",):
+            (folder / split).mkdir(parents=True)
+            images = [
+                {"id": k + 1, "file_name": f"{n}.jpg", "width": 8, "height": 8, "scene": k} for k, n in enumerate(names)
+            ]
+            for image in images:
+                Image.new("RGB", (8, 8)).save(folder / split / image["file_name"])
+            boxes = [{"id": 1, "image_id": 1, "category_id": 62, "bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0}]
+            content = {
+                "info": info,
+                "images": images,
+                "annotations": boxes,
+                "categories": [{"id": 62, "name": "chair"}],
+            }
+            (folder / f"{split}.json").write_text(json.dumps(content))
+    (base / "ATTRIBUTION.csv").write_text("key")
+    argv = ["showroom", "join", str(base), str(more), "--out", str(tmp_path / "out")]
+    assert main(argv) == 0 and "3 images of" in capsys.readouterr().out
+    train = load_split("train", tmp_path / "out")
+    assert [(i["id"], i["scene"], i["file_name"]) for i in train.dataset["images"]] == [
+        (1, 0, "a.jpg"), (2, 1, "b.jpg"), (3, 2, "7_a.jpg")
+    ]  # fmt: skip
+    assert [(a["id"], a["image_id"]) for a in train.dataset["annotations"]] == [(1, 1), (2, 3)]
+    assert all((tmp_path / "out" / "train" / i["file_name"]).exists() for i in train.dataset["images"])
+    assert (tmp_path / "out" / "test.json").read_bytes() == (base / "test.json").read_bytes()
+    assert main(argv) == 2 and "exists; expected a new folder" in capsys.readouterr().err
+    argv = ["showroom", "join", str(base), str(base), "--out", str(tmp_path / "other")]
+    assert main(argv) == 2 and "expected renders of train" in capsys.readouterr().err
+    argv = ["showroom", "join", str(tmp_path / "out"), str(more), "--out", str(tmp_path / "other")]
+    assert main(argv) == 2 and "7_a.jpg is in" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``eelib showroom render | sheet | datasheet``. Imports what it uses when it runs."""
+"""``eelib showroom render | join | sheet | datasheet``. Imports what it uses when it runs."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from eelib.config import ROOT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The three actions and their options."""
+    """The actions and their options."""
     actions = parser.add_subparsers(dest="action", required=True)
 
     render = actions.add_parser("render", help="make scenes", description=_render.__doc__)
@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     render.add_argument("--samples", type=int, default=8, help="paths a pixel, before denoising")
     render.add_argument("--quality", type=int, default=82, help="of the JPEG files")
     render.set_defaults(run=_render)
+
+    join = actions.add_parser("join", help="more images for train", description=_join.__doc__)
+    join.add_argument("base", help="folder of a data set")
+    join.add_argument("more", help="folder of `render --split train`")
+    join.add_argument("--out", required=True, help="folder of the joint data set; it must not exist")
+    join.set_defaults(run=_join)
 
     sheet = actions.add_parser("sheet", help="a contact sheet", description=_sheet.__doc__)
     sheet.add_argument("folder", help="folder of a data set")
@@ -55,6 +61,15 @@ def _render(args: argparse.Namespace) -> int:
     if failed:
         print(f"eelib: {len(failed)} scenes failed: {failed}; the same command tries them again", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _join(args: argparse.Namespace) -> int:
+    """A data set with the images of both for train, and the other splits of the first."""
+    from eelib.showroom.join import join
+
+    content = join(args.base, args.more, args.out)
+    print(f"wrote {Path(args.out) / 'train.json'}: {len(content['images'])} images of {content['info']['joined']}")
+    return 0
 
 
 def _sheet(args: argparse.Namespace) -> int:
