@@ -221,13 +221,14 @@ def validate(args: argparse.Namespace) -> int:
 def _validate_detector(args: argparse.Namespace) -> int:
     import torch
 
+    from eelib.checkpoints import load_released
     from eelib.data import DetectionDataset, build_transform, split_sha256
     from eelib.data_command import option_source
     from eelib.evaluate import decision, evaluate_exits
     from eelib.files import file_sha256
 
-    source = option_source(args)
-    dataset = DetectionDataset("test", source, build_transform(320), keep_crowd=True, limit=args.limit)
+    source, size = option_source(args), load_released(args.checkpoint).size
+    dataset = DetectionDataset("test", source, build_transform(size), keep_crowd=True, limit=args.limit)
     with torch.inference_mode():
         exits = evaluate_exits(args.checkpoint, dataset)
     answer = {"checkpoint": args.checkpoint, "checkpoint_sha256": file_sha256(args.checkpoint), "split": "test"}
