@@ -7,7 +7,7 @@ never more steps.
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,27 +100,6 @@ def _trained_records(config: PhaseConfig, steps: int, folder: Path, log: Callabl
     return records
 
 
-def room(root: Path | str, limit: float) -> int:
-    """How many images of ``train``'s mean size would still fit, if the whole data set may take ``limit`` bytes."""
-    files = [file for file in Path(root).rglob("*") if file.is_file()]
-    image = np.mean([file.stat().st_size for file in files if file.parent.name == "train"])
-    return max(0, int((limit - sum(file.stat().st_size for file in files)) / image))
-
-
-def projected(gain: Mapping, more: int) -> tuple[float, float, float]:
-    """AP that ``more`` images would add if it kept rising as in ``gain``, by the logarithm of the images.
-
-    Args:
-        gain: of :func:`learning_curve`: ``from``, ``to``, ``AP`` and ``interval``.
-
-    Returns:
-        The value and the ends of the gain's interval, all on the same scale.
-    """
-    share = float(np.log(1 + more / gain["to"]) / np.log(gain["to"] / gain["from"]))
-    low, high = gain["interval"]
-    return share * gain["AP"], share * low, share * high
-
-
 def learning_curve(
     config: PhaseConfig, curve: Curve, out: Path | str, reports: Path | str, log: Callable[[str], None] = print
 ) -> dict:
@@ -136,8 +115,8 @@ def learning_curve(
         reports: folder of the metrics.
 
     Returns:
-        What is written: ``points`` and ``gains`` from each point to the next, with 95 % intervals
-        over scenes of ``val`` (paired for the gains). They hold for one training seed.
+        What is written: ``points`` and ``gains`` from each point to the next and from the first to the last,
+        with 95 % intervals over scenes of ``val`` (paired for the gains). They hold for one training seed.
 
     Raises:
         ConfigError: a point has more images than ``train``, or fewer than a batch.
@@ -166,10 +145,13 @@ def learning_curve(
         point = {"images": images, "steps": rounds * steps, "passes": rounds * steps * batch / images}
         point |= {"AP": float(per_iou.mean()), "AP50": float(per_iou[0]), "interval": interval(sample)}
         points.append(point | {"checkpoint_sha256": records.checkpoint_sha256, "val_images": len(records)})
+    pairs = [*itertools.pairwise(range(len(points)))]
+    pairs += [(0, len(points) - 1)] if len(points) > 2 else []
     gains = [
-        {"from": a["images"], "to": b["images"], "AP": b["AP"] - a["AP"], "interval": interval(y - x)}
-        for (a, b), (x, y) in zip(itertools.pairwise(points), itertools.pairwise(samples), strict=True)
-    ]
+        {"from": points[a]["images"], "to": points[b]["images"], "AP": points[b]["AP"] - points[a]["AP"],
+         "interval": interval(samples[b] - samples[a])}
+        for a, b in pairs
+    ]  # fmt: skip
     about = {"image_size": image_size_at(rounds - 1, config.data.image_sizes), "resamples": curve.resamples}
     origin = provenance("val", config, folder / "last.pth")
     del origin["checkpoint_sha256"]  # each point has its own

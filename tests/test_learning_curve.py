@@ -5,7 +5,7 @@ import pytest
 
 from eelib.__main__ import main
 from eelib.config import ROOT, ConfigError
-from eelib.learning_curve import learning_curve, load_curve, projected, room, stream
+from eelib.learning_curve import learning_curve, load_curve, stream
 
 COCO = "tests/fixtures/coco"
 SMALL = {
@@ -40,6 +40,13 @@ def test_every_point_takes_the_same_steps_and_a_stop_costs_nothing(tmp_path):
     assert not any(line.startswith("epoch") for line in again) and any(line.startswith("epoch 2") for line in lines)
 
 
+def test_the_last_gain_spans_the_curve(tmp_path):
+    config, curve = load_curve(ROOT / "params" / "learning_curve.yaml", SMALL | {"curve.images": [2, 4, None]})
+    *steps, whole = learning_curve(config, curve, tmp_path / "runs", tmp_path, log=lambda _: None)["gains"]
+    assert [(g["from"], g["to"]) for g in (*steps, whole)] == [(2, 4), (4, 8), (2, 8)]
+    assert whole["AP"] == pytest.approx(sum(g["AP"] for g in steps))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -62,14 +69,3 @@ def test_the_command_writes_metrics_and_figure(tmp_path, capsys):
     assert main(["learning-curve", str(ROOT / "params" / "learning_curve.yaml"), *folders, *sets]) == 0
     assert "4 to 8 images: AP" in capsys.readouterr().out
     assert (tmp_path / "figures" / "learning_curve.pdf").exists()
-
-
-def test_what_more_images_would_add(tmp_path):
-    (tmp_path / "train").mkdir()
-    for k in range(3):
-        (tmp_path / "train" / f"{k}.jpg").write_bytes(b"0" * 100)
-    (tmp_path / "train.json").write_bytes(b"0" * 50)
-    assert room(tmp_path, 1000) == 6 and room(tmp_path, 10) == 0
-    gain = {"from": 100, "to": 200, "AP": 0.04, "interval": [0.02, 0.06]}
-    assert projected(gain, 200) == pytest.approx((0.04, 0.02, 0.06))  # one doubling more
-    assert projected(gain, 0) == (0, 0, 0)
