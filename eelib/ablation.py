@@ -102,15 +102,13 @@ def measure(detector: torch.nn.Module, config: PhaseConfig, resamples: int) -> d
     taken = np.eye(len(EXIT_NAMES))[chosen]  # (N, E)
     shares = weights @ taken / weights.sum(1, keepdims=True)
     c = run["confidences"].double().numpy()
-    per_iou = evaluator.per_iou(chosen)
     mean = [float(v) for v in c.mean(0)]
     return {
         "seed": config.seed,
         "images": len(chosen),
         "steps": -(-len(training_set(config)) // config.optim.batch_size) * config.optim.epochs,
         "AP_exits": {name: evaluator.of_exit(k) for k, name in enumerate(EXIT_NAMES)},
-        "AP": float(per_iou.mean()),
-        "AP50": float(per_iou[0]),
+        **evaluator.scores(chosen),
         "exit_shares": dict(zip(EXIT_NAMES, taken.mean(0).tolist(), strict=True)),
         "confidence_mean": dict(zip(EXIT_NAMES, mean, strict=True)),
         "confidence_std": {name: float(c[:, k].std()) for k, name in enumerate(EXIT_NAMES)},

@@ -192,11 +192,11 @@ def routed_rows(
         chosen = setting.route(test)
         if chosen.tobytes() in points:
             continue
-        routed, per_iou = bootstrap(test.evaluator, [chosen], truth.weights)[:, 0], test.evaluator.per_iou(chosen)
+        routed = bootstrap(test.evaluator, [chosen], truth.weights)[:, 0]
         shares = np.bincount(chosen, minlength=len(exits)) / len(chosen)
         time = test.time(chosen) * own_ms / truth.full_ms
-        point = {"time_ratio": time, "thresholds": list(setting.thresholds), "AP": float(per_iou.mean()),
-                 "AP50": float(per_iou[0]), "AP_interval": interval(routed),
+        point = {"time_ratio": time, "thresholds": list(setting.thresholds),
+                 **test.evaluator.scores(chosen), "AP_interval": interval(routed),
                  "exit_shares": dict(zip(exits, shares.tolist(), strict=True))}  # fmt: skip
         for key, kept in (("minus_peers", peers), ("minus_all", np.ones(len(costs), bool))):
             gap = hull_gap(time, routed, costs[kept], samples[:, kept])

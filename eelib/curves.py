@@ -105,7 +105,7 @@ def point(split: Split, chosen: np.ndarray, weights: np.ndarray, full: np.ndarra
         full: (R,) AP of full on the same resamples.
         reads_boxes: of the setting that chose.
     """
-    per_iou = split.evaluator.per_iou(chosen)
+    scores = split.evaluator.scores(chosen)
     samples = bootstrap(split.evaluator, [chosen], weights)[:, 0]
     whole = split.evaluator.of_exit(split.evaluator.exits - 1)
     names = split.records.exit_names
@@ -113,10 +113,9 @@ def point(split: Split, chosen: np.ndarray, weights: np.ndarray, full: np.ndarra
     return {
         "time_ratio": split.time(chosen, reads_boxes),
         "exit_shares": dict(zip(names, shares.tolist(), strict=True)),
-        "AP": float(per_iou.mean()),
+        **scores,
         "AP_interval": interval(samples),
-        "AP50": float(per_iou[0]),
-        "AP_minus_full": float(per_iou.mean()) - whole,
+        "AP_minus_full": scores["AP"] - whole,
         "AP_minus_full_interval": interval(samples - full),
     }
 

@@ -48,10 +48,9 @@ def generalisation(
         scenes = scenes_of(coco, records.image_ids)
         evaluator = RoutedAP(records, coco)
         full = np.full(len(records), evaluator.exits - 1)
-        per_iou = evaluator.per_iou(full)
         sample = bootstrap(evaluator, [full], resample(scenes, resamples, seed))[:, 0]
         row = {"name": name, "split": split, "images": len(records), "scenes": len(np.unique(scenes))}
-        row |= {"objects": int(evaluator.positives.sum()), "AP": float(per_iou.mean()), "AP50": float(per_iou[0])}
+        row |= {"objects": int(evaluator.positives.sum())} | evaluator.scores(full)
         row |= {"interval": interval(sample), "split_sha256": records.split_sha256}
         rows.append(row | {"rendered_with": coco.dataset.get("info", {}).get("settings")})
         samples.append(sample)

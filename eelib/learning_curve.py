@@ -140,10 +140,10 @@ def learning_curve(
         evaluator = RoutedAP(records, val)
         weights = resample(scenes_of(val, records.image_ids), curve.resamples, config.seed)
         chosen = np.full(len(records), len(records.exit_names) - 1)
-        per_iou, sample = evaluator.per_iou(chosen), bootstrap(evaluator, [chosen], weights)[:, 0]
+        sample = bootstrap(evaluator, [chosen], weights)[:, 0]
         samples.append(sample)
         point = {"images": images, "steps": rounds * steps, "passes": rounds * steps * batch / images}
-        point |= {"AP": float(per_iou.mean()), "AP50": float(per_iou[0]), "interval": interval(sample)}
+        point |= evaluator.scores(chosen) | {"interval": interval(sample)}
         points.append(point | {"checkpoint_sha256": records.checkpoint_sha256, "val_images": len(records)})
     pairs = [*itertools.pairwise(range(len(points)))]
     pairs += [(0, len(points) - 1)] if len(points) > 2 else []

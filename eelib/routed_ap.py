@@ -113,6 +113,11 @@ class RoutedAP:
         """AP[.50:.95] of a routing; arguments as in :meth:`per_iou`."""
         return float(self.per_iou(chosen, weights).mean())
 
+    def scores(self, chosen: Sequence[int], weights: np.ndarray | None = None) -> dict[str, float]:
+        """``AP`` and ``AP50`` of a routing; arguments as in :meth:`per_iou`."""
+        per_iou = self.per_iou(chosen, weights)
+        return {"AP": float(per_iou.mean()), "AP50": float(per_iou[0])}
+
     def of_exit(self, index: int, weights: np.ndarray | None = None) -> float:
         """AP when every image leaves at one exit."""
         return self.ap(np.full(self.images, index), weights)

@@ -63,15 +63,15 @@ def breakdown(split: Split, routings: Mapping[str, np.ndarray], weights: np.ndar
 def _rows(group, evaluator, routings, weights, once) -> list[dict]:
     samples = bootstrap(evaluator, list(routings.values()), weights)
     objects = int(evaluator.positives @ (once if once is not None else np.ones(evaluator.images, np.int64)))
-    found = {system: evaluator.per_iou(chosen, once) for system, chosen in routings.items()}
+    found = {system: evaluator.scores(chosen, once) for system, chosen in routings.items()}
     rows = []
-    for index, (system, per_iou) in enumerate(found.items()):
+    for index, (system, scores) in enumerate(found.items()):
         row = {"group": group, "objects": objects, "system": system}
-        row |= {"AP": float(per_iou.mean()) if objects else None, "AP50": float(per_iou[0]) if objects else None}
+        row |= scores if objects else dict.fromkeys(scores)
         row["AP low"], row["AP high"] = interval(samples[:, index]) if len(samples) else (None, None)
         if "full" in found:
             less = samples[:, index] - samples[:, list(found).index("full")] if len(samples) else ()
-            row["minus full"] = float(per_iou.mean() - found["full"].mean()) if objects else None
+            row["minus full"] = scores["AP"] - found["full"]["AP"] if objects else None
             row["minus full low"], row["minus full high"] = interval(less) if len(samples) else (None, None)
         rows.append(row)
     return rows
@@ -117,12 +117,12 @@ def compare_detectors(
             weights = resample(scenes_of(coco, records.image_ids), resamples, seed=0)
         routings = [np.full(len(records), k) for k in range(evaluator.exits)]
         samples = bootstrap(evaluator, routings, weights)
-        per_iou = [evaluator.per_iou(chosen) for chosen in routings]
-        ap = [float(values.mean()) for values in per_iou]
+        scores = [evaluator.scores(chosen) for chosen in routings]
+        ap = [values["AP"] for values in scores]
         if training == "baseline":
             whole, whole_samples = ap[-1], samples[:, -1]
         for k, name in enumerate(records.exit_names):
-            row = {"training": training, "exit": name, "AP": ap[k], "AP50": float(per_iou[k][0])}
+            row = {"training": training, "exit": name} | scores[k]
             row |= {"AP_interval": interval(samples[:, k])}
             row |= _ratio("share_of_full", ap[k], ap[-1], samples[:, k], samples[:, -1])
             row |= _ratio("share_of_baseline", ap[k], whole, samples[:, k], whole_samples)
