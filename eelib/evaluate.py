@@ -129,11 +129,18 @@ def evaluate_exits(checkpoint: Path | str, dataset: DetectionDataset) -> dict[st
     return {name: coco_ap(dataset.coco, rows, dataset.image_ids) for name, rows in results.items()}
 
 
-def provenance(split: str, config: PhaseConfig, checkpoint: Path | str) -> dict:
-    """What every metrics file records beside its numbers."""
+def provenance(split: str, config: PhaseConfig, checkpoint: Path | str, root: Path | str | None = None) -> dict:
+    """What every metrics file records beside its numbers.
+
+    Args:
+        split: that was evaluated.
+        config: of the checkpoint's training.
+        checkpoint: that was evaluated.
+        root: data set that was evaluated; None is that of ``config``.
+    """
     return {
         "split": split,
-        "split_sha256": split_sha256(split, open_source(config.data)),
+        "split_sha256": split_sha256(split, open_source(config.data) if root is None else root),
         "checkpoint_sha256": file_sha256(checkpoint),
         "config": config.model_dump(mode="json"),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

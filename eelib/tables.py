@@ -133,6 +133,23 @@ def ablation(rows: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def seeds(rows: list[dict]) -> pd.DataFrame:
+    """One training with several seeds: AP of each exit a seed, their mean and sample standard deviation.
+
+    Args:
+        rows: of :func:`eelib.validation.compare_detectors`.
+    """
+    columns: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["training"] != "baseline":
+            columns.setdefault(row["exit"], {})[row["training"]] = row["AP"]
+            if row["exit"] != "full":
+                columns.setdefault(f"{row['exit']} / full", {})[row["training"]] = row["share_of_full"]
+    table = pd.DataFrame(columns, dtype=float)
+    spread = table.agg(["mean", "std"]).rename(index={"std": "standard deviation"})
+    return pd.concat([table, spread]).rename_axis("seed").reset_index()
+
+
 def trainings(rows: list[dict]) -> pd.DataFrame:
     """Detectors side by side, a line an exit: AP with interval, shares, difference to the first.
 

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from eelib.data import DetectionDataset, load_coco
+from eelib.data import DetectionDataset, load_coco, split_sha256
 from eelib.evaluate import coco_ap, current_metrics, decision, precision_recall, provenance, to_results
 from eelib.files import file_sha256
 from eelib.model import Detections
@@ -61,7 +61,10 @@ def test_provenance_names_everything(tmp_path):
 
     (tmp_path / "w").write_bytes(b"weights")
     keys = {"split", "split_sha256", "checkpoint_sha256", "config", "versions"}
-    assert provenance("test", PhaseConfig(phase="x"), tmp_path / "w").keys() == keys
+    own = provenance("test", PhaseConfig(phase="x"), tmp_path / "w")
+    assert own.keys() == keys and own["split_sha256"] == split_sha256("test")
+    other = provenance("val", PhaseConfig(phase="x"), tmp_path / "w", "tests/fixtures/coco")
+    assert other["split_sha256"] == split_sha256("val", "tests/fixtures/coco")  # of what was evaluated
 
 
 def test_metrics_of_other_weights_are_not_used(tmp_path):
