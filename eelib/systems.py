@@ -17,7 +17,7 @@ from eelib.data import DetectionDataset, as_input, build_transform, split_sha256
 from eelib.files import file_sha256
 from eelib.latency import measure, run_to
 from eelib.model import Detections
-from eelib.quantise import quantise
+from eelib.quantise import described, quantise
 from eelib.records import EVIDENCE, MAX_DETECTIONS, ExitRecords, load_records, save_records
 from eelib.runtime import MANIFEST, EarlyExitSession, forced
 
@@ -45,7 +45,7 @@ def system(name: str, kind: str, checkpoint: Path, folder: Path, int8_images: in
     manifest = json.loads(path.read_text()) if path.exists() else {}
     if manifest.get("checkpoint_sha256") != file_sha256(checkpoint):
         manifest = deploy.export(checkpoint, folder)
-    if int8_images and manifest.get("int8", {}).get("images") != int8_images:
+    if int8_images and manifest.get("int8") != described(int8_images):
         quantise(folder, count=int8_images)
     return System(name, kind, checkpoint, folder, "stages_int8" if int8_images else "stages")
 

@@ -27,7 +27,7 @@ def test_int8_detects_nearly_what_float_does(folder):
     assert small.exits == whole.exits
     for name in whole.exits:
         pairs = list(zip(whole.detect(images, forced(name)), small.detect(images, forced(name)), strict=True))
-        # a single score may move by 0.2; `eelib compress` measures what that costs in AP
+        # a single score may move more; `eelib compress` measures what that costs in AP
         assert np.mean([abs(a.scores[0] - b.scores[0]) for a, b in pairs]) < 0.15
         assert all(len(b.scores) > 0 and np.isfinite(b.boxes_xyxy).all() for _, b in pairs)
 
@@ -40,8 +40,10 @@ def test_convolutions_are_int8_and_pixels_are_not(folder):
         quantised = [n for n in convolutions if n.input[1] in restored]  # its weights are stored in int8
         predictors = [n for n in convolutions if n.name.startswith("/decoder/predictors")]
         joint = [n for n in predictors if "/both/" in n.name]  # the last convolution of classes and boxes together
-        expected = 4 if joint else 12  # one a map of an early exit, two a map of the full one
-        assert len(convolutions) - len(quantised) == expected == len(joint) + (len(predictors) - len(joint)) / 2
+        last = 4 if joint else 12  # one a map of an early exit, two a map of the full one
+        assert last == len(joint) + (len(predictors) - len(joint)) / 2
+        first = 3 if entry["exit"] == "exit1" else 0  # of the stage that reads pixels
+        assert len(convolutions) - len(quantised) == last + first
         (boxes,) = (n for n in graph.node if "boxes" in n.output)
         assert boxes.op_type == "Concat"
         assert (folder / entry["file"]).stat().st_size < 0.6 * (folder / f"stage_{entry['exit']}.onnx").stat().st_size
