@@ -37,7 +37,7 @@ def ap_time_plane(
         curves: policy to points with ``time_ratio``, ``AP`` and ``AP_interval``.
         random, oracle: the bounds, as such points.
         exits: exit to (time ratio, AP).
-        peers: static detectors with ``name``, ``time_ratio`` and ``AP``.
+        peers: static detectors with ``name``, ``time_ratio`` and ``AP``, drawn with their hull.
     """
     figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 3.8))
     _line(axis, oracle, color=BOUND_COLOUR, linestyle="--", linewidth=1, label="oracle (hindsight)")
@@ -56,7 +56,9 @@ def ap_time_plane(
     for name, (time, ap) in exits.items():
         axis.plot(time, ap, marker="D", color=EXIT_COLOURS[name], markersize=7, linestyle="", label=name, zorder=5)
     if peers:
-        _line(axis, peers, color="black", marker="x", linewidth=0.8, label="static detectors")
+        _line(axis, peers, color="black", marker="x", linestyle="", label="static detectors")
+        times = np.linspace(min(p["time_ratio"] for p in peers), 1.0, 200)
+        axis.plot(times, static_hull(peers)(times), color="black", linewidth=0.8, label="their hull")
     axis.set_xlabel("mean time / time of full")
     axis.set_ylabel("AP[.50:.95] on test")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
@@ -93,7 +95,6 @@ def alternatives_plane(
         axis.fill_between([p["time_ratio"] for p in ordered], low, high, color=colour, alpha=0.1, linewidth=0)
     axis.set_xlabel("mean time / time of the detector without exits")
     axis.set_ylabel("AP[.50:.95] on test")
-    axis.set_ylim(bottom=0)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure
 

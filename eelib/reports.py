@@ -27,6 +27,8 @@ REPORTS = {
 }
 # Goals of the project: share of full AP at least, time relative to full at most.
 EXIT_GOALS = {"exit1": (0.75, 0.55), "exit2": (0.92, 0.72)}
+# Share of the way from random to the oracle at least; time relative to full, and relative AP, at 1 % of loss.
+ROUTING_GOALS = {"recovered": 0.60, "time": 0.75, "AP": -0.01}
 
 
 class Values(dict):
@@ -59,13 +61,32 @@ def read_metrics(path: Path) -> Values:
         raise ConfigError(f"{path}: not valid JSON ({error})") from None
 
 
-def _of_the_baseline(metrics: Path, name: str) -> Values | None:
-    """A metrics file whose trainings started from the baseline of ``baseline.json``; None where there is none."""
-    files = metrics / "baseline.json", metrics / name
+def _of_the(released: str, metrics: Path, name: str, key: str = "checkpoint_sha256") -> Values | None:
+    """A metrics file that rests on the weights of ``baseline.json`` or ``exits.json``; None where there is none."""
+    files = metrics / f"{released}.json", metrics / f"{name}.json"
     if not all(file.exists() for file in files):
         return None
-    baseline, found = map(read_metrics, files)
-    return found if found.get("checkpoint_sha256") == baseline["checkpoint_sha256"] else None
+    weights, found = map(read_metrics, files)
+    return found if found.get(key) == weights["checkpoint_sha256"] else None
+
+
+def paying(alternatives: Values) -> list[dict]:
+    """Each system with exits beside the static ones: verdicts in words, and where its routing is above all of them.
+
+    Args:
+        alternatives: of ``compress.json``.
+    """
+    from eelib.compress import verdict  # brings optuna and torch-pruning, which no report needs without it
+
+    return [
+        {
+            "name": one["name"],
+            "peers": verdict(one["points"], "minus_peers"),
+            "all": verdict(one["points"], "minus_all"),
+            "above": [p for p in one["points"] if p["minus_all"] is not None and p["minus_all"][0] > 0],
+        }
+        for one in alternatives["with_exits"]
+    ]
 
 
 def _per_cent(share: float) -> str:
@@ -79,6 +100,10 @@ def _gate(value: float, least: float) -> str:
 
 def _at_most(value: float, most: float) -> str:
     return "met" if value <= most else f"missed by {tables.rounded(value - most)}"
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f} %"
 
 
 def _share_gate(share: float, least: float) -> str:
@@ -118,7 +143,9 @@ def context(metrics: Path, published: Path) -> dict:
         entries = {e["phase"]: e for e in read_metrics(metrics / "phases.json")["phases"]}
     told, final, rules = record.narrative(), record.final_values(), record.phase_rules()
     nine = {phase: entry for phase, entry in entries.items() if phase in final.index}
-    causal, ablation = (_of_the_baseline(metrics, f"{name}.json") for name in ("causal", "ablation"))
+    causal, ablation = (_of_the("baseline", metrics, name) for name in ("causal", "ablation"))
+    routing, guarantee = (_of_the("exits", metrics, name) for name in ("routing", "guarantee"))
+    alternatives = _of_the("exits", metrics, "compress", "exits_sha256")
     built = comparison.all_tables(entries, comparison.read_history(published, "1.9"))
     constant = record.constant_against_threshold(rules, 0.46)
     return {
@@ -150,8 +177,12 @@ def context(metrics: Path, published: Path) -> dict:
         "causal_rows": None if causal is None else causal_means(causal).to_dict("records"),
         "ablation": ablation,
         "ablation_table": None if ablation is None else tables.markdown(tables.ablation(ablation["variants"])),
+        "routing": routing,
+        "guarantee": guarantee,
+        "paying": alternatives and paying(alternatives),
         "detector_record": tables.markdown(pd.read_csv(record.FOLDER / "detector_1_4.csv")),
         "exit_goals": EXIT_GOALS,
+        "routing_goals": ROUTING_GOALS,
         "exit_names": EXIT_NAMES,
     }  # fmt: skip
 
@@ -166,7 +197,7 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    env.filters |= {"num": tables.rounded, "pct": _per_cent, "shares": comparison.shares_text}
+    env.filters |= {"num": tables.rounded, "pct": _per_cent, "signed": _signed, "shares": comparison.shares_text}
     env.globals |= {
         "gate": _gate,
         "share_gate": _share_gate,

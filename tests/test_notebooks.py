@@ -55,3 +55,13 @@ def test_an_unknown_parameter_is_refused(tmp_path):
     (tmp_path / "p.yaml").write_text("limitt: 3\n")
     with pytest.raises(ConfigError, match="key 'limitt' is not a parameter"):
         check_parameters(ROOT / "notebooks" / "03_baseline.ipynb", tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "reports" / "executed").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_executed_copies_are_of_the_present_notebooks(path):
+    """A copy that a stage left behind shows results of code that is no longer there. Prose may differ."""
+    (source,) = (p for p in NOTEBOOKS if path.stem.startswith(p.stem) and path.stem[len(p.stem) :][:1] in ("", "_"))
+    ran, code = ([c for c in nbformat.read(p, as_version=4).cells if c.cell_type == "code"] for p in (path, source))
+    ran = [c for c in ran if "injected-parameters" not in c.metadata.get("tags", [])]
+    assert [c.source for c in ran] == [c.source for c in code]
+    assert all(c.execution_count for c in ran), "not run to its end"

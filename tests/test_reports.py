@@ -228,3 +228,35 @@ def test_committed_phases_start_from_the_released_baseline():
     files = list((ROOT / "reports" / "metrics" / "phases").glob("*.json"))
     started = {json.loads(path.read_text())["start_sha256"] for path in files}
     assert len(files) >= 10 and started == {file_sha256(ROOT / "checkpoints" / "baseline.pth")}
+
+
+def test_routing_and_alternatives_are_told_where_they_are_of_the_present_exits(results):
+    change(results, "exits", lambda c: c.update(checkpoint_sha256="e"))
+    goal = {"policy": "benefit", "time_ratio": 0.7, "AP_minus_full": -0.006}
+    routing = {"goal": goal, "policies": {"benefit": {"recovered": 0.2}}, "checkpoint_sha256": "e"}
+    stated = {"thresholds": [0.6, 0.6], "epsilon": 0.05, "delta": 0.1, "n": 450, "time_ratio": 0.8}
+    points = [
+        {"time_ratio": t, "AP": 0.3, "minus_peers": gap, "minus_all": gap}
+        for t, gap in ((0.3, None), (0.5, [0.01, 0.02]), (0.7, [-0.02, -0.01]))
+    ]
+    files = {
+        "routing": routing,
+        "guarantee": {"stated": stated, "checkpoint_sha256": "e"},
+        "compress": {"with_exits": [{"name": "exits int8", "points": points}], "exits_sha256": "e"},
+    }
+    for name, content in files.items():
+        (results / "metrics" / f"{name}.json").write_text(json.dumps(content))
+    reports.write_all(results)
+    text = (results / "EXECUTIVE_SUMMARY.md").read_text()
+    assert "0.700 of\nfull's time (goal 0.750: met)" in text and "changes by -2.0 %" in text
+    assert "0.200 (goal 0.600: missed by 0.400)" in text
+    assert "with probability 0.9 an image's F1 falls by 0.05 or less on average, at 0.800" in text
+    assert "That holds for\n- exits int8, at 0.500 of the time" in text
+    analysis = (results / "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md").read_text()
+    assert "**exits int8** and the peers: above the hull, interval clear of it, at 1 of 2 latencies" in analysis
+    change(results, "compress", lambda c: c["with_exits"][0]["points"].pop(1))
+    change(results, "guarantee", lambda c: c["stated"].update(thresholds=None))
+    change(results, "routing", lambda c: c.update(checkpoint_sha256="other"))
+    reports.write_all(results)
+    text = (results / "EXECUTIVE_SUMMARY.md").read_text()
+    assert "That holds nowhere." in text and "No threshold could be certified" in text and "**Routing.**" not in text
