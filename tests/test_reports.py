@@ -221,7 +221,9 @@ RELEASED = {
 def test_committed_metrics_are_of_the_released_weights(weights, name):
     path = ROOT / "reports" / "metrics" / name
     if path.exists():  # a study that was not run with these weights is not there at all
-        assert json.loads(path.read_text())["checkpoint_sha256"] == file_sha256(ROOT / "checkpoints" / f"{weights}.pth")
+        metrics, folder = json.loads(path.read_text()), ROOT / "checkpoints"
+        assert metrics["checkpoint_sha256"] == file_sha256(folder / f"{weights}.pth")
+        assert metrics.get("exits_sha256", file_sha256(folder / "exits.pth")) == file_sha256(folder / "exits.pth")
 
 
 def test_committed_phases_start_from_the_released_baseline():
