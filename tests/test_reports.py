@@ -252,7 +252,7 @@ def test_routing_and_alternatives_are_told_where_they_are_of_the_present_exits(r
     text = (results / "EXECUTIVE_SUMMARY.md").read_text()
     assert "0.700 of\nfull's time (goal 0.750: met)" in text and "changes by -2.0 %" in text
     assert "0.200 (goal 0.600: missed by 0.400)" in text
-    assert "with probability 0.9 an image's F1 falls by 0.05 or less on average, at 0.800" in text
+    assert "with probability 0.9 an image's F1 falls by 0.05 or less on average, at 0.800 of full's time there" in text
     assert "That holds for\n- exits int8, at 0.500 of the time" in text
     analysis = (results / "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md").read_text()
     assert "**exits int8** and the peers: above the hull, interval clear of it, at 1 of 2 latencies" in analysis
