@@ -2,9 +2,8 @@
 
 Convolutions of trunk and heads become int8. The last convolution of each predictor and the
 decoding stay in float: their outputs are pixels, and 256 steps over an image are too coarse. So do
-the trunk's first two layers, whose error every later one inherits; they add no time. An activation's range
-leaves out the tails beyond a percentile: a few outliers would stretch it until most values share
-few steps. On ``val``, ranges of all values and no layer in float halve the baseline's AP.
+the trunk's first two layers, whose error every later one inherits. An activation's range leaves
+out the tails beyond a percentile: a few outliers would stretch it until most values share few steps.
 """
 
 import contextlib
