@@ -193,22 +193,33 @@ def random_curve(
     return points
 
 
+def priced(value: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray:
+    """The routing with most value for its time: one price of time for all images, just high enough for a budget.
+
+    Args:
+        value: worth of each exit on each image, (N, E).
+        costs: (E,) time of each exit / full.
+        budget: mean time to keep to.
+
+    Returns:
+        Exit index of each image, (N,).
+    """
+    low, high = 0.0, 1e4
+    for _ in range(60):
+        price = (low + high) / 2
+        over = costs[(value - price * costs).argmax(1)].mean() > budget + 1e-9
+        low, high = (price, high) if over else (low, price)
+    return (value - high * costs).argmax(1)
+
+
 def oracle_curve(test: Split, budgets: Sequence[float], weights: np.ndarray) -> list[dict]:
     """The upper bound: each image's gain known, most gain for its time first.
 
     Gains are first-order changes of AP (:attr:`Split.value`); as AP is not additive, the greedy
     choice is a strong routing in hindsight, not the proven best one.
     """
-    full, points = full_samples(test, weights), []
-    for budget in budgets:
-        low, high = 0.0, 1e4
-        for _ in range(60):  # price of time at which the mean time just keeps to the budget
-            price = (low + high) / 2
-            over = test.time((test.value - price * test.costs).argmax(1)) > budget + 1e-9
-            low, high = (price, high) if over else (low, price)
-        chosen = (test.value - high * test.costs).argmax(1)
-        points.append({"budget": float(budget)} | point(test, chosen, weights, full))
-    return points
+    full = full_samples(test, weights)
+    return [{"budget": float(b)} | point(test, priced(test.value, test.costs, b), weights, full) for b in budgets]
 
 
 def _at(curve: Sequence[Mapping], times: np.ndarray) -> np.ndarray:

@@ -175,6 +175,37 @@ def recovered_bars(shares: Mapping[str, float]) -> Figure:
     return figure
 
 
+def predictability(
+    worth: Sequence[Mapping], policies: Mapping[str, tuple[float, float]], known: Mapping[str, float], goal: float
+) -> Figure:
+    """Share recovered against how well the gain is foreseen: a noisy oracle's curve, and policies.
+
+    Args:
+        worth: points of ``correlation`` and ``recovered``.
+        policies: name to (correlation, share recovered).
+        known: what else foresees the gain, to its correlation; drawn as vertical lines.
+        goal: share to recover.
+    """
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 3.6))
+    x, y = ([p[key] for p in worth] for key in ("correlation", "recovered"))
+    axis.plot(x, y, color=BOUND_COLOUR, linestyle="--", linewidth=1, label="noisy oracle")
+    others = [name for name in policies if name not in HIGHLIGHTS]
+    for marker, name in zip(MARKERS, others, strict=False):
+        axis.plot(*policies[name], color=OTHER_COLOUR, marker=marker, markersize=5, linestyle="",
+                  markeredgecolor="#666666", markeredgewidth=0.4, label=name.replace("_", " "))  # fmt: skip
+    for name, colour in HIGHLIGHTS.items():
+        if name in policies:
+            axis.plot(*policies[name], color=colour, marker="o", linestyle="", label=name.replace("_", " "))
+    for (name, value), colour in zip(known.items(), [*SYSTEM_COLOURS[3:], BOUND_COLOUR], strict=False):
+        axis.axvline(value, color=colour, linewidth=1, linestyle="-.", label=name)
+    axis.axhline(goal, color="0.7", linewidth=0.8, zorder=0)
+    axis.annotate("goal", (0.005, goal), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
+    axis.set_xlabel("rank correlation of the foreseen with the true gain, mean of the exits")
+    axis.set_ylabel("recovered share: 0 random, 1 oracle")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=7)
+    return figure
+
+
 def ap_dots(
     values: Mapping[str, Mapping[str, tuple[float, float, float]]], baseline: float | None = None, of: str = "test"
 ) -> Figure:

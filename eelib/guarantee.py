@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from eelib.calibrate import refuse_test
-from eelib.policies import cross_fitted, fit_benefit
+from eelib.policies import fit_benefit
 from eelib.splits import Setting, Split
 
 
@@ -84,9 +84,6 @@ def loss_against_full(f1: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.maximum(0.0, f1[:, -1] - f1[np.arange(len(f1)), chosen])
 
 
-PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # of the regressor's ridge
-
-
 def sequence(val: Split, steps: int = 50) -> list[Setting]:
     """Settings to test, fixed on ``val``: one threshold for all exits, from the safest down.
 
@@ -99,8 +96,7 @@ def sequence(val: Split, steps: int = 50) -> list[Setting]:
     def drop(split: Split) -> np.ndarray:
         return np.maximum(0.0, split.f1[:, -1:] - split.f1[:, :-1])
 
-    errors = [float(((cross_fitted([val], drop(val), p) - drop(val)) ** 2).mean()) for p in PENALTIES]
-    gain = fit_benefit([val], drop, PENALTIES[int(np.argmin(errors))])
+    gain = fit_benefit([val], drop)
     levels = np.unique(np.quantile(gain(val), np.linspace(0, 1, steps)))[::-1]
     return [Setting((float(t),) * (len(val.costs) - 1), gain, reads_boxes=True) for t in levels]
 

@@ -7,8 +7,9 @@ What is fitted is fitted on ``calibrate`` (the benefit regressor on ``val`` as w
 function that fits refuses ``test``.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -123,9 +124,13 @@ def _gumbel(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
     return [Setting((0.5,) * len(row), gate(row)) for row in weights]
 
 
-def features_of(evidence: np.ndarray, index: int) -> np.ndarray:
-    """What is known at an exit: evidence of it and of all before, and the squares; (N, 2 * F * (index + 1))."""
-    known = evidence[:, : index + 1].reshape(len(evidence), -1)
+Features = Callable[[Split, int], np.ndarray]  # what an exit, by its index, knows of each image: (N, F)
+PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4)  # of the ridge
+
+
+def known_at(split: Split, index: int) -> np.ndarray:
+    """Evidence of an exit and of all before it, and the squares: (N, 2 * F * (index + 1))."""
+    known = split.evidence[:, : index + 1].reshape(len(split.evidence), -1)
     return np.concatenate((known, known**2), 1)
 
 
@@ -138,22 +143,57 @@ def ridge(features: np.ndarray, target: np.ndarray, penalty: float) -> Callable[
     return lambda rows: centre + np.clip((rows - mean) / spread, -5, 5) @ weights
 
 
-def cross_fitted(fitted_on: Sequence[Split], targets: np.ndarray, penalty: float, folds: int = 5) -> np.ndarray:
-    """What a regressor fitted on the other folds of scenes predicts for each image of the splits: (N, E - 1)."""
+@dataclass(frozen=True)
+class GainRegressor:
+    """Ridge regressors of what full would gain on an image, one an early exit, from what the exit knows.
+
+    Attributes:
+        features: of a split at an exit, (N, F).
+        models: of each early exit, fitted on all images.
+        held_out: for the images fitted on, the gains by the other folds of scenes, (N, E - 1).
+        error: mean squared error of ``held_out``.
+        penalty: of the ridge, the one of :data:`PENALTIES` with the least ``error``.
+    """
+
+    features: Features
+    models: list[Callable[[np.ndarray], np.ndarray]]
+    held_out: np.ndarray
+    error: float
+    penalty: float
+
+    def gain(self, split: Split) -> np.ndarray:
+        """Predicted for images that it was not fitted on, (N, E - 1)."""
+        return np.stack([model(self.features(split, k)) for k, model in enumerate(self.models)], 1)
+
+
+def fit_gain(
+    fitted_on: Sequence[Split], targets: np.ndarray, features: Features = known_at, folds: int = 5
+) -> GainRegressor:
+    """Fit regressors of a gain and choose their penalty, both on the splits given.
+
+    Args:
+        fitted_on: splits; never ``test``.
+        targets: gain of full over each early exit on all their images, (N, E - 1).
+        features: what an exit knows.
+        folds: of scenes, for the choice and for ``held_out``.
+    """
+    for split in fitted_on:
+        refuse_test(split.name, "fitting the benefit")
     fold = np.concatenate([np.unique(s.scenes, return_inverse=True)[1] % folds for s in fitted_on])
-    predicted = np.zeros_like(targets)
-    for index in range(targets.shape[1]):
-        rows = np.concatenate([features_of(s.evidence, index) for s in fitted_on])
-        for k in range(folds):
-            out = fold == k
-            predicted[out, index] = ridge(rows[~out], targets[~out, index], penalty)(rows[out])
-    return predicted
+    rows = [np.concatenate([features(s, k) for s in fitted_on]) for k in range(targets.shape[1])]
+    fitted = []
+    for penalty in PENALTIES:
+        held_out = np.zeros_like(targets)
+        for index, out in itertools.product(range(targets.shape[1]), [fold == k for k in range(folds)]):
+            model = ridge(rows[index][~out], targets[~out, index], penalty)
+            held_out[out, index] = model(rows[index][out])
+        models = [ridge(known, column, penalty) for known, column in zip(rows, targets.T, strict=True)]
+        fitted.append(GainRegressor(features, models, held_out, float(((held_out - targets) ** 2).mean()), penalty))
+    return min(fitted, key=lambda one: one.error)
 
 
-def fit_benefit(
-    fitted_on: Sequence[Split], target: Callable[[Split], np.ndarray], penalty: float = 30.0, folds: int = 5
-) -> Confidence:
-    """A regressor of what full would gain on an image, from what the exit knows.
+def fit_benefit(fitted_on: Sequence[Split], target: Callable[[Split], np.ndarray]) -> Confidence:
+    """The confidence that full would gain nothing on an image, from what the exit knows.
 
     A split that it was fitted on gets cross-fitted confidences: each scene's come from the
     other folds, so thresholds chosen there meet the spread of unseen images.
@@ -161,33 +201,23 @@ def fit_benefit(
     Args:
         fitted_on: splits; never ``test``.
         target: gain of full over each exit, (N, E - 1).
-        penalty: of the ridge.
-        folds: of the cross-fit.
 
     Returns:
         Confidence: near 1 where full would gain nothing, near 0 where it would gain most.
     """
-    for split in fitted_on:
-        refuse_test(split.name, "fitting the benefit")
     targets = np.concatenate([target(s) for s in fitted_on])
     ends = np.cumsum([len(s.records) for s in fitted_on])
-    held_out, models = cross_fitted(fitted_on, targets, penalty, folds), []
-    for index in range(targets.shape[1]):
-        rows = np.concatenate([features_of(s.evidence, index) for s in fitted_on])
-        models.append(ridge(rows, targets[:, index], penalty))
+    regressor = fit_gain(fitted_on, targets)
     # one scale for all exits, so that a threshold stands for the same gain at each
     centre, scale = targets.mean(), targets.std() + 1e-9
 
     def images_of(split: Split) -> tuple:
         return split.name, split.records.split_sha256, split.records.image_ids
 
-    own = {images_of(s): held_out[end - len(s.records) : end] for s, end in zip(fitted_on, ends, strict=True)}
+    own = {images_of(s): regressor.held_out[end - len(s.records) : end] for s, end in zip(fitted_on, ends, strict=True)}
 
     def confidence(split: Split) -> np.ndarray:
-        if images_of(split) in own:
-            gain = own[images_of(split)]
-        else:
-            gain = np.stack([model(features_of(split.evidence, k)) for k, model in enumerate(models)], 1)
+        gain = own[images_of(split)] if images_of(split) in own else regressor.gain(split)
         return 1 / (1 + np.exp(np.clip(4 * (gain - centre) / scale, -30, 30)))
 
     return confidence
@@ -196,7 +226,7 @@ def fit_benefit(
 def _benefit(calibrate: Split, val: Split, options: Mapping) -> list[Setting]:
     """Leave where full is predicted to add little to AP."""
     known = [calibrate] if val.name == calibrate.name else [val, calibrate]
-    confidence = fit_benefit(known, lambda s: -s.value[:, :-1], options["penalty"])
+    confidence = fit_benefit(known, lambda s: s.gains)
     return _swept(confidence, calibrate, options["grid"])
 
 
@@ -229,7 +259,7 @@ def settings_of(name: str, calibrate: Split, val: Split, options: Mapping) -> li
     Args:
         name: one of :data:`POLICIES`.
         calibrate, val: what it may be fitted on.
-        options: ``grid``, ``penalty``, ``progressive`` and ``gates`` of ``params/report_policies.yaml``.
+        options: ``grid``, ``progressive`` and ``gates`` of ``params/report_policies.yaml``.
 
     Raises:
         PolicyError: the policy is unknown.

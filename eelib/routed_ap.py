@@ -143,6 +143,16 @@ class RoutedAP:
         total = found + self.positives[:, None]
         return np.where(total > 0, 2 * right / np.maximum(total, 1), 1.0)
 
+    def gains(self) -> np.ndarray:
+        """What full adds to AP on each image beside each early exit, (N, E - 1).
+
+        The mean of two first-order changes of AP, times N: moving the image alone from the
+        exit to full when all others are at the exit, and back when all others are at full.
+        AP is not additive over images, so sums of this are an approximation.
+        """
+        full = self.exits - 1
+        return np.stack([0.5 * (self.marginal(k, full) - self.marginal(full, k)) for k in range(full)], 1)
+
     def marginal(self, base: int, other: int) -> np.ndarray:
         """What AP gains when one image alone moves from one exit to another, times N: (N,).
 

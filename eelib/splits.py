@@ -63,16 +63,14 @@ class Split:
         return self.evaluator.f1(self.cuts)
 
     @cached_property
-    def value(self) -> np.ndarray:
-        """What each exit is worth to AP on each image beside full, (N, E); 0 for full.
+    def gains(self) -> np.ndarray:
+        """What full adds to AP on each image beside each early exit, (N, E - 1)."""
+        return self.evaluator.gains()
 
-        The mean of two first-order changes of AP, times N: moving the image alone from the
-        exit to full when all others are at the exit, and back when all others are at full.
-        AP is not additive over images, so sums of this are an approximation.
-        """
-        full = self.evaluator.exits - 1
-        there = [self.evaluator.marginal(k, full) - self.evaluator.marginal(full, k) for k in range(full)]
-        return np.stack([*(-0.5 * gain for gain in there), np.zeros(len(self.records))], 1)
+    @cached_property
+    def value(self) -> np.ndarray:
+        """What each exit is worth to AP on each image beside full, (N, E): less than 0 where full gains, 0 for full."""
+        return np.hstack([-self.gains, np.zeros((len(self.records), 1))])
 
     def paid(self, reads_boxes: bool) -> np.ndarray:
         """Time of leaving at each exit under a policy, (E,); above 1 at full for one that reads boxes.

@@ -1,0 +1,164 @@
+"""How well a router foresees what full would gain on an image, and how well it would have to.
+
+One scale for all: the rank correlation of a foreseen gain with the true one
+(:meth:`eelib.routed_ap.RoutedAP.gains`). A noisy oracle says what a correlation is worth under
+its kind of noise. More images, richer evidence and other trainings say what can be had.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from eelib.curves import priced, recovered
+from eelib.data import DetectionDataset, batches
+from eelib.model import EarlyExitSSDLite
+from eelib.policies import Features, fit_gain, known_at
+from eelib.records import ExitRecords, records_of
+from eelib.release import find_released
+from eelib.routed_ap import RoutedAP
+from eelib.splits import Split
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's correlation, (N,) and (N,), in [-1, 1]; 0 where one of them is constant and so says nothing."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(pd.Series(first).rank().corr(pd.Series(second).rank()))
+
+
+def correlations(foreseen: np.ndarray, gains: np.ndarray) -> list[float]:
+    """Rank correlation at each early exit, (N, E - 1) and (N, E - 1)."""
+    return [rank_correlation(a, b) for a, b in zip(foreseen.T, gains.T, strict=True)]
+
+
+def noisy(gains: np.ndarray, pearson: float, rng: np.random.Generator) -> np.ndarray:
+    """The best guess of gains that are seen through noise.
+
+    Args:
+        gains: (N, E - 1).
+        pearson: correlation of what is seen with the gain, in [0, 1].
+        rng: of the Gaussian noise.
+
+    Returns:
+        (N, E - 1): the linear estimate of each gain from what is seen of it.
+    """
+    mean, spread = gains.mean(0), gains.std(0)
+    seen = pearson * (gains - mean) / (spread + 1e-12) + np.sqrt(1 - pearson**2) * rng.standard_normal(gains.shape)
+    return mean + spread * pearson * seen
+
+
+def noisy_oracle(
+    test: Split,
+    budgets: Sequence[float],
+    random: Sequence[Mapping],
+    oracle: Sequence[Mapping],
+    pearson: Sequence[float],
+    draws: int = 5,
+    seed: int = 0,
+) -> list[dict]:
+    """What a router that foresees gains with a given correlation would recover between random and oracle.
+
+    It is spared what a real one pays: its view is free, and at exit1 it already has that of exit2. Its noise
+    is Gaussian and the same for all images: a router whose errors fall otherwise may recover more or less.
+
+    Returns:
+        For each of ``pearson`` the mean over draws of ``correlation``, of ranks and over the exits, and ``recovered``.
+    """
+    rng, gains, points = np.random.default_rng(seed), test.gains, []
+    for each in pearson:
+        seen = []
+        for _ in range(draws):
+            guess = noisy(gains, each, rng)
+            value = np.hstack([-guess, np.zeros((len(guess), 1))])
+            routings = [priced(value, test.costs, budget) for budget in budgets]
+            curve = [{"time_ratio": test.time(r), "AP": test.evaluator.ap(r)} for r in routings]
+            seen.append((np.mean(correlations(guess, gains)), recovered(curve, random, oracle, test.costs[0])))
+        correlation, share = np.mean(seen, 0)
+        points.append({"pearson": each, "correlation": float(correlation), "recovered": float(share)})
+    return points
+
+
+def needed(worth: Sequence[Mapping], goal: float) -> float | None:
+    """Correlation from which on the noisy oracle recovers a share, straight between its points; None: it never does."""
+    if worth[0]["recovered"] >= goal:
+        return worth[0]["correlation"]
+    for low, high in zip(worth, worth[1:], strict=False):
+        if low["recovered"] < goal <= high["recovered"]:
+            part = (goal - low["recovered"]) / (high["recovered"] - low["recovered"])
+            return float(low["correlation"] + part * (high["correlation"] - low["correlation"]))
+    return None
+
+
+@torch.no_grad()
+def pooled_features(model: EarlyExitSSDLite, dataset: DetectionDataset, batch_size: int = 16) -> list[np.ndarray]:
+    """Mean and maximum over the image of every channel of the trunk at each early exit's cut: E - 1 of (N, 2 C)."""
+    model.eval()
+    found: list[list] = [[] for _ in model.early]
+    for images, _ in batches(dataset, batch_size):
+        maps: list[torch.Tensor] = []
+        for rows, _ in zip(found, model.exits(images, maps), strict=False):  # stops before full is run
+            rows.append(torch.cat((maps[-1].mean((2, 3)), maps[-1].amax((2, 3))), 1))
+    return [torch.cat(rows).double().numpy() for rows in found]
+
+
+def with_pooled(pooled: Mapping[str, Sequence[np.ndarray]]) -> Features:
+    """Evidence and pooled features of an exit and of all before it, by split name."""
+
+    def features(split: Split, index: int) -> np.ndarray:
+        return np.hstack([known_at(split, index), *pooled[split.name][: index + 1]])
+
+    return features
+
+
+def foreseen(fitted_on: Sequence[Split], test: Split, features: Features = known_at) -> dict:
+    """Rank correlation on ``test`` of gains by a regressor fitted on other splits.
+
+    Returns:
+        ``images`` it was fitted on, ``penalty`` and ``correlation`` of each early exit.
+    """
+    regressor = fit_gain(fitted_on, np.concatenate([s.gains for s in fitted_on]), features)
+    return {
+        "images": sum(len(s.records) for s in fitted_on),
+        "penalty": regressor.penalty,
+        "correlation": correlations(regressor.gain(test), test.gains),
+    }
+
+
+def gains_of(
+    trainings: Mapping[str, Path | str], test: Split, root: Path | str, folder: Path | str, limit: int | None = None
+) -> dict[str, np.ndarray]:
+    """Gains on the images of ``test`` by released detectors, as far as they are there, (N, E - 1) each.
+
+    Of scores as they are: of a retired detector nothing is kept that could calibrate them.
+
+    Args:
+        trainings: name to the path that the weights were released under.
+        test: whose images count.
+        root: data set.
+        folder: of exit records.
+        limit: of the test images, as ``test`` was made with.
+    """
+    found = {}
+    for name, one in find_released(trainings, root).items():
+        records = one if isinstance(one, ExitRecords) else records_of("test", one, root, folder, limit)
+        kept = set(test.records.image_ids)
+        rows = [row for row, image_id in enumerate(records.image_ids) if image_id in kept]
+        found[name] = RoutedAP(records.rows(rows), test.coco).gains()
+    return found
+
+
+def between_trainings(gains: Mapping[str, np.ndarray]) -> list[float] | None:
+    """Mean rank correlation, over all pairs of trainings, of their gains on the same images: one an early exit.
+
+    Args:
+        gains: training to (N, E - 1).
+
+    Returns:
+        None where there is one training alone.
+    """
+    pairs = [correlations(a, b) for a, b in combinations(gains.values(), 2)]
+    return [float(value) for value in np.mean(pairs, 0)] if pairs else None
