@@ -234,11 +234,12 @@ rule policies:
         notebook="notebooks/05d_policies.ipynb",
         params="params/report_policies.yaml",
         weights="checkpoints/exits.pth",
+        seeds=sorted(f"checkpoints/{n}" for n in glob_wildcards("checkpoints/{name,exits_seed.*pth|records/exits_seed.*}").name),
         times=f"{METRICS}/exits.json",
         peers=[path for path in [f"{METRICS}/static.json"] if os.path.exists(path)],  # of `compress`, if run
-        code=expand("eelib/{m}.py", m=["records", "routed_ap", "calibrate", "gates", "splits", "policies", "curves", "guarantee"]),
+        code=expand("eelib/{m}.py", m=["records", "routed_ap", "calibrate", "gates", "splits", "policies", "curves", "guarantee", "predictability"]),
     output:
-        expand(METRICS + "/{m}.json", m=["routing", "calibration", "guarantee"]),
+        expand(METRICS + "/{m}.json", m=["routing", "calibration", "guarantee", "predictability"]),
         touch("runs/stamps/policies"),
     log:
         "reports/executed/05d_policies.ipynb",
@@ -295,7 +296,7 @@ rule acceleration:
         RUN
 
 
-# Not part of `all`: it trains for an hour or two. `snakemake --cores 2 compress`; a killed run goes on.
+# Not part of `all`: it trains for four hours. `snakemake --cores 2 compress`; a killed run goes on.
 rule compress:
     input:
         params="params/compress.yaml",
@@ -341,8 +342,10 @@ rule dissertation:
 rule reports:
     input:
         metrics=expand(METRICS + "/{name}.json", name=["baseline", "exits", "phases", "causal", "detector_1_4"]),
+        routing=expand(METRICS + "/{name}.json", name=["routing", "guarantee", "predictability"]),
+        alternatives=[path for path in [f"{METRICS}/compress.json"] if os.path.exists(path)],  # of `compress`, if run
         templates=expand("eelib/templates/{name}.md.j2", name=REPORTS),
-        code="eelib/reports.py",
+        code=["eelib/reports.py", "eelib/alternatives.py"],
     output:
         touch("runs/stamps/reports"),
     shell:

@@ -324,14 +324,14 @@ def showroom(args: argparse.Namespace) -> int:
 
 def compress(args: argparse.Namespace) -> int:
     """Train the alternatives to early exits and measure all on one axis: AP on test against time."""
-    from eelib import batch, compress, variants
+    from eelib import alternatives, batch, compress, variants
 
     config = variants.load_config(args.config, batch.read_settings(args.set))
     report = compress.run(config, args.only, Path(args.reports), log=lambda line: print(line, flush=True))
     if report is not None:
-        print(compress.table(report).round(3).to_string(index=False))
+        print(alternatives.table(report).round(3).to_string(index=False))
         for one in report["with_exits"]:
             for key, hull in (("minus_peers", "static peers"), ("minus_all", "all static systems")):
-                print(f"{one['name']}, routed, against {hull}: {compress.verdict(one['points'], key)}")
+                print(f"{one['name']}, routed, against {hull}: {alternatives.verdict(one['points'], key)}")
         print(f"wrote {args.reports}/metrics/compress.json and static.json")
     return 0

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from pycocotools.coco import COCO
 
 from eelib import search
+from eelib.alternatives import PEERS
 from eelib.checkpoints import load_checkpoint, load_released
 from eelib.config import ConfigError, parse, resolve
 from eelib.curves import choose, hull_mixture
@@ -35,12 +35,14 @@ from eelib.systems import System, eager_ratios, measure_times, session_records, 
 from eelib.variants import RELEASED, CompressConfig, Variant, train_heads, train_variant
 
 SEARCHED = "searched"  # name of the variant that the search proposes
-PEERS = ("full", "width", "input")  # kinds of the static peers: what a user would do without any of this
 POLICY, GRID = "max_score", 20  # routing on top of an alternative, and the quantiles of its thresholds
 
 
-def kind_of(variant: Variant) -> str:
+def kind_of(name: str, variants: Mapping[str, Variant]) -> str:
     """What a variant is compared as."""
+    if name == SEARCHED:
+        return "search"
+    variant = variants[name]
     if variant.teacher:
         return "distilled"
     narrow, small, short = variant.width < 1, variant.size != SIZE, variant.maps < 6
@@ -95,7 +97,18 @@ def train_all(config: CompressConfig, log: Callable[[str], None] = print) -> dic
     timed = {name: values for name, values in trained.items() if "predicted_ratio" in values}
     best = best_variant(timed, config.budget)
     train_heads(folders[best], config, log)
-    return {"folders": folders, "variants": variants, "trained": trained, "search": found, "best": best}
+    again = {seed: train_again(best, seed, config, variants, log) for seed in config.seeds}
+    return {"folders": folders, "variants": variants, "trained": trained, "search": found, "best": best, "again": again}
+
+
+def train_again(
+    name: str, seed: int, config: CompressConfig, variants: dict[str, Variant], log: Callable[[str], None] = print
+) -> Path:
+    """A variant, what it was pruned from, and exits on it, trained with another seed."""
+    other = config.model_copy(update={"seed": seed})
+    folder = train_variant(name, other, variants, log)
+    train_heads(folder, other, log)
+    return folder
 
 
 def systems_of(config: CompressConfig, done: Mapping) -> tuple[list[System], list[System]]:
@@ -104,18 +117,25 @@ def systems_of(config: CompressConfig, done: Mapping) -> tuple[list[System], lis
     baseline, exits = resolve(config.baseline), resolve(config.exits)
     static = [system("full", "full", baseline, out / "export_baseline")]
     for name, folder in done["folders"].items():
-        kind = "search" if name == SEARCHED else kind_of(done["variants"][name])
-        static.append(system(name, kind, folder / "static.pth", folder / "export_static"))
+        static.append(system(name, kind_of(name, done["variants"]), folder / "static.pth", folder / "export_static"))
     static.append(system("full int8", "int8", baseline, out / "export_baseline", config.int8_images))
-    label = f"{done['best']} int8"
-    static.append(system(label, "int8", best / "static.pth", best / "export_static", config.int8_images))
+    _, own_int8, *own = systems_on(done["best"], best, config)
     with_exits = [
         system("exits", "exits", exits, out / "export_exits"),
         system("exits int8", "exits", exits, out / "export_exits", config.int8_images),
-        system(f"exits on {done['best']}", "exits", best / "exits.pth", best / "export_exits"),
-        system(f"exits on {label}", "exits", best / "exits.pth", best / "export_exits", config.int8_images),
     ]
-    return static, with_exits
+    return [*static, own_int8], with_exits + own
+
+
+def systems_on(name: str, folder: Path, config: CompressConfig) -> list[System]:
+    """A variant in float and in int8, and the exits on it in float and in int8."""
+    count = config.int8_images
+    return [
+        system(name, kind_of(name, config.variants), folder / "static.pth", folder / "export_static"),
+        system(f"{name} int8", "int8", folder / "static.pth", folder / "export_static", count),
+        system(f"exits on {name}", "exits", folder / "exits.pth", folder / "export_exits"),
+        system(f"exits on {name} int8", "exits", folder / "exits.pth", folder / "export_exits", count),
+    ]
 
 
 class Truth(NamedTuple):
@@ -188,14 +208,14 @@ def routed_rows(
     settings = settings_of(POLICY, here, splits["val"], {"grid": GRID})
     costs = np.array([row["time_ratio"] for row in static])
     peers = np.array([row["kind"] in PEERS for row in static])
-    for setting in choose(settings, here, config.budgets):
+    for budget, setting in zip(config.budgets, choose(settings, here, config.budgets), strict=True):
         chosen = setting.route(test)
         if chosen.tobytes() in points:
             continue
         routed = bootstrap(test.evaluator, [chosen], truth.weights)[:, 0]
         shares = np.bincount(chosen, minlength=len(exits)) / len(chosen)
         time = test.time(chosen) * own_ms / truth.full_ms
-        point = {"time_ratio": time, "thresholds": list(setting.thresholds),
+        point = {"budget": budget, "time_ratio": time, "thresholds": list(setting.thresholds),
                  **test.evaluator.scores(chosen), "AP_interval": interval(routed),
                  "exit_shares": dict(zip(exits, shares.tolist(), strict=True))}  # fmt: skip
         for key, kept in (("minus_peers", peers), ("minus_all", np.ones(len(costs), bool))):
@@ -226,78 +246,50 @@ def evaluate(config: CompressConfig, done: Mapping, log: Callable[[str], None] =
             row["time_ratio_eager"] = eager[row["name"]]
     log("routing")
     systems = [routed_rows(one, config, times, truth, rows, samples) for one in with_exits]
+    again = [seed_row(seed, folder, config, done["best"], times, truth, rows, samples)
+             for seed, folder in done["again"].items()]  # fmt: skip
     settings = parse(load_checkpoint(resolve(config.baseline))["config"], config.baseline)
     origin = provenance("test", settings, resolve(config.baseline)) | {
         "exits_sha256": file_sha256(resolve(config.exits)), "compress": config.model_dump(mode="json"),
         "images": len(dataset), "runtime": "onnxruntime, batch 1, one thread", "machine": machine(),
     }  # fmt: skip
-    return {"static": rows, "with_exits": systems, "best": done["best"], "search": done["search"]} | origin
+    found = {"static": rows, "with_exits": systems, "best": done["best"], "search": done["search"], "seeds": again}
+    return found | origin
+
+
+def seed_row(
+    seed: int,
+    folder: Path,
+    config: CompressConfig,
+    name: str,
+    times: Mapping,
+    truth: Truth,
+    rows: Sequence[Mapping],
+    samples: np.ndarray,
+) -> dict:
+    """The best alternative and the exits on it from another seed, beside static systems of which it is one.
+
+    Its graphs are those of the first seed with other weights, so their times are taken.
+
+    Returns:
+        ``seed``, ``static`` (rows of the alternative in float and int8) and ``with_exits`` (:func:`routed_rows`).
+    """
+    *static, with_exits, with_exits_int8 = systems_on(name, folder, config)
+    own, names, samples = [], [row["name"] for row in rows], samples.copy()
+    for one in static:
+        values, columns = exit_rows(one, session_records(one, "test", config.limit), times, truth)
+        own.append({"name": one.name, "kind": one.kind} | values["full"])
+        samples[:, names.index(one.name)] = columns[:, 0]
+    routed = [routed_rows(one, config, times, truth, rows, samples) for one in (with_exits, with_exits_int8)]
+    return {"seed": seed, "static": own, "with_exits": routed}
 
 
 def save(report: dict, reports: Path | str) -> list[Path]:
     """Write ``metrics/compress.json``, all of it, and ``metrics/static.json``, the static peers as ``peers``."""
     folder = Path(reports) / "metrics"
-    origin = {k: v for k, v in report.items() if k not in ("static", "with_exits", "best", "search")}
+    origin = {k: v for k, v in report.items() if k not in ("static", "with_exits", "best", "search", "seeds")}
     peers = {"peers": [row for row in report["static"] if row["kind"] in PEERS]}
     return [write_json(folder / "compress.json", report), write_json(folder / "static.json", peers | origin)]
-
-
-def table(report: Mapping) -> pd.DataFrame:
-    """The closing table: AP, AP50, time, size, parameters and operations of every system and exit."""
-    lines = []
-    for row in report["static"]:
-        lines.append({"system": row["name"], "kind": row["kind"], "exit": "–"} | _line(row, row))
-    for one in report["with_exits"]:
-        for name, values in one["exits"].items():
-            lines.append({"system": one["name"], "kind": "exits", "exit": name} | _line(values, one))
-    return pd.DataFrame(lines)
-
-
-def _line(values: Mapping, one: Mapping) -> dict:
-    return {
-        "AP": values["AP"], "low": values["AP_interval"][0], "high": values["AP_interval"][1], "AP50": values["AP50"],
-        "time / full": values["time_ratio"], "MiB": one["size_mib"], "M parameters": one["parameters"] / 1e6,
-        "MMAC": values["macs"] / 1e6,
-    }  # fmt: skip
-
-
-def on_measured_time(points: Sequence[Mapping], exits: Mapping[str, Mapping]) -> list[dict]:
-    """Points of a routing that reads boxes, with the mean time of their exit shares by the times of ``exits``."""
-    paid = {name: values["time_ratio"] + values["passed_ratio"] for name, values in exits.items()}
-    return [
-        dict(point) | {"time_ratio": sum(share * paid[name] for name, share in point["exit_shares"].items())}
-        for point in points
-    ]
-
-
-def winners(report: Mapping, budgets: Sequence[float]) -> pd.DataFrame:
-    """The system with the best AP on ``test`` within each budget of time: a description, not a choice."""
-    known = [(row["name"], row["time_ratio"], row["AP"]) for row in report["static"]]
-    for one in report["with_exits"]:
-        known += [(f"{one['name']}, routed", p["time_ratio"], p["AP"]) for p in one["points"]]
-    lines = []
-    for budget in budgets:
-        inside = [entry for entry in known if entry[1] <= budget]
-        name, time, ap = max(inside, key=lambda e: (e[2], -e[1]), default=(None, None, None))
-        lines.append({"time / full at most": budget, "system": name, "time / full": time, "AP": ap})
-    return pd.DataFrame(lines)
-
-
-def verdict(points: Sequence[Mapping], key: str) -> str:
-    """At how many latencies a routing lies above a hull with its whole interval, in words.
-
-    Args:
-        points: of :func:`routed_rows`.
-        key: ``minus_peers`` or ``minus_all``.
-    """
-    met = [p for p in points if p[key] is not None]
-    above = [p["time_ratio"] for p in met if p[key][0] > 0]
-    below = sum(p[key][1] < 0 for p in met)
-    where = f" (time / full {', '.join(f'{t:.2f}' for t in above)})" if above else ""
-    return (
-        f"above the hull, interval clear of it, at {len(above)} of {len(met)} latencies{where}; "
-        f"below it, clear, at {below}; {len(points) - len(met)} are faster than any of the static systems"
-    )
 
 
 def run(

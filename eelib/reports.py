@@ -12,6 +12,7 @@ import jinja2
 import pandas as pd
 
 from eelib import comparison, record, tables
+from eelib.alternatives import clear, of_every_seed, verdict
 from eelib.config import ROOT, ConfigError
 from eelib.evaluate import decision
 from eelib.files import write_atomic
@@ -27,6 +28,7 @@ REPORTS = {
 }
 # Goals of the project: share of full AP at least, time relative to full at most.
 EXIT_GOALS = {"exit1": (0.75, 0.55), "exit2": (0.92, 0.72)}
+FULL_GOAL = 0.99  # AP of full / that of the baseline
 # Share of the way from random to the oracle at least; time relative to full, and relative AP, at 1 % of loss.
 ROUTING_GOALS = {"recovered": 0.60, "time": 0.75, "AP": -0.01}
 
@@ -71,22 +73,51 @@ def _of_the(released: str, metrics: Path, name: str, key: str = "checkpoint_sha2
 
 
 def paying(alternatives: Values) -> list[dict]:
-    """Each system with exits beside the static ones: verdicts in words, and where its routing is above all of them.
+    """Each system with exits beside the static ``peers`` and ``all`` of them.
+
+    Of each a ``verdict`` in words, and the points ``above`` with the number of ``seeds`` that are above at the
+    same budget, the first among them.
 
     Args:
         alternatives: of ``compress.json``.
     """
-    from eelib.compress import verdict  # brings optuna and torch-pruning, which no report needs without it
+    rows = []
+    for one in alternatives["with_exits"]:
+        seeds = [trained["points"] for trained in of_every_seed(alternatives, one["name"]).values()]
+        row: dict = {"name": one["name"], "seeds": len(seeds)}
+        for hull in ("peers", "all"):
+            key = f"minus_{hull}"
+            above = clear(one["points"], key)[0]
+            budgets = [{p["budget"] for p in clear(points, key)[0]} for points in seeds]
+            again = [sum(p["budget"] in found for found in budgets) for p in above]
+            row[hull] = {
+                "verdict": verdict(one["points"], key),
+                "above": [dict(p) | {"seeds": count} for p, count in zip(above, again, strict=True)],
+            }
+        rows.append(row)
+    return rows
 
-    return [
-        {
-            "name": one["name"],
-            "peers": verdict(one["points"], "minus_peers"),
-            "all": verdict(one["points"], "minus_all"),
-            "above": [p for p in one["points"] if p["minus_all"] is not None and p["minus_all"][0] > 0],
-        }
-        for one in alternatives["with_exits"]
-    ]
+
+def seeds_beside_goals(training: Values) -> list[dict]:
+    """The last trainings with several seeds beside the goals: of each exit the share of AP that each seed keeps.
+
+    Args:
+        training: of ``training.json``.
+
+    Returns:
+        ``exit``, ``of`` (what it is a share of), ``shares`` in the order of the seeds and ``goal``; no
+        rows where one seed was trained.
+    """
+    rows = [row for row in training["seeds"] if row["training"] != "baseline"]
+    if len({row["training"] for row in rows}) < 2:
+        return []
+    goals = {name: goal for name, (goal, _) in EXIT_GOALS.items()} | {"full": FULL_GOAL}
+    found = []
+    for name, goal in goals.items():
+        of = "baseline" if name == "full" else "full"
+        shares = [row[f"share_of_{of}"] for row in rows if row["exit"] == name]
+        found.append({"exit": name, "of": of, "shares": shares, "goal": goal})
+    return found
 
 
 def _per_cent(share: float) -> str:
@@ -144,7 +175,8 @@ def context(metrics: Path, published: Path) -> dict:
     told, final, rules = record.narrative(), record.final_values(), record.phase_rules()
     nine = {phase: entry for phase, entry in entries.items() if phase in final.index}
     causal, ablation = (_of_the("baseline", metrics, name) for name in ("causal", "ablation"))
-    routing, guarantee = (_of_the("exits", metrics, name) for name in ("routing", "guarantee"))
+    routing, guarantee, seen = (_of_the("exits", metrics, name) for name in ("routing", "guarantee", "predictability"))
+    training = _of_the("exits", metrics, "training")
     alternatives = _of_the("exits", metrics, "compress", "exits_sha256")
     built = comparison.all_tables(entries, comparison.read_history(published, "1.9"))
     constant = record.constant_against_threshold(rules, 0.46)
@@ -179,6 +211,8 @@ def context(metrics: Path, published: Path) -> dict:
         "ablation_table": None if ablation is None else tables.markdown(tables.ablation(ablation["variants"])),
         "routing": routing,
         "guarantee": guarantee,
+        "seen": seen,
+        "repeated": training and seeds_beside_goals(training),
         "paying": alternatives and paying(alternatives),
         "detector_record": tables.markdown(pd.read_csv(record.FOLDER / "detector_1_4.csv")),
         "exit_goals": EXIT_GOALS,

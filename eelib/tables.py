@@ -134,7 +134,7 @@ def ablation(rows: list[dict]) -> pd.DataFrame:
 
 
 def seeds(rows: list[dict]) -> pd.DataFrame:
-    """One training with several seeds: AP of each exit a seed, their mean and sample standard deviation.
+    """One training with several seeds: AP and shares of each exit a seed, their mean and sample standard deviation.
 
     Args:
         rows: of :func:`eelib.validation.compare_detectors`.
@@ -143,8 +143,8 @@ def seeds(rows: list[dict]) -> pd.DataFrame:
     for row in rows:
         if row["training"] != "baseline":
             columns.setdefault(row["exit"], {})[row["training"]] = row["AP"]
-            if row["exit"] != "full":
-                columns.setdefault(f"{row['exit']} / full", {})[row["training"]] = row["share_of_full"]
+            of = "baseline" if row["exit"] == "full" else "full"
+            columns.setdefault(f"{row['exit']} / {of}", {})[row["training"]] = row[f"share_of_{of}"]
     table = pd.DataFrame(columns, dtype=float)
     spread = table.agg(["mean", "std"]).rename(index={"std": "standard deviation"})
     return pd.concat([table, spread]).rename_axis("seed").reset_index()

@@ -83,6 +83,7 @@ class CompressConfig(_Strict):
     exits: str = "checkpoints/exits.pth"  # what is pruned: the same detector with its two exits
     out: str = "runs/compress"
     seed: int = Field(0, ge=0)
+    seeds: list[Annotated[int, Field(ge=0)]] = []  # others, of the best alternative and the exits on it
     importance: Literal["taylor", "bn_scale"] = "taylor"
     importance_images: int = Field(64, ge=1)
     train: Budget = Budget()
@@ -109,6 +110,8 @@ def load_config(path: Path | str, settings: dict | None = None) -> CompressConfi
             f"{path}: key '{'.'.join(map(str, e['loc']))}' is {e.get('input')!r}: {e['msg']}" for e in error.errors()
         ]
         raise ConfigError("\n".join(lines)) from None
+    if len({config.seed, *config.seeds}) <= len(config.seeds):
+        raise ConfigError(f"{path}: key 'seeds' is {config.seeds}; expected different seeds, none of them 'seed'")
     for name, variant in config.variants.items():
         start = config.variants.get(variant.start)
         if start is None and variant.start != RELEASED:

@@ -7,15 +7,16 @@ import pytest
 import torch
 import yaml
 
-from eelib import compress, search, variants
+from eelib import alternatives, compress, search, variants
 from eelib.__main__ import main
 from eelib.checkpoints import TrainingError, load_released, save_checkpoint
 from eelib.config import ROOT, ConfigError
 from eelib.figures_routing import alternatives_plane
-from eelib.systems import session_records, system
+from eelib.systems import System, session_records, system
 from eelib.variants import RELEASED, Variant, distilling_step, fine_tuning, folder_of, load_config
 
 PARAMS = ROOT / "params" / "compress.yaml"
+ALL_OF_256 = ("input_256", "input_256 int8", "exits on input_256", "exits on input_256 int8")
 
 
 def write(tmp_path, **changes):
@@ -42,6 +43,8 @@ def test_the_parameter_file_is_valid():
         ({"variants": {"a": {"start": "b"}, "b": {"start": "a"}}}, "goes in a circle"),
         ({"variants": {"a": {"size": 256, "teacher": 1.0}}}, "the teacher has six maps of 320 px"),
         ({"variants": {"a": {}}}, "key 'search.widths' names 'width_75', which is no variant"),
+        ({"seeds": [1, 1]}, "key 'seeds' is .1, 1.; expected different seeds, none of them 'seed'"),
+        ({"seeds": [0, 1]}, "key 'seeds' is .0, 1."),
         ({"importance": "luck"}, "key 'importance' is 'luck'"),
         ({"trials": 3}, "key 'trials' is 3"),
     ],
@@ -87,7 +90,9 @@ def test_the_verdict_counts_what_is_clear_of_the_hull():
         {"time_ratio": 0.6, "minus_all": [-0.01, 0.02]},
         {"time_ratio": 0.7, "minus_all": [0.01, 0.02]},
     ]
-    assert compress.verdict(points, "minus_all") == (
+    above, met = alternatives.clear(points, "minus_all")
+    assert above == points[3:] and met == 3
+    assert alternatives.verdict(points, "minus_all") == (
         "above the hull, interval clear of it, at 1 of 3 latencies (time / full 0.70); below it, clear, at 1; "
         "1 are faster than any of the static systems"
     )
@@ -106,8 +111,9 @@ def test_the_best_variant_is_chosen_inside_the_budget():
 
 def test_kinds():
     cases = {"width": {"width": 0.5}, "input": {"size": 256}, "tail": {"maps": 4}, "distilled": {"teacher": 1.0}}
-    assert all(compress.kind_of(Variant(**values)) == kind for kind, values in cases.items())
-    assert compress.kind_of(Variant(width=0.5, size=256)) == "mixed"
+    assert all(compress.kind_of("v", {"v": Variant(**values)}) == kind for kind, values in cases.items())
+    assert compress.kind_of("v", {"v": Variant(width=0.5, size=256)}) == "mixed"
+    assert compress.kind_of("searched", {}) == "search"
 
 
 def test_time_of_a_candidate_is_the_sum_of_its_segments():
@@ -204,18 +210,75 @@ def report():
 
 def test_the_closing_table_and_the_winners_by_hand():
     found = report()
-    table = compress.table(found)
+    table = alternatives.table(found)
     assert table["system"].tolist() == ["full", "width_50", "exits", "exits"]
     assert table["exit"].tolist() == ["–", "–", "exit1", "full"]
     assert table.loc[1, ["AP", "time / full", "M parameters", "MMAC"]].tolist() == [0.2, 0.5, 3.0, 2.0]
-    best = compress.winners(found, [0.4, 0.5, 0.7, 1.0])
+    best = alternatives.winners(found, [0.4, 0.5, 0.7, 1.0])
     assert best["system"].fillna("none").tolist() == ["none", "width_50", "exits, routed", "full"]
-    (moved,) = compress.on_measured_time(found["with_exits"][0]["points"], found["with_exits"][0]["exits"])
+    (moved,) = alternatives.on_measured_time(found["with_exits"][0]["points"], found["with_exits"][0]["exits"])
     assert moved["time_ratio"] == pytest.approx(0.8) and moved["AP"] == 0.28
+
+
+def test_seeds_are_counted_one_by_one():
+    found, gaps = report(), ([0.01, 0.02], [-0.01, 0.02])
+    for one in found["with_exits"]:
+        one["name"] = "exits on width_50"
+        one["points"] = [p | {"minus_peers": gaps[0], "minus_all": gaps[1]} for p in one["points"]]
+    other = {**found["with_exits"][0], "points": [{"time_ratio": 0.6, "minus_peers": None, "minus_all": gaps[0]}]}
+    found |= {
+        "compress": {"seed": 3},
+        "seeds": [{"seed": 4, "static": [{"name": "width_50", "AP": 0.25}], "with_exits": [other]}],
+    }
+    assert list(alternatives.of_every_seed(found, "exits on width_50")) == [3, 4]
+    table = alternatives.seeds(found)
+    assert table[["seed", "above peers", "above all static"]].values.tolist() == [
+        [3, "1 of 1", "0 of 1"],
+        [4, "0 of 0", "1 of 1"],
+    ]
+    assert table["AP full"].tolist() == [0.3, 0.3] and table["AP without exits"].tolist() == [0.2, 0.25]
+    assert alternatives.seeds(found | {"seeds": []}).empty
+
+
+def test_the_systems_of_the_best_alternative_are_known_by_the_names_that_seeds_replace(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        compress, "system", lambda name, kind, weights, folder, int8=0: System(name, kind, weights, folder)
+    )
+    config = load_config(PARAMS)
+    for best in ("input_256", "searched"):
+        folders = {name: tmp_path / name for name in ("searched", *config.variants)}
+        variants_ = config.variants | {"searched": Variant(width=0.75)}
+        static, with_exits = compress.systems_of(config, {"folders": folders, "variants": variants_, "best": best})
+        assert static[0].name == "full" and with_exits[0].name == "exits"  # what times and 07 go by
+        names = [one.name for one in static]
+        assert len(set(names)) == len(names) and {best, f"{best} int8"} <= set(names)
+        assert [one.name for one in with_exits[2:]] == [f"exits on {best}", f"exits on {best} int8"]
+        assert compress.systems_on(best, tmp_path, config)[1].kind == "int8"
+
+
+def test_another_seed_stands_among_the_static_systems_in_place_of_the_first(monkeypatch):
+    """Its own float and int8 take their columns, whatever their order, and the first one's samples stay."""
+    seen, values = [], {"full": {"AP": 0.2, "AP50": 0.4, "AP_interval": [0.1, 0.3], "time_ratio": 0.5}}
+    rows = [{"name": n} for n in ("full", "input_256", "full int8", "input_256 int8")]
+    samples = np.zeros((3, 4))
+    monkeypatch.setattr(compress, "session_records", lambda *a: None)
+    monkeypatch.setattr(compress, "systems_on", lambda name, *a: [System(n, "k", None, None) for n in ALL_OF_256])
+    monkeypatch.setattr(
+        compress, "exit_rows", lambda one, *a: (values, np.full((3, 1), ALL_OF_256.index(one.name) + 1))
+    )
+    monkeypatch.setattr(
+        compress, "routed_rows", lambda one, c, t, truth, rows, samples: seen.append(samples[0].tolist()) or one.name
+    )
+    row = compress.seed_row(1, None, load_config(PARAMS), "input_256", {}, None, rows, samples)
+    assert row["with_exits"] == ["exits on input_256", "exits on input_256 int8"]
+    assert seen == [[0, 1, 0, 2]] * 2 and not samples.any()
+    assert [one["name"] for one in row["static"]] == ["input_256", "input_256 int8"] and row["static"][0]["AP"] == 0.2
 
 
 def test_the_plane_draws_every_kind_and_curve():
     found = report()
-    figure = alternatives_plane(found["static"], {"exits, routed": found["with_exits"][0]["points"]}, compress.PEERS)
+    figure = alternatives_plane(
+        found["static"], {"exits, routed": found["with_exits"][0]["points"]}, alternatives.PEERS
+    )
     labels = {text.get_text() for text in figure.legends[0].get_texts()}
     assert labels == {"full", "width", "hull of static peers", "hull of all static", "exits, routed"}

@@ -211,7 +211,15 @@ RELEASED = {
         "static.json",
     ),
     "exits": (
-        *("exits.json", "training.json", "routing.json", "calibration.json", "guarantee.json", "validation.json"),
+        *(
+            "exits.json",
+            "training.json",
+            "routing.json",
+            "calibration.json",
+            "guarantee.json",
+            "predictability.json",
+            "validation.json",
+        ),
         *("bench.json", "acceleration.json"),
     ),
 }
@@ -238,13 +246,34 @@ def test_routing_and_alternatives_are_told_where_they_are_of_the_present_exits(r
     routing = {"goal": goal, "policies": {"benefit": {"recovered": 0.2}}, "checkpoint_sha256": "e"}
     stated = {"thresholds": [0.6, 0.6], "epsilon": 0.05, "delta": 0.1, "n": 450, "time_ratio": 0.8}
     points = [
-        {"time_ratio": t, "AP": 0.3, "minus_peers": gap, "minus_all": gap}
+        {"budget": t, "time_ratio": t, "AP": 0.3, "minus_peers": gap, "minus_all": gap}
         for t, gap in ((0.3, None), (0.5, [0.01, 0.02]), (0.7, [-0.02, -0.01]))
     ]
+    shares = {"exit1": (0.74, 0.76), "exit2": (0.93, 0.91), "full": (1.0, 1.0)}
+    seeds = [
+        {"training": f"seed {k}", "exit": name, "share_of_full": share[k], "share_of_baseline": (1.02, 0.95)[k]}
+        for k in (0, 1)
+        for name, share in shares.items()
+    ]
     files = {
+        "training": {"seeds": seeds, "checkpoint_sha256": "e"},
         "routing": routing,
         "guarantee": {"stated": stated, "checkpoint_sha256": "e"},
-        "compress": {"with_exits": [{"name": "exits int8", "points": points}], "exits_sha256": "e"},
+        "predictability": {
+            "views": {"evidence": {"images": 670, "correlation": [0.4, 0.3]}},
+            "goal": 0.6,
+            "needed": 0.7,
+            "free": 0.25,
+            "between_seeds": [0.51, 0.52],
+            "seeds": ["a", "b"],
+            "checkpoint_sha256": "e",
+        },
+        "compress": {
+            "with_exits": [{"name": "exits int8", "points": points}],
+            "exits_sha256": "e",
+            "compress": {"seed": 0},
+            "seeds": [{"seed": 1, "with_exits": [{"name": "exits int8", "points": points[:1]}]}],
+        },
     }
     for name, content in files.items():
         (results / "metrics" / f"{name}.json").write_text(json.dumps(content))
@@ -253,12 +282,27 @@ def test_routing_and_alternatives_are_told_where_they_are_of_the_present_exits(r
     assert "0.700 of\nfull's time (goal 0.750: met)" in text and "changes by -2.0 %" in text
     assert "0.200 (goal 0.600: missed by 0.400)" in text
     assert "with probability 0.9 an image's F1 falls by 0.05 or less on average, at 0.800 of full's time there" in text
+    assert "exit1 74 %, 76 % of full (goal 75 %: in 1 of 2 seeds);" in text
+    assert "full 102 %, 95 % of baseline (goal 99 %: in 1 of 2 seeds)." in text
     assert "That holds for\n- exits int8, at 0.500 of the time" in text
+    assert "AP 0.300; in 1 of 2 seeds." in text
     analysis = (results / "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md").read_text()
     assert "**exits int8** and the peers: above the hull, interval clear of it, at 1 of 2 latencies" in analysis
     change(results, "compress", lambda c: c["with_exits"][0]["points"].pop(1))
+    assert "| benefit regressor, evidence (670 images) | 0.400 | 0.300 |" in analysis
+    assert "| the same image under another seed of the last two trainings (2 seeds) | 0.510 | 0.520 |" in analysis
+    assert "router recovers 0.200, and would recover 0.250 if" in analysis
+    assert "recovers the goal of 0.600 from a correlation of 0.700 on" in analysis
+    change(results, "training", lambda c: c.update(seeds=c["seeds"][:3]))
+    change(results, "predictability", lambda c: c.update(needed=None, between_seeds=None))
+    reports.write_all(results)
+    text = (results / "EXECUTIVE_SUMMARY.md").read_text()
+    assert "no correlation that was tried meets the goal" in text and "with other seeds" not in text
+    analysis = (results / "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md").read_text()
+    assert "did not recover the goal of 0.600 at any" in analysis and "the same image under" not in analysis
     change(results, "guarantee", lambda c: c["stated"].update(thresholds=None))
     change(results, "routing", lambda c: c.update(checkpoint_sha256="other"))
     reports.write_all(results)
     text = (results / "EXECUTIVE_SUMMARY.md").read_text()
+    assert "no correlation" not in text  # nothing of the routing is told without it
     assert "That holds nowhere." in text and "No threshold could be certified" in text and "**Routing.**" not in text
