@@ -285,7 +285,6 @@ rule acceleration:
         params="params/report_acceleration.yaml",
         metrics=f"{METRICS}/bench.json",
         stamp="runs/stamps/bench",
-        routing=f"{METRICS}/routing.json",
         alternatives=[path for path in [f"{METRICS}/compress.json"] if os.path.exists(path)],  # of `compress`, if run
     output:
         f"{METRICS}/acceleration.json",

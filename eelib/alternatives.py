@@ -26,15 +26,6 @@ def _line(values: Mapping, one: Mapping) -> dict:
     }  # fmt: skip
 
 
-def on_measured_time(points: Sequence[Mapping], exits: Mapping[str, Mapping]) -> list[dict]:
-    """Points of a routing that reads boxes, with the mean time of their exit shares by the times of ``exits``."""
-    paid = {name: values["time_ratio"] + values["passed_ratio"] for name, values in exits.items()}
-    return [
-        dict(point) | {"time_ratio": sum(share * paid[name] for name, share in point["exit_shares"].items())}
-        for point in points
-    ]
-
-
 def winners(report: Mapping, budgets: Sequence[float]) -> pd.DataFrame:
     """The system with the best AP on ``test`` within each budget of time: a description, not a choice."""
     known = [(row["name"], row["time_ratio"], row["AP"]) for row in report["static"]]

@@ -35,7 +35,7 @@ from eelib.systems import System, eager_ratios, measure_times, session_records, 
 from eelib.variants import RELEASED, CompressConfig, Variant, train_heads, train_variant
 
 SEARCHED = "searched"  # name of the variant that the search proposes
-POLICY, GRID = "max_score", 20  # routing on top of an alternative, and the quantiles of its thresholds
+POLICIES, GRID = ("max_score", "benefit"), 20  # of the routing of a system with exits; quantiles of their thresholds
 
 
 def kind_of(name: str, variants: Mapping[str, Variant]) -> str:
@@ -161,9 +161,13 @@ def exit_rows(one: System, records: ExitRecords, times: Mapping, truth: Truth) -
     routings = [np.full(len(records), k) for k in range(len(records.exit_names))]
     samples, rows, passed_ms = bootstrap(evaluator, routings, truth.weights), {}, 0.0
     for k, name in enumerate(records.exit_names):
-        measured = times[one.name, name] | {"passed_ratio": passed_ms / truth.full_ms}
-        if k + 1 < len(records.exit_names):
-            passed_ms += times[one.name, f"suppression at {name}"]["median_ms"]
+        seen_ms, suppressed_ms = (
+            times[one.name, f"{what} at {name}"]["median_ms"] if k + 1 < len(records.exit_names) else 0.0
+            for what in ("observation", "suppression")
+        )  # own time holds the suppression at the exit where the image leaves
+        passed = (passed_ms + max(0.0, seen_ms - suppressed_ms)) / truth.full_ms
+        measured = times[one.name, name] | {"passed_ratio": passed}
+        passed_ms += seen_ms
         rows[name] = _scores(records, k, truth.coco) | {
             "AP_interval": interval(samples[:, k]),
             "time_ratio": measured["median_ms"] / truth.full_ms, **measured, "macs": macs(model, name),
@@ -194,36 +198,40 @@ def routed_rows(
     static: Sequence[Mapping],
     samples: np.ndarray,
 ) -> dict:
-    """A system with exits: its exits, and a routing by its best score beside the hull of the static systems.
+    """A system with exits: its exits, and a routing on it beside the hull of the static systems.
 
-    Thresholds come from ``calibrate``. ``minus_peers`` compares with :data:`PEERS` alone, ``minus_all``
-    with every static system, int8 included.
+    Policy and thresholds of each budget come from ``calibrate``. ``minus_peers`` compares with :data:`PEERS`
+    alone, ``minus_all`` with every static system, int8 included.
     """
     records = {split: session_records(one, split, config.limit) for split in ("val", "calibrate", "test")}
     exits, _ = exit_rows(one, records["test"], times, truth)
     cocos = {s: DetectionDataset(s, keep_crowd=True, limit=1).coco for s in ("val", "calibrate")} | {"test": truth.coco}
     own_ms = exits["full"]["median_ms"]
-    splits = prepare(records, cocos, [values["median_ms"] / own_ms for values in exits.values()])
+    passing = [values["passed_ratio"] * truth.full_ms / own_ms for values in exits.values()]
+    splits = prepare(records, cocos, [values["median_ms"] / own_ms for values in exits.values()], passing=passing)
     here, test, points = splits["calibrate"], splits["test"], {}
-    settings = settings_of(POLICY, here, splits["val"], {"grid": GRID})
+    policies = {name: settings_of(name, here, splits["val"], {"grid": GRID}) for name in POLICIES}
+    settings = [setting for name in POLICIES for setting in policies[name]]
     costs = np.array([row["time_ratio"] for row in static])
     peers = np.array([row["kind"] in PEERS for row in static])
     for budget, setting in zip(config.budgets, choose(settings, here, config.budgets), strict=True):
-        chosen = setting.route(test)
-        if chosen.tobytes() in points:
+        chosen, reads = setting.route(test), setting.reads_boxes
+        if (chosen.tobytes(), reads) in points:
+            points[chosen.tobytes(), reads]["budgets"].append(budget)
             continue
         routed = bootstrap(test.evaluator, [chosen], truth.weights)[:, 0]
         shares = np.bincount(chosen, minlength=len(exits)) / len(chosen)
-        time = test.time(chosen) * own_ms / truth.full_ms
-        point = {"budget": budget, "time_ratio": time, "thresholds": list(setting.thresholds),
+        time = test.time(chosen, reads) * own_ms / truth.full_ms
+        policy = next(name for name in POLICIES if any(setting is one for one in policies[name]))
+        point = {"budgets": [budget], "policy": policy, "time_ratio": time, "thresholds": list(setting.thresholds),
                  **test.evaluator.scores(chosen), "AP_interval": interval(routed),
                  "exit_shares": dict(zip(exits, shares.tolist(), strict=True))}  # fmt: skip
         for key, kept in (("minus_peers", peers), ("minus_all", np.ones(len(costs), bool))):
             gap = hull_gap(time, routed, costs[kept], samples[:, kept])
             point[key] = None if gap is None else interval(gap)
-        points[chosen.tobytes()] = point
+        points[chosen.tobytes(), reads] = point
     size = {"size_mib": size_mib(one), "parameters": parameters(load_released(one.checkpoint))}
-    return {"name": one.name, "exits": exits, "policy": POLICY, "points": list(points.values())} | size
+    return {"name": one.name, "exits": exits, "points": list(points.values())} | size
 
 
 def evaluate(config: CompressConfig, done: Mapping, log: Callable[[str], None] = print) -> dict:

@@ -88,8 +88,8 @@ def paying(alternatives: Values) -> list[dict]:
         for hull in ("peers", "all"):
             key = f"minus_{hull}"
             above = clear(one["points"], key)[0]
-            budgets = [{p["budget"] for p in clear(points, key)[0]} for points in seeds]
-            again = [sum(p["budget"] in found for found in budgets) for p in above]
+            budgets = [{b for p in clear(points, key)[0] for b in p["budgets"]} for points in seeds]
+            again = [sum(not found.isdisjoint(p["budgets"]) for found in budgets) for p in above]
             row[hull] = {
                 "verdict": verdict(one["points"], key),
                 "above": [dict(p) | {"seeds": count} for p, count in zip(above, again, strict=True)],

@@ -13,12 +13,13 @@ import torch
 
 from eelib import deploy
 from eelib.checkpoints import load_released
+from eelib.confidence import entropy
 from eelib.data import DetectionDataset, as_input, build_transform, split_sha256
 from eelib.files import file_sha256
 from eelib.latency import measure, run_to
 from eelib.model import Detections
 from eelib.quantise import described, quantise
-from eelib.records import EVIDENCE, MAX_DETECTIONS, ExitRecords, load_records, save_records
+from eelib.records import MAX_DETECTIONS, ExitRecords, evidence_of, load_records, save_records
 from eelib.runtime import MANIFEST, EarlyExitSession, forced
 
 
@@ -56,39 +57,58 @@ def size_mib(one: System) -> float:
     return sum((one.folder / entry["file"]).stat().st_size for entry in files) / 2**20
 
 
-def session_records(system: System, split: str, limit: int | None) -> ExitRecords:
-    """What every exit of an export finds on a split; kept in the export's folder.
+def observe(
+    session: EarlyExitSession,
+    planes: tuple[np.ndarray, np.ndarray],
+    exit_name: str,
+    before: Detections | None,
+    size_hw: tuple[int, int],
+) -> tuple[Detections, list[float]]:
+    """What an exit finds on an image and what it knows by that, from the output of its graph.
 
-    ``top_score`` is the only evidence that is filled in.
+    Args:
+        planes: boxes (4, A) in pixels of the input and scores (A,).
+        before: of the exit before, in pixels of the original image.
+        size_hw: of the original image.
+
+    Returns:
+        Detections in pixels of the original image, and :data:`eelib.records.EVIDENCE`.
     """
+    kept = session.suppress(*planes, exit_name)
+    scale = torch.tensor([size_hw[1], size_hw[0]] * 2) / session.size
+    boxes_xyxy = torch.from_numpy(kept.boxes_xyxy[:MAX_DETECTIONS]) * scale
+    found = Detections(boxes_xyxy, torch.from_numpy(kept.scores[:MAX_DETECTIONS]))
+    return found, evidence_of(found, before, size_hw, float(entropy(torch.from_numpy(planes[1])[None])))
+
+
+def session_records(system: System, split: str, limit: int | None) -> ExitRecords:
+    """What every exit of an export finds on a split; kept in the export's folder."""
     session = system.session()
     entries = session.manifest[system.stages]
     hashes = split_sha256(split), "".join(entry["sha256"][:16] for entry in entries)
-    path = system.folder / "records" / f"{split}_{limit or 'all'}_{hashes[0][:8]}_{hashes[1][:8]}.pt"
+    path = system.folder / "observed" / f"{split}_{limit or 'all'}_{hashes[0][:8]}_{hashes[1][:8]}.pt"
     if path.exists():
         return load_records(path, *hashes)
     graphs = {entry["exit"]: session.graph(entry) for entry in entries}
     dataset = DetectionDataset(split, transform=build_transform(session.size), keep_crowd=True, limit=limit)
     found: dict[str, list[Detections]] = {name: [] for name in session.exits}
+    evidence: list[list[list[float]]] = []
     for index, image_id in enumerate(dataset.image_ids):
         features = np.ascontiguousarray(as_input(dataset[index][0][None]).numpy())
         image = dataset.coco.imgs[image_id]
-        scale = torch.tensor([image["width"], image["height"]] * 2) / session.size
+        before, rows = None, []
         for name, graph in graphs.items():
             scores, boxes, *rest = graph.run(None, {"features": features})
-            kept = session.suppress(boxes[0], scores[0], name)
-            boxes_xyxy = torch.from_numpy(kept.boxes_xyxy[:MAX_DETECTIONS]) * scale
-            found[name].append(Detections(boxes_xyxy, torch.from_numpy(kept.scores[:MAX_DETECTIONS])))
+            before, known = observe(session, (boxes[0], scores[0]), name, before, (image["height"], image["width"]))
+            found[name].append(before)
+            rows.append(known)
             features = rest[0] if rest else None
-    evidence = torch.zeros(len(dataset), len(found), len(EVIDENCE))
-    for k, detections in enumerate(found.values()):
-        column = [float(d.scores[0]) if len(d.scores) else 0.0 for d in detections]
-        evidence[:, k, EVIDENCE.index("top_score")] = torch.tensor(column)
+        evidence.append(rows)
     records = ExitRecords(
         split, *hashes, tuple(found), tuple(dataset.image_ids),
         torch.tensor([[len(d.scores) for d in detections] for detections in found.values()]),
         tuple(torch.cat([d.boxes for d in detections]) for detections in found.values()),
-        tuple(torch.cat([d.scores for d in detections]) for detections in found.values()), evidence,
+        tuple(torch.cat([d.scores for d in detections]) for detections in found.values()), torch.tensor(evidence),
     )  # fmt: skip
     save_records(records, path)
     return records
@@ -97,8 +117,9 @@ def session_records(system: System, split: str, limit: int | None) -> ExitRecord
 def measure_times(systems: Sequence[System], repeats: int) -> dict[tuple[str, str], dict]:
     """Median and 95th percentile of every (system, exit), all in turn in one run.
 
-    Also of (system, ``suppression at <exit>``) for every exit but the last: what a policy that reads
-    boxes pays there for an image that goes on.
+    Also of (system, ``suppression at <exit>``) and (system, ``observation at <exit>``) for every exit but
+    the last: a policy that reads boxes pays the second for an image that goes on, and what it is more
+    than the first, which the exit's own time holds, for one that leaves.
     """
     calls = {}
     for one in systems:
@@ -106,11 +127,14 @@ def measure_times(systems: Sequence[System], repeats: int) -> dict[tuple[str, st
         array = np.ascontiguousarray(_image(session.size).numpy())
         for name in session.exits:
             calls[one.name, name] = lambda s=session, a=array, n=name: s.detect(a, forced(n))
-        features = array
+        features, before, size_hw = array, None, (session.size, session.size)
         for name, stage in list(zip(session.exits, session._stages, strict=True))[:-1]:
             scores, boxes, features = stage.run(None, {"features": features})
-            planes = boxes[0], scores[0], name
-            calls[one.name, f"suppression at {name}"] = lambda s=session, p=planes: s.suppress(*p)
+            planes = boxes[0], scores[0]
+            calls[one.name, f"suppression at {name}"] = lambda s=session, p=planes, n=name: s.suppress(*p, n)
+            known = planes, name, before, size_hw
+            calls[one.name, f"observation at {name}"] = lambda s=session, k=known: observe(s, *k)
+            before, _ = observe(session, *known)
     return measure(calls, repeats)
 
 

@@ -12,6 +12,7 @@ from eelib.__main__ import main
 from eelib.checkpoints import TrainingError, load_released, save_checkpoint
 from eelib.config import ROOT, ConfigError
 from eelib.figures_routing import alternatives_plane
+from eelib.records import record
 from eelib.systems import System, session_records, system
 from eelib.variants import RELEASED, Variant, distilling_step, fine_tuning, folder_of, load_config
 
@@ -171,6 +172,11 @@ def test_records_of_an_export_are_what_the_session_detects(tmp_path):
     torch.testing.assert_close(theirs.boxes, torch.from_numpy(mine.boxes_xyxy[:100]) * 320 / 224)
     torch.testing.assert_close(theirs.scores, torch.from_numpy(mine.scores[:100]))
     assert records.column("top_score")[1, 1] == theirs.scores[0]
+    # a full pass in eager mode knows the same of the image
+    eager = record(load_released(path), dataset, "val", "data", "weights")
+    torch.testing.assert_close(records.evidence[:, :, :2], eager.evidence[:, :, :2], rtol=0, atol=2e-3)
+    torch.testing.assert_close(records.column("agreement"), eager.column("agreement"), rtol=0, atol=2e-2)
+    torch.testing.assert_close(records.column("box_certainty"), eager.column("box_certainty"), rtol=0, atol=1e-3)
     again = session_records(one, "val", 2)
     assert torch.equal(again.scores[0], records.scores[0])
 
@@ -216,8 +222,6 @@ def test_the_closing_table_and_the_winners_by_hand():
     assert table.loc[1, ["AP", "time / full", "M parameters", "MMAC"]].tolist() == [0.2, 0.5, 3.0, 2.0]
     best = alternatives.winners(found, [0.4, 0.5, 0.7, 1.0])
     assert best["system"].fillna("none").tolist() == ["none", "width_50", "exits, routed", "full"]
-    (moved,) = alternatives.on_measured_time(found["with_exits"][0]["points"], found["with_exits"][0]["exits"])
-    assert moved["time_ratio"] == pytest.approx(0.8) and moved["AP"] == 0.28
 
 
 def test_seeds_are_counted_one_by_one():
@@ -273,6 +277,37 @@ def test_another_seed_stands_among_the_static_systems_in_place_of_the_first(monk
     assert row["with_exits"] == ["exits on input_256", "exits on input_256 int8"]
     assert seen == [[0, 1, 0, 2]] * 2 and not samples.any()
     assert [one["name"] for one in row["static"]] == ["input_256", "input_256 int8"] and row["static"][0]["AP"] == 0.2
+
+
+def test_who_reads_boxes_pays_for_all_exits_asked(monkeypatch):
+    """At 100 ms: suppression 3, observation 5. Leaving at exit1 adds 2 to its own time, which holds the suppression."""
+
+    class NoDetector:
+        def __init__(self, *_):
+            self.exits = 3
+
+        def eval(self):
+            return self
+
+    class Records(list):
+        exit_names = ("exit1", "exit2", "full")
+
+    monkeypatch.setattr(compress, "RoutedAP", NoDetector)
+    monkeypatch.setattr(compress, "load_released", NoDetector)
+    monkeypatch.setattr(compress, "macs", lambda *_: 0)
+    monkeypatch.setattr(compress, "bootstrap", lambda *_: np.zeros((2, 3)))
+    monkeypatch.setattr(compress, "_scores", lambda *_: {})
+    times = {("s", name): {"median_ms": ms} for name, ms in (("exit1", 50.0), ("exit2", 70.0), ("full", 110.0))}
+    for name in ("exit1", "exit2"):
+        times |= {
+            ("s", f"suppression at {name}"): {"median_ms": 3.0},
+            ("s", f"observation at {name}"): {"median_ms": 5.0},
+        }
+    rows, _ = compress.exit_rows(
+        System("s", "exits", None, None), Records([0]), times, compress.Truth(None, None, 100.0)
+    )
+    assert [row["passed_ratio"] for row in rows.values()] == pytest.approx([0.02, 0.07, 0.10])
+    assert [row["time_ratio"] for row in rows.values()] == pytest.approx([0.5, 0.7, 1.1])
 
 
 def test_the_plane_draws_every_kind_and_curve():

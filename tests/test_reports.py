@@ -246,7 +246,7 @@ def test_routing_and_alternatives_are_told_where_they_are_of_the_present_exits(r
     routing = {"goal": goal, "policies": {"benefit": {"recovered": 0.2}}, "checkpoint_sha256": "e"}
     stated = {"thresholds": [0.6, 0.6], "epsilon": 0.05, "delta": 0.1, "n": 450, "time_ratio": 0.8}
     points = [
-        {"budget": t, "time_ratio": t, "AP": 0.3, "minus_peers": gap, "minus_all": gap}
+        {"budgets": [t], "time_ratio": t, "AP": 0.3, "minus_peers": gap, "minus_all": gap}
         for t, gap in ((0.3, None), (0.5, [0.01, 0.02]), (0.7, [-0.02, -0.01]))
     ]
     shares = {"exit1": (0.74, 0.76), "exit2": (0.93, 0.91), "full": (1.0, 1.0)}
