@@ -50,6 +50,15 @@ def test_records_of_something_else_are_refused(made, tmp_path, hashes, message):
         load_records(path, *hashes)
 
 
+def test_a_file_is_deflated_and_the_same_twice(made, tmp_path):
+    first, second = (save_records(made, tmp_path / name).read_bytes() for name in ("a.pt", "b.pt"))
+    assert first == second
+    torch.save(dict(vars(made)), tmp_path / "plain.pt")
+    assert len(first) < 0.9 * (tmp_path / "plain.pt").stat().st_size
+    kept = load_records(tmp_path / "plain.pt", "data", "weights")  # what was kept before is still read
+    assert torch.equal(kept.evidence, made.evidence)
+
+
 def test_records_of_other_evidence_are_refused(made, tmp_path):
     path = save_records(dataclasses.replace(made, evidence=made.evidence[..., :-1]), tmp_path / "r.pt")
     with pytest.raises(RecordsError, match=r"evidence of shape .*; record the split again"):
