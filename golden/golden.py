@@ -1,0 +1,139 @@
+"""What the present code computes, so that a move of code can be shown to change nothing.
+
+``python golden/golden.py write`` makes golden.json; ``python golden/golden.py check`` computes it again and
+compares. The file goes when the moves are done; what is worth keeping of it is a test by then.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+torch.set_num_threads(1)
+
+SHORT = {"data.limit": 24, "data.val_limit": 8, "data.eval_limit": 8, "optim.epochs": 2}
+
+
+def records() -> tuple[dict, dict]:
+    from eelib import curves
+
+    with torch.inference_mode():
+        return curves.load_study(
+            ROOT / "checkpoints/exits.pth", ROOT / "data/showroom", ROOT / "runs/golden_records"
+        )
+
+
+def ap_of_exits() -> dict:
+    from eelib.data import load_split
+    from eelib.records import records_of
+    from eelib.routed_ap import RoutedAP
+
+    coco, found = load_split("test", ROOT / "data/showroom"), {}
+    for name in ("baseline", "exits"):
+        with torch.inference_mode():
+            own = records_of(
+                "test", ROOT / f"checkpoints/{name}.pth", ROOT / "data/showroom", ROOT / "runs/golden_records"
+            )
+        evaluator = RoutedAP(own, coco)
+        found |= {f"{name}_{exit_}": evaluator.of_exit(k) for k, exit_ in enumerate(own.exit_names)}
+    return found
+
+
+def routings() -> list[float]:
+    from eelib.routed_ap import RoutedAP
+
+    found, cocos = records()
+    evaluator, rng = RoutedAP(found["test"], cocos["test"]), np.random.default_rng(0)
+    return [evaluator.ap(rng.integers(0, 3, len(found["test"]))) for _ in range(200)]
+
+
+def certified() -> dict:
+    from eelib import guarantee
+    from eelib.splits import prepare
+
+    found, cocos = records()
+    splits = prepare(found, cocos, (0.5, 0.7, 1.0), "none", "calibrate", passing=(0.0, 0.05, 0.1))
+    settings = guarantee.sequence(splits["val"])
+    stated = guarantee.certify(splits["calibrate"], settings, 0.05, 0.1)
+    return {key: stated[key] for key in ("thresholds", "p_value", "risk", "time_ratio", "index")}
+
+
+def phase() -> list[dict]:
+    from eelib import config, phases
+
+    settings = config.load(ROOT / "params/phase_1_4.yaml", SHORT)
+    with tempfile.TemporaryDirectory() as out:
+        return strip(phases.train_phase(settings, out, log=lambda _: None)["history"])
+
+
+def ssdlite() -> list[dict]:
+    from eelib import config, train
+
+    own = {"data.limit": 24, "optim.epochs": 2, "optim.devices": 1, "optim.compile": False, "optim.workers": 0}
+    settings = config.load(ROOT / "params/phase_2_5_whole.yaml", own | {"model.start": "checkpoints/exits.pth"})
+    with tempfile.TemporaryDirectory() as out:
+        model = train.build_model(settings)
+        step, batches = train.detection_step(settings), train.training_batches(settings)
+        return strip(train.fit(model, step, batches, settings, out, log=lambda _: None))
+
+
+def strip(history: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+
+def detections() -> list[dict]:
+    from eelib import deploy, images
+    from eelib.runtime import EarlyExitSession, fixed
+
+    with tempfile.TemporaryDirectory() as out:
+        deploy.export(ROOT / "checkpoints/exits.pth", out)
+        session = EarlyExitSession(out)
+        sources = images.find_images(ROOT / "data/showroom/test")[:20]
+        policy = fixed({"exit1": 0.6, "exit2": 0.5})
+        found = images.detect_files(session, sources, policy, on_broken=lambda error: None)
+        return [
+            {
+                "file": source.path.name,
+                "exit": seen.exit_name,
+                "boxes": seen.boxes_xyxy[:10].tolist(),
+                "scores": seen.scores[:10].tolist(),
+            }
+            for source, _, seen, _ in found
+        ]
+
+
+PARTS = {f.__name__: f for f in (ap_of_exits, routings, certified, phase, ssdlite, detections)}
+
+
+def differences(old: object, new: object, at: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = old.keys() | new.keys()
+        return [d for k in sorted(keys) for d in differences(old.get(k), new.get(k), f"{at}.{k}")]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for k, (a, b) in enumerate(zip(old, new, strict=True)) for d in differences(a, b, f"{at}[{k}]")]
+    if isinstance(old, float) and isinstance(new, float):
+        # the optimiser of two threads or another processor may round otherwise; a move of code may not
+        return [] if abs(old - new) <= 1e-6 * max(1.0, abs(old)) else [f"{at}: {old} -> {new}"]
+    return [] if old == new else [f"{at}: {old} -> {new}"]
+
+
+def main() -> int:
+    what, *names = sys.argv[1:] or ["check"]
+    path = HERE / "golden.json"
+    values = {name: json.loads(json.dumps(PARTS[name]())) for name in names or PARTS}
+    if what == "write":
+        path.write_text(json.dumps(values, indent=1) + "\n")
+        return 0
+    old = json.loads(path.read_text())
+    wrong = [d for name, value in values.items() for d in differences(old[name], value, name)]
+    print("\n".join(wrong[:40]) if wrong else f"equal: {', '.join(values)}")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
