@@ -22,7 +22,7 @@ reproduce: $(VENV)/ready
 		--config profile=$(PROFILE) seeds=$(SEEDS)
 
 test: $(VENV)/ready
-	$(BIN)/ruff check eelib tests
+	$(BIN)/ruff check eelib studies showroom tests
 	$(BIN)/pytest -q -n 2
 	$(BIN)/pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=240 --timeout=900 notebooks
 
@@ -30,8 +30,8 @@ lab: $(VENV)/ready
 	$(BIN)/jupyter lab notebooks
 
 lint: $(VENV)/ready
-	$(BIN)/ruff check eelib tests
-	$(BIN)/ruff format --check eelib tests
+	$(BIN)/ruff check eelib studies showroom tests
+	$(BIN)/ruff format --check eelib studies showroom tests
 
 # The furniture models and an LLVM that mitsuba accepts, from Debian's packages and without root; 145 MB to fetch.
 furniture: runs/furniture/ready

@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 from eelib import commands
 from eelib.config import ROOT
-from eelib.showroom import command as showroom
+from showroom import command as showroom
 
 # Errors that are bad input, by the module that raises them.
 BAD_INPUT = {
     "eelib.config": "ConfigError",
     "eelib.sources": "DataError",
     "eelib.checkpoints": "TrainingError",
-    "eelib.runtime": "DeploymentError",
+    "eelib.deploy.runtime": "DeploymentError",
     "eelib.records": "RecordsError",
     "eelib.calibrate": "CalibrationError",
     "eelib.splits": "PolicyError",
     "eelib.guarantee": "GuaranteeError",
-    "eelib.showroom": "ShowroomError",
+    "showroom": "ShowroomError",
 }
 
 

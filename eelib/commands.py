@@ -17,12 +17,13 @@ def train(args: argparse.Namespace) -> int:
     """Train an SSDLite with or without exits and release its averaged weights."""
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-    from eelib import batch, config, data_command, train
+    from eelib import config, data_command, train
     from eelib.checkpoints import save_checkpoint
     from eelib.data import DetectionDataset, build_transform
     from eelib.evaluate import coco_ap, detect_exits
     from eelib.sources import open_source
     from eelib.supervision import MaskSupervised
+    from studies import batch
 
     settings = config.load(args.config, batch.read_settings(args.set) | data_command.data_settings(args, "train"))
     out = Path(args.out)
@@ -60,7 +61,7 @@ def train(args: argparse.Namespace) -> int:
 def widen(args: argparse.Namespace) -> int:
     """Widen a narrow MobileNetV3 that was trained on COCO: weights to start the baseline from."""
     from eelib.checkpoints import save_checkpoint
-    from eelib.widen import start_weights
+    from studies.widen import start_weights
 
     print(f"wrote {save_checkpoint(args.out, start_weights(args.graph))}")
     return 0
@@ -68,7 +69,7 @@ def widen(args: argparse.Namespace) -> int:
 
 def learning_curve(args: argparse.Namespace) -> int:
     """Train the baseline on more and more images with equal steps; AP on val with intervals. Resumable."""
-    from eelib import batch, figures, learning_curve
+    from studies import batch, figures, learning_curve
 
     config, curve = learning_curve.load_curve(args.config, batch.read_settings(args.set))
     result = learning_curve.learning_curve(config, curve, args.out, args.reports)
@@ -84,8 +85,8 @@ def generalisation(args: argparse.Namespace) -> int:
     """AP on images of training, on new scenes with its chair models, and on val's new models."""
     import torch
 
-    from eelib import figures, figures_routing
-    from eelib.generalisation import generalisation
+    from studies import figures, figures_routing
+    from studies.generalisation import generalisation
 
     showroom = ROOT / "data" / "showroom"
     sets = {
@@ -107,7 +108,7 @@ def generalisation(args: argparse.Namespace) -> int:
 def diagnose(args: argparse.Namespace) -> int:
     """Preflight of a phase: can it learn to detect, and can its routing route? Seconds, before any training."""
     from eelib import config
-    from eelib.diagnose import preflight
+    from studies.phases.preflight import preflight
 
     checks = preflight(config.load(args.config), args.images)
     if args.json:
@@ -157,7 +158,8 @@ def retire(args: argparse.Namespace) -> int:
 
 def ablate(args: argparse.Namespace) -> int:
     """Train and measure a part of an ablation; 05e_ablation reads what is there."""
-    from eelib import ablation, config
+    from eelib import config
+    from studies.phases import ablation
 
     values = config.read_yaml(args.params)
     part, _, parts = args.part.partition("/")
@@ -173,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
     """Execute a notebook by papermill."""
     import papermill
 
-    from eelib import batch
+    from studies import batch
 
     out = args.out or f"runs/executed/{Path(args.notebook).stem}.ipynb"
     overrides = {"limit": args.limit} if args.limit is not None else {}
@@ -190,7 +192,9 @@ def validate(args: argparse.Namespace) -> int:
     """AP on test of recorded phases, routed, or of a detector on any data set; and the record's decision."""
     import torch
 
-    from eelib import config, data_command, phases, scorecard
+    from eelib import config, data_command
+    from studies.phases import scorecard
+    from studies.phases import trainer as phases
 
     if args.checkpoint:
         return _validate_detector(args)
@@ -253,7 +257,7 @@ def data(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write the four reports from the measured results."""
-    from eelib import reports
+    from studies.report import reports
 
     for path in reports.write_all(args.reports):
         print(f"wrote {path}")
@@ -270,7 +274,9 @@ def bench(args: argparse.Namespace) -> int:
         from eelib import route_command
 
         return route_command.print_speed(args.checkpoint)
-    from eelib import bench, deploy, quantise
+    from eelib.deploy import export as deploy
+    from eelib.deploy import int8 as quantise
+    from studies import bench
 
     folder = Path(args.export) if args.export else ROOT / "runs" / "bench_export"
     if not args.export:
@@ -287,7 +293,9 @@ def bench(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write a released detector as ONNX graphs, one a stage, with a manifest."""
-    from eelib import data_command, deploy, quantise
+    from eelib import data_command
+    from eelib.deploy import export as deploy
+    from eelib.deploy import int8 as quantise
 
     source = data_command.option_source(args) if data_command.given(args) else None
     manifest = deploy.export(args.checkpoint, args.out, source)
@@ -324,7 +332,9 @@ def showroom(args: argparse.Namespace) -> int:
 
 def compress(args: argparse.Namespace) -> int:
     """Train the alternatives to early exits and measure all on one axis: AP on test against time."""
-    from eelib import alternatives, batch, compress, variants
+    from studies import batch
+    from studies.compress import alternatives, variants
+    from studies.compress import study as compress
 
     config = variants.load_config(args.config, batch.read_settings(args.set))
     report = compress.run(config, args.only, Path(args.reports), log=lambda line: print(line, flush=True))

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from eelib import images, runtime
+from eelib.deploy import images, runtime
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,3 +26,9 @@ def file_sha256(path: Path | str) -> str:
     """SHA-256 of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path | str, values: dict) -> Path:
+    """Write JSON atomically, keys in their order, one trailing newline."""
+    text = json.dumps(values, indent=2) + "\n"
+    return write_atomic(path, lambda file: file.write(text.encode()))

@@ -343,3 +343,8 @@ def keep_best(
         keep = nms(candidates, best, nms_threshold)
         detections.append(Detections(candidates[keep], best[keep]))
     return detections
+
+
+def chair_probability(cls_logits: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+    """Chair probability of each box from logits (B, A, 2), background first: (B, A)."""
+    return (cls_logits / temperature).softmax(-1)[..., 1]

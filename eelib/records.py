@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from eelib.checkpoints import load_released
-from eelib.confidence import chair_probability, entropy
 from eelib.data import DetectionDataset, batches, build_transform, split_sha256
 from eelib.files import file_sha256, write_atomic
-from eelib.model import Detections, postprocess
+from eelib.model import Detections, chair_probability, postprocess
 from eelib.sources import Source
 
 MAX_DETECTIONS = 100  # an image and exit; COCO's AP looks at no more
@@ -134,6 +133,12 @@ def _to_original(detections: Detections, image: dict, size_hw: tuple[int, int]) 
     return Detections(detections.boxes * torch.tensor([x, y, x, y]), detections.scores)
 
 
+def box_certainty(p: Tensor) -> Tensor:
+    """Mean of 1 - H2(p), the binary entropy in bits of each image."""
+    q = p.clamp(1e-7, 1 - 1e-7)
+    return (1 + (q * q.log2() + (1 - q) * (1 - q).log2())).mean(1)
+
+
 def evidence_of(
     detections: Detections, before: Detections | None, size_hw: tuple[int, int], box_certainty: float
 ) -> list[float]:
@@ -204,7 +209,7 @@ def record(
     rows: list[list[list[float]]] = []
     told = 0
     for name, ids, detections, p in detections_of_exits(model, dataset):
-        index, certainty = names.index(name), entropy(p).tolist()
+        index, certainty = names.index(name), box_certainty(p).tolist()
         for k, image_id in enumerate(ids):
             image = dataset.coco.imgs[image_id]
             best = Detections(*(t[:MAX_DETECTIONS] for t in detections[k]))

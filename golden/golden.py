@@ -64,7 +64,8 @@ def certified() -> dict:
 
 
 def phase() -> list[dict]:
-    from eelib import config, phases
+    from eelib import config
+    from studies.phases import trainer as phases
 
     settings = config.load(ROOT / "params/phase_1_4.yaml", SHORT)
     with tempfile.TemporaryDirectory() as out:
@@ -87,8 +88,9 @@ def strip(history: list[dict]) -> list[dict]:
 
 
 def detections() -> list[dict]:
-    from eelib import deploy, images
-    from eelib.runtime import EarlyExitSession, fixed
+    from eelib.deploy import export as deploy
+    from eelib.deploy import images
+    from eelib.deploy.runtime import EarlyExitSession, fixed
 
     with tempfile.TemporaryDirectory() as out:
         deploy.export(ROOT / "checkpoints/exits.pth", out)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from eelib.latency import exit_times, machine, measure, part_of, run_to
 from eelib.model import EarlyExitSSDLite
+from eelib.timing import exit_times, machine, measure, part_of, run_to
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_threads_are_restored_and_full_is_the_unit(model, monkeypatch):
 
 
 def test_the_exits_passed_are_suppressed_on_demand(model, monkeypatch):
-    from eelib import latency
+    from eelib import timing as latency
 
     suppressed = []
     monkeypatch.setattr(latency, "postprocess", lambda output, _: suppressed.append(output.name))

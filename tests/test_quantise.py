@@ -2,13 +2,13 @@ import numpy as np
 import onnx
 import pytest
 
-from eelib import deploy
 from eelib.__main__ import main
 from eelib.config import ROOT
 from eelib.data import SHOWROOM, DataError
-from eelib.images import as_input, read_image
-from eelib.quantise import quantise
-from eelib.runtime import DeploymentError, EarlyExitSession, forced
+from eelib.deploy import export as deploy
+from eelib.deploy.images import as_input, read_image
+from eelib.deploy.int8 import quantise
+from eelib.deploy.runtime import DeploymentError, EarlyExitSession, forced
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from torchvision.ops import nms
 from eelib.__main__ import main
 from eelib.config import ROOT
 from eelib.data import SHOWROOM
-from eelib.deploy import export
-from eelib.images import as_input, find_images, read_image
-from eelib.runtime import DeploymentError, EarlyExitSession, Evidence, fixed, forced, make_policy
+from eelib.deploy.export import export
+from eelib.deploy.images import as_input, find_images, read_image
+from eelib.deploy.runtime import DeploymentError, EarlyExitSession, Evidence, fixed, forced, make_policy
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,111 @@
+"""Static int8 quantisation of an export's stages, per channel, calibrated on ``calibrate``.
+
+Convolutions of trunk and heads become int8. The last convolution of each predictor and the
+decoding stay in float: their outputs are pixels, and 256 steps over an image are too coarse. So do
+the trunk's first two layers, whose error every later one inherits. An activation's range leaves
+out the tails beyond a percentile: a few outliers would stretch it until most values share few steps.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from eelib.config import parse
+from eelib.data import DataError, DetectionDataset, as_input, build_transform
+from eelib.deploy.runtime import MANIFEST, EarlyExitSession
+from eelib.evaluate import file_sha256
+from eelib.files import write_atomic
+from eelib.sources import Source, open_source
+from eelib.timing import part_of
+
+PERCENTILE = 99.9  # of an activation's values inside its range; chosen on val among 99.5 to 99.999
+FIRST_LAYERS = ("/trunk/layers/layers.0/", "/trunk/layers/layers.1/")  # of the stage that reads pixels
+
+
+class _Reader(CalibrationDataReader):
+    """Features of one stage, an image at a time."""
+
+    def __init__(self, features: np.ndarray):
+        self.features = iter(features)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next input of the graph; None after the last."""
+        image = next(self.features, None)
+        return None if image is None else {"features": image[None]}
+
+
+def kept_in_float(graph: onnx.GraphProto, reads_pixels: bool) -> list[str]:
+    """Names of the nodes that are not quantised: the decoding, each predictor's last convolution, the first layers."""
+    # a joint predictor's output is cut into classes and boxes before the decoding
+    decode = [node for node in graph.node if part_of(node.name) == "decode" or node.op_type in ("Slice", "Split")]
+    inputs = {name for node in decode for name in node.input}
+    last = [node for node in graph.node if node.op_type == "Conv" and inputs & set(node.output)]
+    first = [node for node in graph.node if reads_pixels and node.name.startswith(FIRST_LAYERS)]
+    return [node.name for node in [*decode, *last, *first]]
+
+
+def described(images: int, split: str = "calibrate") -> dict:
+    """How stages were quantised: what the manifest holds as ``int8``."""
+    return {"split": split, "images": images, "percentile": PERCENTILE, "in_float": list(FIRST_LAYERS)}
+
+
+def quantise(folder: Path | str, split: str = "calibrate", count: int = 64, source: Source | None = None) -> dict:
+    """Write an int8 graph beside each stage and list them in the manifest as ``stages_int8``.
+
+    Args:
+        folder: of ``eelib export``.
+        split: whose images give the ranges of the activations; ``test`` is refused.
+        count: images, drawn with seed 0.
+        source: data set of the images; by default the one of the checkpoint's configuration.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: ``split`` is ``test``, or the data set is not there.
+        DeploymentError: no valid export.
+    """
+    if split == "test":
+        raise DataError("split: nothing is calibrated on 'test'; use 'calibrate'")
+    folder = Path(folder)
+    session = EarlyExitSession(folder)
+    source = source or open_source(parse(session.manifest["config"], str(folder / MANIFEST)).data)
+    dataset = DetectionDataset(split, source, build_transform(session.size), limit=count)
+    features = np.ascontiguousarray(as_input(torch.stack([dataset[i][0] for i in range(len(dataset))])).numpy())
+    entries = []
+    for entry in session.manifest["stages"]:
+        path = folder / entry["file"].replace("stage_", "int8_")
+        _quantise_stage(folder / entry["file"], path, features, reads_pixels=not entries)
+        entries.append({"exit": entry["exit"], "file": path.name, "sha256": file_sha256(path)})
+        if entry["exit"] != session.exits[-1]:
+            stage = session.graph(entry)
+            features = np.concatenate([stage.run(["next_features"], {"features": f[None]})[0] for f in features])
+    manifest = session.manifest | {"stages_int8": entries, "int8": described(len(dataset), split)}
+    write_atomic(folder / MANIFEST, lambda file: file.write((json.dumps(manifest, indent=2) + "\n").encode()))
+    return manifest
+
+
+def _quantise_stage(source: Path, target: Path, features: np.ndarray, reads_pixels: bool) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        inferred = Path(scratch) / "inferred.onnx"
+        logging.disable(logging.WARNING)  # advice on preprocessing, once a call
+        try:
+            quant_pre_process(source, inferred, skip_optimization=True, skip_symbolic_shape=True)
+            kept = kept_in_float(onnx.load(inferred).graph, reads_pixels)
+            with contextlib.redirect_stdout(io.StringIO()):  # it tells of its histograms
+                quantize_static(
+                    inferred, target, _Reader(features), per_channel=True, weight_type=QuantType.QInt8,
+                    activation_type=QuantType.QUInt8, nodes_to_exclude=kept,
+                    calibrate_method=CalibrationMethod.Percentile, extra_options={"CalibPercentile": PERCENTILE},
+                )  # fmt: skip
+        finally:
+            logging.disable(logging.NOTSET)

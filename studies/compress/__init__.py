@@ -1,0 +1,1 @@
+"""Alternatives to early exits: pruning, quantisation, smaller inputs, architecture search."""

@@ -1,0 +1,301 @@
+"""The record re-analysed without training: what its own numbers say about its outcomes.
+
+Tables come from ``data/record`` (sources named there); formulas restate the record's sections
+A.5 and B. Nothing here touches a model, so each result is exact arithmetic on recorded values.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from eelib.config import ROOT, ConfidenceConfig, ConfigError, load
+from studies.phases.confidence import confidence
+
+FOLDER = ROOT / "data" / "record"
+EPOCHS, STEPS_PER_EPOCH = 20, 1250
+TRAIN_IMAGES, VAL_BATCHES, IMAGES_PER_BATCH = 5000, 145, 4
+RATE_TARGETS = (0.30, 0.25)  # what the distribution loss of 1.5 to 1.9 asks of exit1 and exit2
+LOSS_WEIGHTS = (0.3, 0.4, 0.3)  # exit1, exit2, full after the ramp
+FULL_WEIGHT_1_9 = 0.5  # a floor in 1.9 keeps the full loss at this weight (defect 36)
+CASCADE, ORDER, DISTRIBUTION = 0.05, 0.02, 0.1
+
+
+def final_values() -> pd.DataFrame:
+    """The recorded final row of every phase, indexed by ``"1.1"`` to ``"1.9"``."""
+    return pd.read_csv(FOLDER / "phases.csv", dtype={"phase": str}).set_index("phase")
+
+
+def recorded_values(phase: str) -> dict[str, float]:
+    """The recorded numbers of a phase's final row, ``"1.1_max"`` too; empty for a phase that is not on record."""
+    for table in ("phases.csv", "lost_run.csv"):
+        rows = pd.read_csv(FOLDER / table, dtype={"phase": str}).set_index("phase")
+        if phase in rows.index:
+            return pd.to_numeric(rows.loc[phase], errors="coerce").dropna().astype(float).to_dict()
+    return {}
+
+
+def trajectory(phase: str) -> pd.DataFrame:
+    """The recorded values of a phase by epoch (1.1, 1.6, 1.7, 1.8 and 1.9), indexed by epoch from 1.
+
+    Raises:
+        ConfigError: no trajectory of this phase is held.
+    """
+    path = FOLDER / f"epochs_{phase.replace('.', '_')}.csv"
+    if not path.exists():
+        held = sorted(p.stem.removeprefix("epochs_").replace("_", ".") for p in FOLDER.glob("epochs_*.csv"))
+        raise ConfigError(f"{path}: no trajectory of phase {phase!r} is held; expected one of {', '.join(held)}")
+    return pd.read_csv(path).set_index("epoch")
+
+
+def other_runs() -> pd.DataFrame:
+    """Runs that the comparison does not list, indexed by name."""
+    return pd.read_csv(FOLDER / "other_runs.csv").set_index("run")
+
+
+@functools.cache
+def narrative() -> dict:
+    """``phases``, ``claims`` and ``slips`` of ``narrative.yaml``."""
+    return yaml.safe_load((FOLDER / "narrative.yaml").read_text())
+
+
+@functools.cache
+def phase_rules() -> dict[str, ConfidenceConfig]:
+    """Confidence rule of each phase, from its parameter file: the one place where it is written."""
+    paths = sorted((ROOT / "params").glob("phase_1_*.yaml"))
+    return {settings.phase: settings.confidence for settings in map(load, paths)}
+
+
+# --- a constant against a threshold -----------------------------------------------------------
+
+
+def uniform_confidence(p: Sequence[float] | np.ndarray, rule: ConfidenceConfig, boxes: int = 2400) -> np.ndarray:
+    """Confidence of a field of equal boxes.
+
+    Args:
+        p: chair probabilities, (N,), each for one field.
+        rule: the phase's rule.
+        boxes: boxes of a field; 2400 in the record.
+
+    Returns:
+        One confidence a field, (N,). Source: the record, section B.0.
+    """
+    column = torch.as_tensor(np.asarray(p), dtype=torch.float32)[:, None]
+    return confidence(column.expand(-1, boxes).contiguous(), rule).double().numpy()
+
+
+@functools.cache
+def attainable_range(rule: ConfidenceConfig, boxes: int = 20, grid: int = 21) -> tuple[float, float]:
+    """Smallest and largest confidence that a rule can take, whatever the weights.
+
+    Every recorded rule is a mean over boxes with jumps at a cut and at small counts, so its
+    extremes lie on fields of two levels: ``k`` boxes at one probability, the rest at another.
+    A few ``k`` and a grid that holds every cut find them; a property test holds that no
+    random field leaves the range.
+
+    Args:
+        boxes: boxes of a field.
+        grid: levels in [0, 1]; 21 in steps of 0.05 hold 0.3, 0.4, 0.5, 0.6 and 0.7.
+    """
+    levels = torch.linspace(0, 1, grid, dtype=torch.float64)
+    levels = torch.cat((levels, (levels + 1e-6).clamp(max=1))).float()  # just above a cut counts as above
+    values = []
+    for k in (0, 1, 2, 3, 4, boxes // 2):
+        high, low = torch.meshgrid(levels, levels, indexing="ij")
+        field = torch.cat((high.reshape(-1, 1).expand(-1, k), low.reshape(-1, 1).expand(-1, boxes - k)), 1)
+        values.append(confidence(field, rule))
+    joined = torch.cat(values)
+    joined = joined[~joined.isnan()]  # the lost 1.1 rule is undefined when no box is background (slip 46)
+    return float(joined.min()), float(joined.max())
+
+
+def implied_probability(value: float, rule: ConfidenceConfig, grid: int = 20_001) -> list[float]:
+    """Every constant chair probability that gives a recorded confidence, nearest to 0.5 first.
+
+    The column-pair loss pushes both channels of a box the same way, so a constant near one half
+    is the one to expect; other solutions are listed behind it. Empty when only a jump crosses.
+    """
+    p = np.linspace(0, 1, grid)
+    c = uniform_confidence(p, rule, boxes=16)
+    gap = c - value
+    crossing = np.flatnonzero((gap[:-1] * gap[1:] <= 0) & (np.abs(np.diff(c)) < 20 / grid))
+    # neighbouring grid points of one crossing count once
+    separate = [i for n, i in enumerate(crossing) if n == 0 or i - crossing[n - 1] > 2]
+    return sorted((float(p[i]) for i in separate), key=lambda x: abs(x - 0.5))
+
+
+def predicted_exit(confidences: Sequence[float], thresholds: Sequence[float]) -> str:
+    """Where every batch goes when each exit's confidence is one number."""
+    for name, c, threshold in zip(("exit1", "exit2"), confidences, thresholds, strict=True):
+        if c >= threshold:
+            return name
+    return "full"
+
+
+def recorded_exit(row: pd.Series) -> str:
+    """Where the recorded phase sent its validation batches at the end."""
+    return max(("exit1", "exit2", "full"), key=lambda name: row[f"val_batches_{name}"])
+
+
+def constant_against_threshold(rules: dict[str, ConfidenceConfig], p: float) -> pd.DataFrame:
+    """One constant probability in every rule: predicted beside recorded exit, a row a phase.
+
+    Thresholds are those in force in the last epoch. Phases without a rule in ``rules`` are left out.
+    """
+    lines = []
+    for phase, row in final_values().iterrows():
+        if phase not in rules:
+            continue
+        c = float(uniform_confidence([p], rules[phase])[0])
+        thresholds = (row["exit1_threshold_epoch20"], row["exit2_threshold_epoch20"])
+        predicted, recorded = predicted_exit((c, c), thresholds), recorded_exit(row)
+        lines.append({
+            "phase": phase, "confidence": c, "threshold exit1": thresholds[0], "threshold exit2": thresholds[1],
+            "predicted": predicted, "recorded": recorded, "agrees": predicted == recorded,
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def constants_that_agree(rules: dict[str, ConfidenceConfig], step: float = 0.0005) -> dict[str, list[tuple]]:
+    """For each phase the intervals of p in [0, 1] whose predicted exit is the recorded one."""
+    p = np.arange(0, 1 + step / 2, step)
+    intervals = {}
+    for phase, row in final_values().iterrows():
+        if phase not in rules:
+            continue
+        c = uniform_confidence(p, rules[phase], boxes=16) + 1e-6  # 0.35 in float32 is a hair below 0.35
+        thresholds = (row["exit1_threshold_epoch20"], row["exit2_threshold_epoch20"])
+        right = np.array([predicted_exit((x, x), thresholds) == recorded_exit(row) for x in c])
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], right.astype(int), [0]))))
+        intervals[phase] = [(float(p[a]), float(p[b - 1])) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    return intervals
+
+
+# --- losses ------------------------------------------------------------------------------------
+
+
+def side_terms(rows: pd.DataFrame) -> pd.Series:
+    """The total loss's terms with known weights: cascade, order and distribution."""
+    distribution = rows["loss_exit_distribution"].fillna(0)
+    return CASCADE * rows["loss_cascade"] + ORDER * rows["loss_confidence_order"] + DISTRIBUTION * distribution
+
+
+def loss_identity(rows: pd.DataFrame) -> pd.Series:
+    """Recorded total minus the weighted sum of the recorded parts; zero when the weights are right."""
+    full = pd.Series(LOSS_WEIGHTS[2], rows.index)
+    full[rows.index == "1.9"] = FULL_WEIGHT_1_9
+    parts = LOSS_WEIGHTS[0] * rows["loss_exit1"] + LOSS_WEIGHTS[1] * rows["loss_exit2"] + full * rows["loss_full"]
+    return rows["loss_total"] - parts - side_terms(rows)
+
+
+def recovered_weights(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """Weights of exit1, exit2 and full by least squares over recorded final rows (three or more)."""
+    parts = rows[["loss_exit1", "loss_exit2", "loss_full"]].to_numpy()
+    answer, *_ = np.linalg.lstsq(parts, (rows["loss_total"] - side_terms(rows)).to_numpy(), rcond=None)
+    return tuple(float(x) for x in answer)
+
+
+def recovered_full_weight(rows: pd.DataFrame) -> pd.Series:
+    """Weight of the full loss in each row, with exit1 and exit2 at 0.3 and 0.4."""
+    early = LOSS_WEIGHTS[0] * rows["loss_exit1"] + LOSS_WEIGHTS[1] * rows["loss_exit2"]
+    return (rows["loss_total"] - side_terms(rows) - early) / rows["loss_full"]
+
+
+def distribution_loss(rate_exit1: float, rate_exit2: float) -> float:
+    """Squared distance of two exit rates from 0.30 and 0.25; 0.1525 when nobody leaves early."""
+    return (rate_exit1 - RATE_TARGETS[0]) ** 2 + (rate_exit2 - RATE_TARGETS[1]) ** 2
+
+
+def column_pair_floor(reach_columns: int, columns: int = 20) -> float:
+    """Least class loss of an all-background target read as column pairs, on shift-invariant images.
+
+    A pair is solved only by a network that tells its two columns apart, and on such images the
+    zero padding is all that tells them apart. Pairs whose both columns lie ``reach_columns`` or
+    more from either border stay at ln 2.
+
+    Source: the record, section B.1.
+    """
+    blind = sum(
+        min(left, columns - 1 - left) >= reach_columns and min(left + 1, columns - 2 - left) >= reach_columns
+        for left in range(0, columns, 2)
+    )
+    return blind / (columns // 2) * math.log(2)
+
+
+# --- routing losses ----------------------------------------------------------------------------
+
+
+def logistic(x: np.ndarray | float) -> np.ndarray:
+    """1 / (1 + exp(-x))."""
+    return 1 / (1 + np.exp(-np.asarray(x, dtype=float)))
+
+
+def sampled_exit_rate(confidence_: np.ndarray | float, threshold: np.ndarray | float) -> np.ndarray:
+    """Exit rate of the straight-through Gumbel sample of 1.7 to 1.9, whatever its temperature.
+
+    The two logits are -10 (c - threshold) and 10 (c - threshold), and the difference of two
+    Gumbel draws is logistic: P = 1 / (1 + exp(-20 (c - threshold))).
+
+    Source: the record, section B.7.
+    """
+    return logistic(20 * (np.asarray(confidence_) - np.asarray(threshold)))
+
+
+def soft_fixed_point(targets: tuple[float, float] = RATE_TARGETS, slope: float = 10.0) -> tuple[float, float]:
+    """Confidence minus threshold of exit1 and exit2 at which 1.6's soft rates meet their targets.
+
+    All images share one confidence. Exit2 takes its share of what exit1 leaves:
+    s1 = t1 and (1 - s1) s2 = t2, s the sigmoid of slope times the gap.
+
+    Source: the record, section B.6.
+    """
+    shares = (targets[0], targets[1] / (1 - targets[0]))
+    return tuple(math.log(s / (1 - s)) / slope for s in shares)
+
+
+def gate_factor(count: np.ndarray | int, needed: int = 2, slope: float = 2.0) -> np.ndarray:
+    """1.9's gate: the sigmoid of a hard count of boxes, so smooth in nothing that has a gradient."""
+    return logistic(slope * (np.asarray(count) - needed))
+
+
+def decayed_temperature(start: float, epochs: int, *, lr: float = 1e-2, weight_decay: float = 5e-4) -> np.ndarray:
+    """Epoch means of a scalar that AdamW's weight decay alone moves, under the cosine schedule.
+
+    Args:
+        start: value before the first step.
+        epochs: epochs to follow, from the first.
+
+    Returns:
+        (epochs,) means over the values at the 1250 forward passes of an epoch.
+    """
+    value, means = start, []
+    for epoch in range(epochs):
+        factor = 1 - weight_decay * lr * (1 + math.cos(math.pi * epoch / EPOCHS)) / 2
+        passes = value * factor ** np.arange(STEPS_PER_EPOCH)
+        means.append(passes.mean())
+        value = passes[-1] * factor
+    return np.array(means)
+
+
+# --- sampling and time -------------------------------------------------------------------------
+
+
+def sampling_band(rate: np.ndarray, draws: int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+    """Normal band of a counted rate: low and high, clipped to [0, 1].
+
+    Args:
+        rate: expected rates.
+        draws: 5,000 for training rates, 145 for validation rates.
+    """
+    rate = np.asarray(rate, dtype=float)
+    half = z * np.sqrt(rate * (1 - rate) / draws)
+    return np.clip(rate - half, 0, 1), np.clip(rate + half, 0, 1)
+
+
+def per_image_ms(ms_per_batch: np.ndarray | float) -> np.ndarray:
+    """The record's times are calls on four images."""
+    return np.asarray(ms_per_batch, dtype=float) / IMAGES_PER_BATCH

@@ -1,0 +1,198 @@
+"""Figures of the record's re-analysis: recorded values and formulas in, a Figure out."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from eelib.config import ConfidenceConfig
+from studies.figures import EXIT_COLOURS, OURS_COLOUR, RECORDED_COLOUR, TEXT_WIDTH_IN
+from studies.phases import analysis as record
+
+
+def rule_curves(rules: Mapping[str, ConfidenceConfig], rows: pd.DataFrame) -> Figure:
+    """Confidence of a constant probability under each rule, threshold, and the constant on record.
+
+    Where the curve lies above the threshold every image leaves at exit1, elsewhere none does.
+    The dot is the recorded confidence at the probability that it implies, in the colour of the
+    exit that the phase used.
+
+    Args:
+        rules: name to rule, one panel each.
+        rows: indexed by the same names: ``confidence``, ``threshold``, ``exit``.
+    """
+    columns = 5
+    lines = -(-len(rules) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(TEXT_WIDTH_IN, 1.65 * lines), sharex=True, sharey=True, squeeze=False
+    )
+    p = np.linspace(0, 1, 1001)
+    for axis in axes.flat[len(rules) :]:
+        axis.axis("off")
+    for axis, (name, rule) in zip(axes.flat, rules.items(), strict=False):
+        row, c = rows.loc[name], record.uniform_confidence(p, rule, boxes=16)
+        leaves = c + 1e-6 >= row["threshold"]
+        axis.fill_between(p, 0, 1.04, where=leaves, color=EXIT_COLOURS["exit1"], alpha=0.18, linewidth=0)
+        axis.plot(p, np.where(np.abs(np.diff(c, append=c[-1])) > 0.03, np.nan, c), color="0.2", linewidth=1.2)
+        axis.axhline(row["threshold"], color="0.45", linestyle="--", linewidth=0.8)
+        implied = record.implied_probability(row["confidence"], rule)
+        plateau = np.abs(c - row["confidence"]) < 1e-6
+        if plateau.sum() > 100:  # 1.8: every probability below the cut gives zero
+            axis.plot(p[plateau], c[plateau], linewidth=4, color=EXIT_COLOURS[row["exit"]], clip_on=False)
+        elif implied:
+            axis.plot(implied[0], row["confidence"], "o", markersize=5.5, color=EXIT_COLOURS[row["exit"]], mec="white")
+        axis.set_title(name.replace("_", " "), pad=3)
+        axis.set_xlim(0, 1)
+        axis.set_ylim(0, 1.04)
+        axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axis.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+    figure.supxlabel("chair probability of every box", fontsize=9)
+    figure.supylabel("confidence of exit1", fontsize=9)
+    return figure
+
+
+def rate_of_1_7(trajectory: pd.DataFrame) -> Figure:
+    """1.7 by epoch: sampled rate against the logistic and its floor; the confidence above one half."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(TEXT_WIDTH_IN, 2.4), width_ratios=(1.5, 1))
+    epoch, threshold = trajectory.index, trajectory["threshold_exit1"]
+    rate = record.sampled_exit_rate(trajectory["confidence_exit1"], threshold)
+    low, high = record.sampling_band(rate, record.TRAIN_IMAGES)
+    left.fill_between(epoch, low, high, color=OURS_COLOUR, alpha=0.2, linewidth=0)
+    left.plot(epoch, rate, color=OURS_COLOUR, label=r"$\sigma(20\,(c-\theta))$, 95 % of samples")
+    floor = record.sampled_exit_rate(0.5, threshold)
+    left.plot(epoch, floor, color="0.3", linestyle=":", label="least rate, $c = 0.5$")
+    left.plot(epoch, trajectory["rate_exit1"], "o", markersize=3.5, color=EXIT_COLOURS["exit1"], label="recorded")
+    left.axhline(record.RATE_TARGETS[0], color="0.45", linestyle="--", linewidth=0.8)
+    left.text(1, record.RATE_TARGETS[0] + 0.02, "rate that the loss asks for", fontsize=8, color="0.35")
+    left.set_ylim(0.2, 1.02)
+    left.set_ylabel("rate of exit1")
+    left.legend(loc="center left", bbox_to_anchor=(0, 0.42))
+    right.semilogy(epoch, trajectory["confidence_exit1"] - 0.5, "o-", markersize=3, color=EXIT_COLOURS["exit1"])
+    right.set_ylabel("confidence of exit1 minus 0.5")
+    for axis in (left, right):
+        axis.set_xlabel("epoch")
+        axis.set_xticks([1, 5, 10, 15, 20])
+    return figure
+
+
+def time_of_1_7(trajectory: pd.DataFrame, other: pd.DataFrame, full_ms: float) -> Figure:
+    """Recorded time a batch by epoch: 1.7 on exit1 throughout, 1.9 first on exit1, then on full.
+
+    Args:
+        trajectory: 1.7 by epoch.
+        other: 1.9 by epoch.
+        full_ms: recorded time of a full pass with a vectorised confidence (1.1).
+    """
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.3))
+    key = "ms_per_batch_of_4"
+    left_early = other["val_fraction_exit1"] == 1
+    axis.plot(trajectory.index, trajectory[key], "o-", color=EXIT_COLOURS["exit1"], markersize=4, label="1.7, exit1")
+    for mask, name in ((left_early, "exit1"), (~left_early, "full")):
+        points = other[key][mask]
+        axis.plot(points.index, points, "s", color=EXIT_COLOURS[name], markersize=4, mfc="white", label=f"1.9, {name}")
+    axis.axhline(full_ms, color=EXIT_COLOURS["full"], linestyle="--", linewidth=0.8, label="1.1, full")
+    axis.set_ylim(0, None)
+    axis.set_xticks([1, 5, 10, 15, 20])
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("ms a batch of four")
+    axis.legend(ncols=2, loc="lower left")
+    return figure
+
+
+def gap_of_1_6(trajectory: pd.DataFrame) -> Figure:
+    """1.6: the soft rate of its own loss against the hard test that is in use; the way there by epoch."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(TEXT_WIDTH_IN, 2.4))
+    gap1, gap2 = record.soft_fixed_point()
+    x = np.linspace(-0.3, 0.3, 601)
+    left.plot(x, record.logistic(10 * x), color=OURS_COLOUR, label="soft, in training")
+    left.plot([-0.3, 0, 0, 0.3], [0, 0, 1, 1], color="0.3", label="hard, in use")
+    last = trajectory.iloc[-1]
+    at = last["confidence_exit1"] - last["threshold_exit1"]
+    left.plot([at, at], [0, last["soft_rate_exit1"]], color=EXIT_COLOURS["exit1"], linewidth=1)
+    left.plot([at, at], [0, last["soft_rate_exit1"]], "o", color=EXIT_COLOURS["exit1"], markersize=5, clip_on=False)
+    left.annotate(
+        f"{last['soft_rate_exit1']:.2f} soft,\n0 hard", (at, last["soft_rate_exit1"]), (-0.29, 0.5), fontsize=8,
+        arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.7},
+    )  # fmt: skip
+    left.set_xlabel("confidence minus threshold, exit1")
+    left.set_ylabel("rate of exit1")
+    left.legend(loc="lower right")
+    for name, target in (("exit1", gap1), ("exit2", gap2)):
+        gap = trajectory[f"confidence_{name}"] - trajectory[f"threshold_{name}"]
+        right.plot(gap.index, gap, "o-", markersize=3, color=EXIT_COLOURS[name], label=name)
+        right.axhline(target, color=EXIT_COLOURS[name], linestyle="--", linewidth=0.8)
+    right.axhline(0, color="0.3", linewidth=0.8)
+    right.text(20, 0.012, "leaves above this line", ha="right", fontsize=8, color="0.3")
+    right.set_xlabel("epoch")
+    right.set_xticks([1, 5, 10, 15, 20])
+    right.set_ylabel("confidence minus threshold")
+    right.legend(loc="lower right")
+    return figure
+
+
+def gate_of_1_9(trajectory: pd.DataFrame) -> Figure:
+    """1.9: factor of the gate by its count; confidence, threshold and the implied mean by epoch."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(TEXT_WIDTH_IN, 2.4), width_ratios=(1, 1.5))
+    count = np.arange(7)
+    left.bar(count, record.gate_factor(count), color="0.8", width=0.7)
+    left.bar(0, record.gate_factor(0), color=EXIT_COLOURS["full"], width=0.7)
+    for n in (0, 1, 2, 3):
+        left.text(n, record.gate_factor(n) + 0.02, f"{record.gate_factor(n):.3f}", ha="center", fontsize=8)
+    left.set_xlabel("boxes above 0.60")
+    left.set_ylabel("factor of the gate")
+    left.set_xticks(count)
+    epoch, c = trajectory.index, trajectory["confidence_exit1"]
+    right.semilogy(epoch, c, "o-", markersize=3, color=EXIT_COLOURS["exit1"], label="confidence of exit1")
+    right.semilogy(epoch, trajectory["threshold_exit1"], color="0.45", linestyle="--", label="threshold of exit1")
+    shut = epoch >= 5
+    mean = (c / record.gate_factor(0))[shut]
+    right.semilogy(epoch[shut], mean, color=OURS_COLOUR, linewidth=1, label="confidence / 0.018")
+    right.axvspan(0.5, 3.5, color=RECORDED_COLOUR, alpha=0.18, linewidth=0)
+    right.text(2, 0.006, "untrained exits", ha="center", va="bottom", rotation=90, fontsize=8)
+    right.set_xlim(0.5, 20.5)
+    right.set_ylim(0.004, 1.6)
+    right.set_xticks([1, 5, 10, 15, 20])
+    right.set_xlabel("epoch")
+    right.legend(loc="center right", bbox_to_anchor=(1, 0.42))
+    return figure
+
+
+def column_pairs(trajectory: pd.DataFrame, floor: float) -> Figure:
+    """1.1: class loss of each exit by epoch and the floor of what zero padding can tell apart."""
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.3))
+    for name, colour in EXIT_COLOURS.items():
+        axis.semilogy(
+            trajectory.index, trajectory[f"loss_{name}"], "o-", markersize=3.5, color=colour, label=f"{name}, recorded"
+        )
+    axis.axhline(floor, color="0.3", linestyle=":", label=r"floor of exit1, $0.4\,\ln 2$")
+    axis.set_xticks([1, 5, 10, 15, 20])
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("loss")
+    axis.legend(loc="center right", bbox_to_anchor=(1, 0.62))
+    return figure
+
+
+def beside_record(recorded: pd.DataFrame, ours: pd.DataFrame | None, panels: list[tuple[str, str, str]]) -> Figure:
+    """A phase by epoch, recorded and reproduced, one panel a quantity.
+
+    Args:
+        recorded: by epoch.
+        ours: by epoch, or None when the phase was not run.
+        panels: (axis label, recorded column, our column); a label that ends in "(log)" has a logarithmic axis.
+    """
+    rows = -(-len(panels) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(TEXT_WIDTH_IN, 1.9 * rows), sharex=True, squeeze=False)
+    for axis, (label, old, new) in zip(axes.flat, panels, strict=True):
+        axis.plot(recorded.index, recorded[old], "o", markersize=3.5, color=RECORDED_COLOUR, label="recorded")
+        if ours is not None:
+            axis.plot(ours.index, ours[new], color=OURS_COLOUR, linewidth=1.4, label="ours")
+        if label.endswith("(log)"):
+            axis.set_yscale("log")
+        axis.set_ylabel(label.removesuffix(" (log)"))
+        axis.set_xticks([1, 5, 10, 15, 20])
+    for axis in axes[-1]:
+        axis.set_xlabel("epoch")
+    axes.flat[0].legend()
+    return figure

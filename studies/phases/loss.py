@@ -1,0 +1,190 @@
+"""The loss of the record, each defect a switch.
+
+Restated from the record's sections A.5 and B.1 to B.9.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import generalized_box_iou_loss
+
+from eelib.anchors import encode
+from eelib.config import PhaseConfig
+from eelib.losses import hard_negative_loss, paired_iou, quality_focal_loss
+from eelib.matching import match_iou, match_random
+from eelib.model import EXIT_NAMES, flatten_predictions
+from studies.phases.confidence import confidence, probability_of_maps
+from studies.phases.detector import ExitMaps, class_rows, decoded_boxes, prior_boxes
+from studies.phases.rates import distribution_loss, exit_rates, slope_at
+
+SIZE_HW = (320, 320)
+ZERO_BOX_WEIGHT = 0.1  # of the full exit's boxes against zero, phase 1.1
+
+
+def assign(
+    targets: list[dict], grids_hw: Sequence[tuple[int, int]], config: PhaseConfig, generator: torch.Generator
+) -> Tensor:
+    """``matched_idxs`` (B, A) of a batch by the configured assignment; one draw serves all exits."""
+    priors = prior_boxes(grids_hw, SIZE_HW)
+    match config.targets.assignment:
+        case "random":
+            matched = [match_random(len(t["boxes"]), len(priors), generator) for t in targets]
+        case "background":
+            matched = [torch.full((len(priors),), -1) for _ in targets]
+        case _:
+            matched = [match_iou(t["boxes"], priors, config.targets.iou_threshold) for t in targets]
+    return torch.stack(matched)
+
+
+def _kl(teacher_rows: Tensor, student_rows: Tensor) -> Tensor:
+    log_student = student_rows.flatten(0, 1).log_softmax(-1)
+    return F.kl_div(log_student, teacher_rows.detach().flatten(0, 1).softmax(-1), reduction="batchmean")
+
+
+def _matched_boxes(targets: list[dict], matched: Tensor) -> Tensor:
+    return torch.cat([t["boxes"][m[m >= 0]] for t, m in zip(targets, matched, strict=True)])
+
+
+def _class_term(maps: ExitMaps, rows: Tensor, matched: Tensor, targets: list[dict], config: PhaseConfig) -> Tensor:
+    positive, kind = matched >= 0, config.loss.classification
+    if kind == "mean":
+        return F.cross_entropy(rows.flatten(0, 1), positive.flatten().long())
+    count = positive.sum().clamp(min=1)
+    if kind == "hard_negative":
+        return hard_negative_loss(rows, positive) / count
+    quality = torch.zeros(positive.shape)
+    reached = decoded_boxes(maps, config.targets.boxes, SIZE_HW).detach()[positive]
+    quality[positive] = paired_iou(reached, _matched_boxes(targets, matched)).clamp(0, 1)
+    return quality_focal_loss(rows, quality) / count
+
+
+def _box_term(maps: ExitMaps, matched: Tensor, targets: list[dict], config: PhaseConfig) -> Tensor:
+    positive, boxes = matched >= 0, _matched_boxes(targets, matched)
+    count = positive.sum().clamp(min=1)
+    if config.loss.box == "giou":
+        predicted = decoded_boxes(maps, config.targets.boxes, SIZE_HW)[positive]
+        return 2.0 * generalized_box_iou_loss(predicted, boxes, reduction="sum") / count
+    if config.targets.boxes == "encoded":
+        priors = prior_boxes(maps.grids, SIZE_HW).expand(len(targets), -1, -1)
+        boxes = encode(boxes, priors[positive])
+    return F.smooth_l1_loss(flatten_predictions(maps.box, 4)[positive], boxes, reduction="sum") / count
+
+
+def early_weight(config: PhaseConfig, epoch: float) -> float:
+    """Factor on every term of the early exits at a (fractional) epoch, 1 without a warm-up."""
+    factors = config.loss.early_weight_by_epoch
+    return factors[min(int(epoch), len(factors) - 1)] if factors else 1.0
+
+
+def exit_weights(config: PhaseConfig, epoch: float) -> tuple[float, float, float]:
+    """Weights of the three exits at a (fractional) epoch, moving linearly over ``ramp_epochs``."""
+    loss, factor = config.loss, early_weight(config, epoch)
+    start = loss.exit_weights_start or loss.exit_weights
+    share = 1.0 if epoch >= loss.ramp_epochs else epoch / loss.ramp_epochs
+    a1, a2 = (factor * (s + (e - s) * share) for s, e in zip(start[:2], loss.exit_weights[:2], strict=True))
+    full = start[2] + (loss.exit_weights[2] - start[2]) * share * factor
+    return a1, a2, max(full, loss.full_weight_floor)
+
+
+def _exit_losses(
+    outputs: list[ExitMaps], matched: Tensor, targets: list[dict], config: PhaseConfig
+) -> tuple[list[Tensor], Tensor]:
+    """Loss of each exit, and the mean divergence from the next deeper one (the cascade term)."""
+    share, layout = config.loss.teacher, config.targets
+    rows = [class_rows(o.cls, layout.class_layout, layout.class_index) for o in outputs]
+    boxes = [flatten_predictions(o.box, 4) for o in outputs]
+    losses, divergences = [], []
+    for k, output in enumerate(outputs):
+        class_loss = _class_term(output, rows[k], matched, targets, config)
+        follow = F.smooth_l1_loss(boxes[k], boxes[k + 1].detach()) if k < 2 else ZERO_BOX_WEIGHT * _to_zero(boxes[k])
+        no_truth = layout.boxes == "zero_or_teacher"
+        box_loss = follow if no_truth else _box_term(output, matched, targets, config)
+        if k < 2:
+            divergences.append(_kl(rows[k + 1], rows[k]))
+            class_loss = (1 - share) * class_loss + share * divergences[-1]
+            box_loss = box_loss if no_truth else (1 - share) * box_loss + share * follow
+        losses.append(class_loss + box_loss)
+    return losses, 0.5 * sum(divergences)
+
+
+def _to_zero(boxes: Tensor) -> Tensor:
+    return F.smooth_l1_loss(boxes, torch.zeros_like(boxes))
+
+
+def _order(c: list[Tensor]) -> Tensor:
+    # A term joins only when it is violated: the record's temperatures keep a gradient of None otherwise, and stay.
+    violated = [gap for gap in (c[0].mean() - c[1].mean(), c[1].mean() - c[2].mean()) if gap > 0]
+    return sum(violated) if violated else torch.zeros(())
+
+
+def recorded_loss(
+    outputs: list[ExitMaps],
+    targets: list[dict],
+    temperatures: Sequence[Tensor],
+    thresholds: Sequence[Tensor | float],
+    config: PhaseConfig,
+    epoch: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, dict[str, float]]:
+    """The record's loss of a batch.
+
+    Args:
+        outputs: maps of exit1, exit2, full.
+        targets: ``boxes`` (G, 4) an image, xyxy pixels.
+        temperatures: three, divide the logits in the confidence and nowhere else.
+        thresholds: of exit1 and exit2; parameters where they are trained.
+        config: ``targets``, ``loss``, ``confidence`` and ``optim.epochs`` are used.
+        epoch: fractional, for the weights and the slope.
+        generator: draws the random positives and the Gumbel noise.
+
+    Returns:
+        The total, and its parts: loss of each exit, ``cascade``, ``order``, ``distribution``;
+        mean and spread over the batch of each exit's confidence; hard and soft exit rates, and
+        under ``rate_`` the ones in the loss; temperatures and thresholds.
+
+    Source: the record, sections A.5 and B.
+    """
+    loss = config.loss
+    matched = assign(targets, outputs[0].grids, config, generator)
+    losses, cascade = _exit_losses(outputs, matched, targets, config)
+    p = [probability_of_maps(o.cls, t) for o, t in zip(outputs, temperatures, strict=True)]
+    c = [confidence(values, config.confidence) for values in p]
+    order = _order(c)
+    slope = slope_at(loss, epoch, config.optim.epochs)
+    options = {"slope": slope}
+    if loss.exit_rates == "gumbel":
+        options |= {"temperature": loss.gumbel_temperature, "generator": generator}
+    seen = [v.detach() for v in c[:2]] if loss.rates_detached else c[:2]
+    rates = exit_rates(*seen, thresholds, loss.exit_rates, **options)
+    distribution = distribution_loss(rates, loss)
+    total = sum(w * part for w, part in zip(exit_weights(config, epoch), losses, strict=True))
+    terms = ((loss.cascade, cascade), (loss.confidence_order, order), (loss.exit_distribution, distribution))
+    for weight, term in terms:
+        if weight and term.requires_grad:
+            total = total + early_weight(config, epoch) * weight * term
+        elif weight:  # a constant of the value, and no gradient at all
+            total = total + early_weight(config, epoch) * weight * float(term)
+    parts = {"loss": float(total.detach())}
+    parts |= {f"loss_{name}": float(part.detach()) for name, part in zip(EXIT_NAMES, losses, strict=True)}
+    parts |= {"loss_cascade": float(cascade.detach()), "loss_order": float(order.detach())}
+    parts["loss_distribution"] = float(distribution.detach())
+    parts |= _state(c, p, temperatures, thresholds, rates, slope)
+    return total, parts
+
+
+@torch.no_grad()
+def _state(c, p, temperatures, thresholds, rates, slope) -> dict[str, float]:
+    parts = {}
+    for name, values, probabilities, temperature in zip(EXIT_NAMES, c, p, temperatures, strict=True):
+        parts[f"confidence_{name}"] = float(values.mean())
+        parts[f"confidence_std_{name}"] = float(values.std(correction=min(1, len(values) - 1)))
+        parts[f"probability_{name}"] = float(probabilities.mean())
+        parts[f"temperature_mean_{name}"] = float(temperature)
+    hard, soft = (exit_rates(*c[:2], thresholds, kind, slope=slope) for kind in ("hard", "soft"))
+    for k, name in enumerate(EXIT_NAMES[:2]):
+        parts[f"rate_hard_{name}"], parts[f"rate_soft_{name}"] = float(hard[k]), float(soft[k])
+        parts[f"rate_{name}"], parts[f"threshold_{name}"] = float(rates[k]), float(thresholds[k])
+        parts[f"logistic_{name}"] = float((2 * slope * (c[k] - thresholds[k])).sigmoid().mean())
+    return parts

@@ -1,0 +1,196 @@
+"""Preflight: can this configuration learn to detect, and can its routing route? Seconds, before any training.
+
+Nine phases were trained before anyone asked. Each check here is a measurement on a handful of
+training images that needs no trained weights, and each would have stopped the record in phase 1.1.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eelib.config import PhaseConfig
+from eelib.data import DetectionDataset, build_transform
+from eelib.losses import detection_loss, match_batch
+from eelib.matching import matching_quality
+from eelib.model import EarlyExitSSDLite, ExitOutput, flatten_predictions
+from eelib.sources import open_source
+from studies.phases.confidence import confidence
+from studies.phases.detector import BOXES_PER_CELL, ExitMaps, RecordedExits, prior_boxes
+from studies.phases.loss import SIZE_HW, assign, recorded_loss
+from studies.phases.rates import distribution_loss, exit_rates, scheduled_thresholds, slope_at
+
+# Logit of the difference chair - background at which a detector starts: 1 % chair (RetinaNet's prior).
+PRIOR_LOGIT = -4.6
+PUSHED = 10.0
+
+
+class Check(NamedTuple):
+    """One measurement: what was asked, what was found, and whether it will do."""
+
+    name: str
+    question: str
+    measured: float
+    expected: str
+    holds: bool
+
+
+def preflight(config: PhaseConfig, images: int = 24) -> list[Check]:
+    """All checks that apply to a configuration.
+
+    Args:
+        config: a recorded or a repaired phase.
+        images: training images that the first checks look at, at least 1.
+
+    Returns:
+        One :class:`Check` each, in the order in which the data flows.
+    """
+    samples = _samples(config, images)
+    return [*_data(samples), *_targets(config, samples), *_class_path(config, samples), *_routing(config)]
+
+
+def _samples(config: PhaseConfig, images: int) -> list[dict]:
+    data = config.data
+    dataset = DetectionDataset(
+        "train",
+        open_source(data),
+        build_transform(SIZE_HW[0], data.augment, data.rescale_boxes, data.flip_boxes),
+        negatives=False,
+        limit=images,
+        seed=config.seed,
+        masks=True,
+    )
+    return [target for _, target in (dataset[i] for i in range(len(dataset))) if len(target["boxes"])]
+
+
+def _data(samples: list[dict]) -> Iterator[Check]:
+    """Defects 7 and 8: visible chairs must lie in their boxes after resize, crop and flip."""
+    inside = covered = 0
+    for target in samples:
+        mask, boxes = target["mask"][0] > 0, torch.zeros_like(target["mask"][0], dtype=torch.bool)
+        for x1, y1, x2, y2 in target["boxes"].round().int().tolist():
+            boxes[max(0, y1 - 1) : y2 + 1, max(0, x1 - 1) : x2 + 1] = True
+        inside, covered = inside + int((mask & boxes).sum()), covered + int(mask.sum())
+    share = inside / max(1, covered)
+    yield Check("boxes follow the image", "share of chair pixels inside a box", share, "at least 0.85", share >= 0.85)
+
+
+def _levels(config: PhaseConfig) -> list[tuple[int, int]]:
+    return [(20, 20)] if config.model.single_map else [(n, n) for n in (20, 10, 5, 3, 2, 1)]
+
+
+def _grid(config: PhaseConfig) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Default boxes (A, 4), and class outputs, as leaves, and box outputs of an untrained exit for one image."""
+    if config.model.architecture == "ssdlite":
+        with torch.no_grad():
+            output = EarlyExitSSDLite(early=False).eval()(torch.zeros(1, 3, *SIZE_HW))[0]
+        defaults = output.default_boxes
+        cls = torch.tensor([0.0, PRIOR_LOGIT]).expand(1, len(defaults), 2).clone()
+        return defaults, [cls.requires_grad_()], [torch.zeros(1, len(defaults), 4)]
+    pair = torch.tensor([0.0, PRIOR_LOGIT]).repeat(BOXES_PER_CELL).reshape(1, -1, 1, 1)
+    cls = [pair.expand(1, -1, *grid).clone().requires_grad_() for grid in _levels(config)]
+    boxes = [torch.zeros(1, 4 * BOXES_PER_CELL, *grid) for grid in _levels(config)]
+    return prior_boxes(_levels(config), SIZE_HW), cls, boxes
+
+
+def _matched(config: PhaseConfig, target: dict, defaults: Tensor, generator: torch.Generator) -> Tensor:
+    if config.model.architecture == "ssdlite":
+        output = ExitOutput("full", torch.zeros(1, len(defaults), 2), torch.zeros(1, len(defaults), 4), defaults)
+        return match_batch(output, [target], config.targets.iou_threshold)[0][0]
+    return assign([target], _levels(config), config, generator)[0]
+
+
+def _targets(config: PhaseConfig, samples: list[dict]) -> Iterator[Check]:
+    """Defects 3 and 4: positives must lie on the objects that they are asked for."""
+    defaults, _, _ = _grid(config)
+    generator = torch.Generator().manual_seed(config.seed)
+    rows = [matching_quality(t["boxes"], defaults, _matched(config, t, defaults, generator)) for t in samples]
+    objects, positives = sum(r["objects"] for r in rows), sum(r["positives"] for r in rows)
+    reached = sum(r["reached"] for r in rows) / max(1, objects)
+    iou = sum(r["iou_sum"] for r in rows) / max(1, positives)
+    yield Check("objects are reached", "share with a positive of IoU 0.5", reached, "at least 0.5", reached >= 0.5)
+    yield Check("positives lie on objects", "mean IoU of a positive", iou, "at least 0.4", iou >= 0.4)
+
+
+def _class_path(config: PhaseConfig, samples: list[dict]) -> Iterator[Check]:
+    """Defects 1 and 2: the class loss must raise the chair logit of positives, as the confidence reads it."""
+    raised = {True: [], False: []}
+    for target in samples[:8]:
+        defaults, cls, boxes = _grid(config)
+        generator = torch.Generator().manual_seed(config.seed)
+        positive = _matched(config, target, defaults, generator) >= 0
+        gradient = _class_gradient(config, cls, boxes, defaults, target, generator.manual_seed(config.seed))
+        for sign in (True, False):
+            raised[sign].append(gradient[positive == sign] < 0)
+    rates = [
+        float(torch.cat(raised[sign]).float().mean()) if torch.cat(raised[sign]).numel() else 0.0 for sign in raised
+    ]
+    advantage = rates[0] - rates[1]
+    question = "share of positives whose chair logit is raised, less that of the others"
+    yield Check("class loss trains the confidence", question, advantage, "at least 0.9", advantage >= 0.9)
+
+
+def _class_gradient(config, cls, boxes, defaults, target, generator) -> Tensor:
+    """Gradient of the class loss with respect to chair - background of each box, in the confidence's order (A,)."""
+    if config.model.architecture == "ssdlite":
+        options = {"classification": config.loss.classification, "box": config.loss.box}
+        output = ExitOutput("full", *cls, *boxes, defaults)
+        loss = detection_loss(output, [target], iou_threshold=config.targets.iou_threshold, **options)
+        pairs = torch.autograd.grad(loss["classification"], cls)[0][0]  # (A, 2)
+        return (pairs[:, 1] - pairs[:, 0]) / 2
+    # Only the full exit's class maps are leaves here, so no box, teacher or order term reaches them.
+    still = ExitMaps([level.detach() for level in cls], boxes)
+    exits = [still, still, ExitMaps(cls, boxes)]
+    one = [torch.ones(())] * 3
+    loss, _ = recorded_loss(exits, [target], one, one[:2], config, config.optim.epochs, generator)
+    pairs = flatten_predictions(torch.autograd.grad(loss, cls), 2)[0]  # (A, 2)
+    return (pairs[:, 1] - pairs[:, 0]) / 2
+
+
+def _routing(config: PhaseConfig) -> Iterator[Check]:
+    """Defects 22 to 34: a right detector's images must be routable, and what is learned must have a gradient."""
+    threshold = scheduled_thresholds(config.thresholds, config.optim.epochs - 1, config.optim.epochs)[0]
+    sure, empty = torch.full((1, 2400), 0.01), torch.full((1, 2400), 0.01)
+    sure[:, :24] = 0.95  # one box in a hundred lies on a chair
+    gap = float(confidence(sure, config.confidence)) - threshold
+    rest = threshold - float(confidence(empty, config.confidence))
+    question = "margin of a sure image over the threshold"
+    yield Check("a detected chair may leave", question, gap, "at least 0", gap >= 0)
+    question = "margin of the threshold over an image without a chair"
+    yield Check("not everything leaves", question, rest, "above 0", rest > 0)
+    logit = torch.full((1, 2400), -0.2, requires_grad=True)
+    (slope,) = torch.autograd.grad(confidence(logit.sigmoid(), config.confidence).sum(), logit, allow_unused=True)
+    size = 0.0 if slope is None else float(slope.abs().sum())
+    question = "gradient of the confidence of a flat, unsure image"
+    yield Check("confidence can recover", question, size, "at least 0.05", size >= 0.05)
+    if config.thresholds.kind == "parameter":
+        size = _threshold_gradient(config)
+        yield Check("thresholds can learn", "gradient of the exit rates to them", size, "above 0", size > 0)
+    if config.temperature.from_routing:
+        reached, limit = _pushed_temperature(config), config.temperature.bounds[1]
+        question = f"a temperature that is pushed to {PUSHED:g}, after a step"
+        yield Check("temperatures are bounded", question, reached, f"at most {limit:g}", reached <= limit)
+
+
+@torch.no_grad()
+def _pushed_temperature(config: PhaseConfig) -> float:
+    """Where a temperature ends that a routing loss drives away: a clamp in the forward pass leaves the parameter."""
+    rule = config.temperature
+    exits = RecordedExits(temperature_clamp=rule.clamp, temperature_bounds=rule.bounds)
+    for temperature in exits.temperatures.values():
+        temperature.fill_(PUSHED)
+    exits.project()
+    return max(float(temperature) for temperature in exits.temperatures.values())
+
+
+def _threshold_gradient(config: PhaseConfig) -> float:
+    thresholds = [torch.tensor(t, requires_grad=True) for t in (config.thresholds.exit1, config.thresholds.exit2)]
+    loss, options = config.loss, {"slope": slope_at(config.loss, 0, config.optim.epochs)}
+    if loss.exit_rates == "gumbel":
+        options |= {"temperature": loss.gumbel_temperature, "generator": torch.Generator().manual_seed(config.seed)}
+    rates = exit_rates(torch.full((4,), 0.5), torch.full((4,), 0.5), thresholds, loss.exit_rates, **options)
+    value = distribution_loss(rates, loss)
+    if not value.requires_grad:
+        return 0.0
+    return float(sum(g.abs() for g in torch.autograd.grad(value, thresholds, allow_unused=True) if g is not None))

@@ -1,0 +1,223 @@
+"""The scorecard: what a phase measured, the record beside it, and whether its mechanism holds.
+
+``reports/metrics/phases/phase_1_4_seed0.json`` is one run (:func:`summarise`);
+``reports/metrics/phases.json`` joins all of them (:func:`join_runs`).
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eelib.checkpoints import TrainingError
+from eelib.config import PhaseConfig
+from eelib.data import as_input
+from eelib.evaluate import coco_ap, decision, precision_recall, provenance
+from eelib.files import write_json
+from eelib.model import EXIT_NAMES
+from eelib.routing import exit_shares
+from eelib.timing import machine, measure
+from eelib.train import training_set
+from studies.phases.analysis import recorded_values
+from studies.phases.confidence import confidence
+from studies.phases.detector import RecordedDetector
+from studies.phases.mechanisms import check_mechanisms, explain_difference, explain_unmet
+from studies.phases.trainer import (
+    exit_probability,
+    final_thresholds,
+    identity,
+    load_phase,
+    route_split,
+    tag,
+    weights_path,
+)
+
+# Keys of phases.json, for its readers.
+ABOUT = {
+    "phases": "one entry a phase: recorded, runs (one a seed), and how many runs agree",
+    "recorded": "final row of the record: val shares, train confidences, temperatures, losses, ms a batch of four",
+    "runs.exit_shares": "share of the test images at each exit, decided as the phase decides",
+    "runs.confidence_mean, confidence_std, probability_mean": "over all test images at every exit, routed there or not",
+    "runs.temperature, loss, train_rates": "last training epoch",
+    "runs.thresholds": "in force at the end",
+    "runs.time": "routed_call_ms as the phase times it; four_images_ms, one_image_ms warmed up; runs side by side",
+    "runs.mechanisms": "predictions from the switches: prediction, predicted, measured, holds",
+    "runs.start_sha256": "of the trunk's checkpoint; seeds with another one than seed 0 were run before it changed",
+    "runs.difference": "null, or why the exit shares are not the recorded ones",
+    "runs.unmet": "null, or why a prediction does not hold",
+}
+
+
+@torch.no_grad()
+def routed_call(detector: RecordedDetector, config: PhaseConfig, images: Tensor) -> int:
+    """One timed call: exits until the batch's mean confidence reaches its threshold."""
+    in_force = final_thresholds(detector, config)
+    for index, maps in enumerate(detector.exits(images)):
+        value = float(confidence(exit_probability(detector, index, maps), config.confidence).mean())
+        if index == len(in_force) or value >= in_force[index]:
+            return index
+    raise AssertionError("the full exit takes what no other took")
+
+
+@torch.no_grad()
+def phase_times(detector: RecordedDetector, config: PhaseConfig, images: Tensor) -> dict:
+    """Time of the routed call as the phase takes it, and warmed up for four images and for one.
+
+    Args:
+        images: at least ``timing.batch_size`` of them, (N, 3, 320, 320).
+    """
+    n = config.timing.batch_size
+    configured = measure(
+        {"call": lambda: routed_call(detector, config, images[:n])}, repeats=15, warmup=config.timing.warmup
+    )
+    warm = measure({str(k): lambda k=k: routed_call(detector, config, images[:k]) for k in (1, 4)}, repeats=15)
+    return {
+        "routed_call_ms": configured["call"]["median_ms"],
+        "images_per_call": n,
+        "one_image_ms": warm["1"]["median_ms"],
+        "four_images_ms": warm["4"]["median_ms"],
+        "machine": machine(),
+    }
+
+
+def measure_phase(config: PhaseConfig, detector: RecordedDetector, history: list[dict], out: Path | str) -> dict:
+    """Everything measured of a trained phase on ``test``, with its provenance."""
+    run = route_split(detector, config, "test")
+    dataset, last = run["dataset"], history[-1]
+    ap = {name: coco_ap(dataset.coco, rows, dataset.image_ids) for name, rows in run["results"].items()}
+    routed = coco_ap(dataset.coco, run["routed"], dataset.image_ids)
+    images = as_input(torch.stack([dataset[i][0] for i in range(min(4, len(dataset)))]))
+
+    def by_exit(values: Tensor) -> dict[str, float]:
+        return dict(zip(EXIT_NAMES, values.tolist(), strict=True))
+
+    exits = dict(zip(EXIT_NAMES, exit_shares(run["chosen"]), strict=True))
+    steps = -(-len(training_set(config)) // config.optim.batch_size) * config.optim.epochs
+    return {
+        "phase": config.phase,
+        "seed": config.seed,
+        "images": len(dataset),
+        "train_images": config.data.limit,
+        "epochs": config.optim.epochs,
+        "steps": steps,
+        "exit_shares": exits,
+        "confidence_mean": by_exit(run["confidences"].mean(0)),
+        "confidence_std": by_exit(run["confidences"].std(0)),
+        "probability_mean": by_exit(run["probabilities"].mean(0)),
+        "temperature": {name: last[f"temperature_{name}"] for name in EXIT_NAMES},
+        "thresholds": dict(zip(EXIT_NAMES[:2], final_thresholds(detector, config), strict=True)),
+        "loss": {key.removeprefix("loss_"): last[key] for key in last if key.startswith("loss")},
+        "train_rates": {key.removeprefix("rate_"): last[key] for key in last if key.startswith("rate_")},
+        "time": phase_times(detector, config, images),
+        "AP_exits": {exit_: values["AP"] for exit_, values in ap.items()},
+        "AP": routed["AP"],
+        "AP50": routed["AP50"],
+        "detections_per_image": len(run["routed"]) / len(dataset),
+        "at_score": precision_recall(dataset.coco, run["routed"], dataset.image_ids),
+        "decision": decision(routed["AP"]),
+        "start_sha256": identity(config)["start_sha256"],
+        **provenance("test", config, weights_path(out, config.phase)),
+    }
+
+
+def validate(config: PhaseConfig, folder: Path | str, *, compute: bool, score: float = 0.5) -> dict:
+    """The record's open question about a trained phase: AP on ``test``, and the decision.
+
+    Args:
+        config: the phase.
+        folder: of its run.
+        compute: run the detector now; otherwise read the run's summary.
+        score: least score of a detection for precision and recall; acts when computing.
+
+    Raises:
+        TrainingError: the phase is not trained, or nothing was measured yet.
+    """
+    summary = Path(folder) / f"final_summary_phase{tag(config.phase)}.json"
+    if compute:
+        run = route_split(load_phase(config, folder), config, "test")
+        coco, ids = run["dataset"].coco, run["dataset"].image_ids
+        ap = coco_ap(coco, run["routed"], ids) | precision_recall(coco, run["routed"], ids, score)
+    elif summary.exists():
+        content = json.loads(summary.read_text())
+        ap = content | content["at_score"]
+    else:
+        raise TrainingError(f"{summary}: nothing measured yet; add --compute-map or run `make reproduce`")
+    keys = ("AP", "AP50", "precision", "recall", "score", "detections_per_image")
+    return {"phase": config.phase, "split": "test", **{k: ap[k] for k in keys}, "decision": decision(ap["AP"])}
+
+
+def recorded_card(phase: str) -> dict:
+    """The recorded final values of a phase as numbers, grouped as ours; empty for a phase not on record."""
+    row = recorded_values(phase)
+    if not row:
+        return {}
+    names = {
+        "exit_shares": "val_fraction_{}",
+        "confidence": "train_confidence_{}",
+        "confidence_std": "train_confidence_std_{}",
+        "temperature": "temperature_{}",
+        "thresholds": "{}_threshold_epoch20",
+        "loss": "loss_{}",
+        "soft_rates": "train_soft_exit_fraction_{}",
+        "hard_rates": "train_hard_exit_fraction_{}",
+    }
+    card = {key: {n: row[k.format(n)] for n in EXIT_NAMES if k.format(n) in row} for key, k in names.items()}
+    losses = {"total": "total", "cascade": "cascade", "order": "confidence_order", "distribution": "exit_distribution"}
+    card["loss"] |= {key: row[f"loss_{name}"] for key, name in losses.items() if f"loss_{name}" in row}
+    card["ms_per_batch_of_four"] = row["latency_ms_per_batch_of_4"]
+    card["ms_per_image"] = row["latency_ms_per_batch_of_4"] / 4
+    return card
+
+
+def summarise(config: PhaseConfig, detector: RecordedDetector, history: list[dict], out: Path | str) -> dict:
+    """A phase on ``test`` beside the record; writes ``final_summary_phaseN.json`` to ``out``."""
+    run = measure_phase(config, detector, history, out)
+    card = recorded_card(config.phase)
+    checks = check_mechanisms(config, run, history)
+    provenance_keys = ("start_sha256", "split", "split_sha256", "checkpoint_sha256", "config", "versions")
+    summary = {key: value for key, value in run.items() if key not in provenance_keys}
+    summary |= {
+        "recorded": card,
+        "mechanisms": checks,
+        "mechanism_holds": all(check["holds"] for check in checks) if checks else None,
+        "difference": explain_difference(config, run, card),
+        "unmet": explain_unmet(config, run, checks),
+        **{key: run[key] for key in provenance_keys},
+    }
+    write_json(Path(out) / f"final_summary_phase{tag(config.phase)}.json", summary)
+    return summary
+
+
+def join_runs(paths: Sequence[Path]) -> dict:
+    """``phases.json`` from the files of single runs.
+
+    Raises:
+        ValueError: no file, or runs that were measured on different test data.
+    """
+    rows = [json.loads(path.read_text()) for path in sorted(paths)]
+    if not rows:
+        raise ValueError("no run of a recorded phase found; expected phase_1_N_seedS.json files")
+    for path, row in zip(sorted(paths), rows, strict=True):
+        if row["split_sha256"] != rows[0]["split_sha256"]:
+            raise ValueError(f"{path}: measured on another 'test' than {sorted(paths)[0]}; run it again")
+    phases = []
+    for phase in dict.fromkeys(row["phase"] for row in rows):
+        runs = [row for row in rows if row["phase"] == phase]
+        own = [
+            {k: v for k, v in run.items() if k not in ("phase", "recorded", "split", "split_sha256")} for run in runs
+        ]
+        for run in own[1:]:
+            del run["config"]  # the seed aside, it is the first run's
+        phases.append(
+            {
+                "phase": phase,
+                "recorded": runs[0]["recorded"],
+                "agree": sum(run["difference"] is None for run in runs) if runs[0]["recorded"] else None,
+                "mechanism_holds": sum(bool(run["mechanism_holds"]) for run in runs),
+                "seeds": len(runs),
+                "runs": own,
+            }
+        )
+    return {"about": ABOUT, **{key: rows[0][key] for key in ("split", "split_sha256")}, "phases": phases}

@@ -1,0 +1,1 @@
+"""The four written reports and the tables of the dissertation."""

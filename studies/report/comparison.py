@@ -1,0 +1,247 @@
+"""The eight tables of the phase comparison, the recorded value beside the reproduced one.
+
+Recorded values come from ``data/record``, ours from ``phases.json``: the first seed of each
+phase. A phase that was not run has a dash. Judging words are chosen from the numbers.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from eelib.config import ConfigError
+from eelib.model import EXIT_NAMES
+from studies.phases import analysis as record
+
+FEW, ALL = 0.05, 0.95  # shares of the images below and above which an exit counts as unused or as the only one
+TEMPERATURE_BOUNDS = (0.5, 3.0)  # of 1.8 and 1.9's clamp
+WARM_UP_EPOCHS = {"1-3": (1, 3), "4": (4, 4), "5-20": (5, 20)}
+
+
+def load_entries(path: Path | str) -> dict[str, dict]:
+    """Entries of ``phases.json`` by phase.
+
+    Raises:
+        ConfigError: the file, or a key of it, is missing.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such metrics file; run `make reproduce`") from None
+    entries = {}
+    for entry in content.get("phases", []):
+        for key in ("phase", "recorded", "runs", "agree", "mechanism_holds", "seeds"):
+            if key not in entry:
+                raise ConfigError(f"{path}: key 'phases[].{key}' is missing; run notebook 05b_scorecard again")
+        entries[entry["phase"]] = entry
+    return entries
+
+
+def _run(entries: Mapping[str, dict], phase: str) -> dict | None:
+    return entries[phase]["runs"][0] if phase in entries else None
+
+
+def _value(run: dict | None, group: str, name: str) -> float | None:
+    return None if run is None else run[group].get(name)
+
+
+def shares_text(shares: Mapping[str, float] | None) -> str | None:
+    """Per cent at exit1 / exit2 / full."""
+    return None if shares is None else " / ".join(f"{100 * shares[name]:.0f}" for name in EXIT_NAMES)
+
+
+def outcome(shares: Mapping[str, float] | None) -> str | None:
+    """What became of the images, from their shares."""
+    if shares is None:
+        return None
+    for name, text in (("exit1", "all at exit1"), ("exit2", "all at exit2"), ("full", "none early")):
+        if shares[name] >= ALL:
+            return text
+    return "mixed"
+
+
+def temperature_state(values: Mapping[str, float]) -> str:
+    """Where the three temperatures lie with respect to the later clamp of [0.5, 3]."""
+    low, high = TEMPERATURE_BOUNDS
+    beyond = [name for name, t in values.items() if t > high * 1.001 or t < low * 0.999]
+    bound = [name for name, t in values.items() if min(abs(t - high), abs(t - low)) < 1e-3]
+    if beyond:
+        return f"{', '.join(beyond)} outside [{low}, {high}]"
+    return f"{', '.join(bound)} at a bound" if bound else "inside"
+
+
+def _recorded_shares(row: pd.Series) -> dict[str, float]:
+    return {name: row[f"val_fraction_{name}"] for name in EXIT_NAMES}
+
+
+def _object(lines: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame(lines).astype(object)
+
+
+def quick_reference(entries: Mapping[str, dict]) -> pd.DataFrame:
+    """Goal, thresholds, exits, time and outcome of each phase."""
+    lines = []
+    for phase, row in record.final_values().iterrows():
+        run, old = _run(entries, phase), _recorded_shares(row)
+        new = None if run is None else run["exit_shares"]
+        lines.append({
+            "phase": phase, "goal": record.narrative()["phases"][phase]["goal"],
+            "thresholds recorded": f"{row['exit1_threshold_epoch20']:.3f}, {row['exit2_threshold_epoch20']:.3f}",
+            "ours": None if run is None else ", ".join(f"{v:.3f}" for v in run["thresholds"].values()),
+            "exits % recorded": shares_text(old), "exits % ours": shares_text(new),
+            "ms of four recorded": row["latency_ms_per_batch_of_4"],
+            "ms of four ours": _value(run, "time", "four_images_ms"),
+            "outcome recorded": outcome(old), "outcome ours": outcome(new),
+            "seeds that agree": None if run is None else f"{entries[phase]['agree']} of {entries[phase]['seeds']}",
+        })  # fmt: skip
+    return _object(lines)
+
+
+def _beside(entries: Mapping[str, dict], columns: list[tuple[str, str, str, str]]) -> pd.DataFrame:
+    """A line a phase; each column is (title, recorded column, group of the run, key of the group)."""
+    lines = []
+    for phase, row in record.final_values().iterrows():
+        run, line = _run(entries, phase), {"phase": phase}
+        for title, recorded, group, key in columns:
+            line |= {f"{title} recorded": row[recorded], f"{title} ours": _value(run, group, key)}
+        lines.append(line)
+    return _object(lines)
+
+
+def confidences(entries: Mapping[str, dict]) -> pd.DataFrame:
+    """Confidence of each exit; spread of exit1 (recorded: over a training batch, ours: over the test images)."""
+    columns = [(name, f"train_confidence_{name}", "confidence_mean", name) for name in EXIT_NAMES]
+    return _beside(entries, [*columns, ("spread exit1", "train_confidence_std_exit1", "confidence_std", "exit1")])
+
+
+def losses(entries: Mapping[str, dict]) -> pd.DataFrame:
+    """Total and parts in the last epoch."""
+    columns = [(name, f"loss_{name}", "loss", name) for name in (*EXIT_NAMES, "cascade")]
+    return _beside(entries, [("total", "loss_total", "loss", "loss"), *columns])
+
+
+def temperatures(entries: Mapping[str, dict]) -> pd.DataFrame:
+    """Temperatures at the end, and where they lie."""
+    frame = _beside(entries, [(name, f"temperature_{name}", "temperature", name) for name in EXIT_NAMES])
+    for source in ("recorded", "ours"):
+        states = []
+        for _, row in frame.iterrows():
+            values = {name: row[f"{name} {source}"] for name in EXIT_NAMES}
+            states.append(None if pd.isna(list(values.values())).any() else temperature_state(values))
+        frame[f"state {source}"] = states
+    return frame
+
+
+def timeline(entries: Mapping[str, dict]) -> pd.DataFrame:
+    """Date, attempt, outcome and the cause of each phase."""
+    lines = []
+    for phase, row in record.final_values().iterrows():
+        told, run = record.narrative()["phases"][phase], _run(entries, phase)
+        lines.append({
+            "phase": phase, "date": told["date"], "attempt": told["attempt"],
+            "recorded": outcome(_recorded_shares(row)), "ours": outcome(run and run["exit_shares"]),
+            "cause": told["cause"],
+        })  # fmt: skip
+    return _object(lines)
+
+
+def patterns(entries: Mapping[str, dict]) -> pd.DataFrame:
+    """Phases by their recorded outcome: what they have in common, and whether their rule could decide at all."""
+    final, rules = record.final_values(), record.phase_rules()
+    groups: dict[str, list[str]] = {}
+    for phase, row in final.iterrows():
+        groups.setdefault(outcome(_recorded_shares(row)), []).append(phase)
+    lines = []
+    for text, phases in groups.items():
+        rows = final.loc[phases]
+        forced = [
+            p for p in phases if record.attainable_range(rules[p])[0] >= rows.loc[p, "exit1_threshold_epoch20"] - 1e-6
+        ]
+        runs = [entries[p]["runs"][0] for p in phases if p in entries]
+        below = rows["train_confidence_exit1"] - rows["exit1_threshold_epoch20"]
+        lines.append({
+            "recorded outcome": text, "phases": ", ".join(phases),
+            "confidence of exit1": _span(rows["train_confidence_exit1"]), "minus threshold": _span(below),
+            "ms of four": _span(rows["latency_ms_per_batch_of_4"]),
+            "cannot do otherwise": ", ".join(forced) or "none",
+            "same outcome here": f"{sum(outcome(r['exit_shares']) == text for r in runs)} of {len(runs)}",
+            "best AP here": max((r["AP"] for r in runs), default=None),
+        })  # fmt: skip
+    return _object(lines)
+
+
+def _span(values: pd.Series) -> str:
+    return f"{values.min():.3f} to {values.max():.3f}"
+
+
+def problems(entries: Mapping[str, dict]) -> pd.DataFrame:
+    """What each phase tried to solve, and what decided it."""
+    lines = []
+    for phase, row in record.final_values().iterrows():
+        told = record.narrative()["phases"][phase]
+        holds = None
+        if phase in entries:
+            holds = f"{entries[phase]['mechanism_holds']} of {entries[phase]['seeds']}"
+        lines.append({
+            "phase": phase, "problem": told["problem"], "attempt": told["attempt"],
+            "recorded": outcome(_recorded_shares(row)), "cause": told["cause"], "predictions hold (seeds)": holds,
+        })  # fmt: skip
+    return _object(lines)
+
+
+def warm_up(history: pd.DataFrame | None) -> pd.DataFrame:
+    """1.9 by epochs: weight of the early losses, confidences, share at exit1, time a batch.
+
+    Args:
+        history: ours by epoch (``confidence_exit1``, ``confidence_exit2``, ``val_share_exit1``), indexed
+            by epoch, or None.
+    """
+    old, lines = record.trajectory("1.9"), []
+    for title, (first, last) in WARM_UP_EPOCHS.items():
+        rows = old.loc[first:last]
+        ours = None if history is None else history.loc[first:last]
+        line = {"epochs": title, "weight of early losses": _range(rows["warmup_weight"])}
+        for name in ("exit1", "exit2"):
+            line[f"{name} confidence recorded"] = _range(rows[f"confidence_{name}"])
+            line[f"{name} confidence ours"] = None if ours is None else _range(ours[f"confidence_{name}"])
+        line["share at exit1 recorded"] = _range(rows["val_fraction_exit1"])
+        line["share at exit1 ours"] = None if ours is None else _range(ours["val_share_exit1"])
+        line["ms of four recorded"] = _range(rows["ms_per_batch_of_4"])
+        lines.append(line)
+    return _object(lines)
+
+
+def _range(values: pd.Series) -> str:
+    low, high = values.min(), values.max()
+    return f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
+
+
+def read_history(folder: Path | str, phase: str, seed: int = 0) -> pd.DataFrame | None:
+    """A published run by epoch, training and validation joined; None when it is not there."""
+    name = phase.replace(".", "_")
+    stem = Path(folder) / f"phase_{name}_seed{seed}"
+    paths = [stem / f"{split}_metrics_phase{name}.csv" for split in ("train", "val")]
+    if not all(path.exists() for path in paths):
+        return None
+    train, val = (pd.read_csv(path).set_index("epoch") for path in paths)
+    return train.join(val)
+
+
+def all_tables(entries: Mapping[str, dict], history: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
+    """The eight tables by file name.
+
+    Args:
+        entries: of :func:`load_entries`.
+        history: of 1.9, by :func:`read_history`.
+    """
+    return {
+        "phases_quick_reference": quick_reference(entries),
+        "phases_confidences": confidences(entries),
+        "phases_losses": losses(entries),
+        "phases_temperatures": temperatures(entries),
+        "phases_timeline": timeline(entries),
+        "phases_patterns": patterns(entries),
+        "phases_problems": problems(entries),
+        "phases_warm_up_1_9": warm_up(history),
+    }

@@ -1,0 +1,117 @@
+"""The ablation: its parameters, its jobs, its summary by hand."""
+
+import numpy as np
+import pytest
+from synthetic import NAMES, annotations
+
+from eelib.config import ROOT, ConfigError, load, read_yaml
+from eelib.evaluate import coco_ap
+from eelib.routed_ap import RoutedAP
+from studies import figures, tables
+from studies.phases import ablation
+from studies.phases.causal import ladder
+
+STUDY = read_yaml(ROOT / "params" / "ablation.yaml")
+BASE = ROOT / STUDY["base"]
+
+
+def flat(config):
+    groups = config.model_dump(mode="json")
+    return {f"{g}.{k}": v for g, values in groups.items() if isinstance(values, dict) for k, v in values.items()}
+
+
+def test_each_variant_differs_from_the_working_configuration_in_the_keys_that_it_names():
+    runs = ladder(BASE, STUDY["variants"], STUDY["common"], [0])
+    working = flat(runs[0][1])
+    for (name, config), variant in zip(runs[1:], STUDY["variants"][1:], strict=True):
+        changed = {key for key, value in flat(config).items() if value != working[key]}
+        assert changed == set(variant["set"]), name
+    assert len({name for name, _ in runs}) == len(runs)
+
+
+def test_the_working_configuration_is_the_last_rung_of_the_ladder():
+    causal = read_yaml(ROOT / "params" / "causal.yaml")
+    assert flat(ladder(ROOT / causal["base"], causal["variants"], {}, [0])[-1][1]) == flat(load(BASE))
+
+
+def test_what_routing_reads_costs_no_training():
+    jobs = ablation.jobs_of(BASE, STUDY["variants"], STUDY["common"], STUDY["seeds"])
+    names = [[name for name, _ in job] for job in jobs]
+    shared = next(job for job in names if job[0] == "working")
+    assert "decision of four images (17)" in shared and "mean probability (33)" in shared
+    assert all(len(job) == 1 for job in names if job[0] != "working")
+    assert not any("Gumbel" in name or "temperature" in name for name in shared)  # these train otherwise
+    for seed, job in zip(STUDY["seeds"], jobs, strict=False):
+        assert {config.seed for _, config in job} == {seed}
+    with pytest.raises(ConfigError, match="the first is the working configuration; expected an empty 'set'"):
+        ablation.jobs_of(BASE, STUDY["variants"][1:], {}, [0])
+
+
+def made(variant, seed, ap, share=0.5, spread=0.1, noise=0.0):
+    rng = np.random.default_rng(seed)
+    draws = (ap + noise * rng.standard_normal(50)).tolist()
+    samples = {"AP_full": draws, "AP": draws, "largest_share": [share] * 50, "spread": [spread] * 50}
+    return {
+        "variant": variant, "seed": seed, "AP_exits": {"exit1": 0, "exit2": 0, "full": ap}, "AP": ap,
+        "exit_shares": {"exit1": share, "exit2": 1 - share, "full": 0.0}, "confidence_std": {"exit1": spread},
+        "samples": samples,
+    }  # fmt: skip
+
+
+def test_summary_by_hand():
+    runs = [made("working", 0, 0.2), made("working", 1, 0.4)]
+    runs += [made("blind", 0, 0.0), made("blind", 1, 0.01), made("stuck", 0, 0.1, 1.0), made("stuck", 1, 0.3, 0.96)]
+    working, blind, stuck = ablation.summarise(runs)
+    assert working["AP_full"] == pytest.approx(0.3) and working["AP_full_interval"] == pytest.approx([0.2, 0.4])
+    assert working["AP_full_minus_working_interval"] == [0, 0]
+    # paired: with either seed "stuck" is 0.1 below, so the difference has no spread though the APs have
+    assert stuck["AP_full_minus_working"] == pytest.approx(-0.1)
+    assert stuck["AP_full_minus_working_interval"] == pytest.approx([-0.1, -0.1])
+    assert [row["destroys_detection"] for row in (working, blind, stuck)] == [False, True, False]
+    assert [row["all_or_nothing"] for row in (working, blind, stuck)] == [False, False, True]
+    assert ablation.answer([working, blind, stuck]).splitlines() == [
+        "Alone destroys detection: blind.",
+        "Alone makes the routing all or nothing: stuck.",
+    ]
+    table = tables.ablation([working, blind, stuck])
+    assert table["destroys detection"].tolist() == ["", "yes", ""] and table["seeds"].tolist() == [2, 2, 2]
+    left, middle, _ = figures.ablation_dots([working, blind, stuck]).axes
+    assert [t.get_text() for t in left.get_yticklabels()] == ["working", "blind", "stuck"]
+    assert middle.get_xlim()[1] > 1
+
+
+def test_match_flags_of_results_give_pycocotools_ap():
+    coco = annotations({1: [[0, 0, 50, 50]], 2: [], 3: [[10, 10, 40, 40], [100, 100, 60, 60]]})
+
+    def result(image, box, score):
+        return {"image_id": image, "category_id": 62, "bbox": box, "score": score}
+
+    good = [result(1, [0, 0, 50, 48], 0.9), result(2, [5, 5, 9, 9], 0.8), result(3, [100, 101, 60, 58], 0.3)]
+    found = {"exit1": [], "exit2": good[:2], "full": good}
+    records = ablation._as_records(found, [1, 2, 3], load(BASE))
+    assert records.exit_names == NAMES and records.counts.tolist() == [[0, 0, 0], [1, 1, 0], [1, 1, 1]]
+    evaluator = RoutedAP(records, coco)
+    for k, rows in enumerate(found.values()):
+        assert evaluator.of_exit(k) == pytest.approx(coco_ap(coco, rows)["AP"], abs=1e-9)
+
+
+def test_a_stopped_study_goes_on(tmp_path, monkeypatch):
+    trained = []
+
+    def train(config, out, **_):
+        trained.append(config.phase)
+        return {"detector": object()}
+
+    monkeypatch.setattr(ablation, "train_phase", train)
+    measured = {key: value for key, value in made("", 0, 0.1).items() if key != "variant"}
+    monkeypatch.setattr(ablation, "measure", lambda *_: measured)
+    monkeypatch.setattr(ablation, "provenance", lambda *_: {"split": "test"})
+    monkeypatch.setattr(ablation, "identity", lambda config: {"config": config.model_dump(mode="json")})
+    (job, *_) = ablation.jobs_of(BASE, STUDY["variants"], STUDY["common"], [0])
+    ablation.run_job(job[:2], tmp_path, 50, log=lambda _: None)
+    rows = ablation.run_job(job[:3], tmp_path, 50, log=lambda _: None)
+    assert trained == ["causal_0", "causal_0"]  # once for the first two, once more for the third
+    again = ablation.run_job(job[:3], tmp_path, 50, log=lambda _: None)
+    assert len(trained) == 2 and again == rows and [r["variant"] for r in rows] == [n for n, _ in job[:3]]
+    ablation.run_job(job[:1], tmp_path, 60, log=lambda _: None)
+    assert len(trained) == 3  # other resamples are another measurement

@@ -1,0 +1,69 @@
+"""Tables and figures of the scorecard and of the ladder, from values made by hand."""
+
+import matplotlib
+import pytest
+from matplotlib import pyplot as plt
+
+from studies import figures, tables
+from studies.phases.scorecard import recorded_card
+
+matplotlib.use("Agg")
+SHARES = {"exit1": 0.25, "exit2": 0.0, "full": 0.75}
+ONE = {"exit1": 0.1, "exit2": 0.2, "full": 0.3}
+RUN = {
+    "seed": 0, "exit_shares": SHARES, "confidence_mean": ONE, "confidence_std": ONE, "temperature": ONE,
+    "thresholds": {"exit1": 0.45, "exit2": 0.6}, "loss": {"loss": 9.0, "exit1": 1.0, "order": 0.0},
+    "train_rates": {"soft_exit1": 0.3, "hard_exit1": 0.0}, "AP_exits": ONE, "AP": 0.125,
+    "time": {"four_images_ms": 40.0, "one_image_ms": 12.0},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_the_card_puts_the_record_beside_ours():
+    table = tables.scorecard(RUN | {"recorded": recorded_card("1.6")}).set_index("quantity")
+    assert table.loc["exit_shares full"].tolist() == [1.0, 0.75]
+    assert table.loc["loss loss"].tolist() == [pytest.approx(361.09387), 9.0]
+    assert table.loc["soft rate exit1"].tolist() == [pytest.approx(0.30020176), 0.3]
+    assert table.loc["ms a call of four"].tolist() == [pytest.approx(21.104763), 40.0]
+    assert tables.scorecard(RUN | {"recorded": {}})["recorded"].isna().all()
+
+
+def test_overview_has_a_line_a_phase():
+    entry = {
+        "phase": "1.6",
+        "recorded": recorded_card("1.6"),
+        "agree": 1,
+        "mechanism_holds": 2,
+        "seeds": 3,
+        "runs": [RUN],
+    }
+    (line,) = tables.scorecard_overview([entry]).to_dict("records")
+    assert (line["recorded exits %"], line["ours %"]) == ("0 / 0 / 100", "25 / 0 / 75")
+    assert (line["agrees"], line["holds"], line["AP"]) == ("1 of 3", "2 of 3", 0.125)
+    heights = [patch.get_height() for patch in figures.shares_beside_record([entry]).axes[0].patches]
+    assert heights == [0.0, 0.0, 1.0, 0.25, 0.0, 0.75]
+
+
+def test_ladder_figure_and_table():
+    rows = [RUN | {"variant": name, "seed": seed} for name in ("as recorded", "all") for seed in (0, 1)]
+    top, middle, bottom = figures.causal_ladder(rows).axes
+    assert len(top.patches) == len(bottom.patches) == 6  # three exits, two variants
+    assert sum(len(c.get_offsets()) for c in middle.collections) == 12
+    assert middle.get_yscale() == "log"
+    assert tables.causal(rows)["exit1 %"].tolist() == [25.0] * 4
+
+
+def test_training_panels():
+    row = {
+        f"{kind}_{n}": 0.5
+        for n in SHARES
+        for kind in ("loss", "confidence", "confidence_std", "temperature", "val_share")
+    }
+    axes = figures.training_panels([row | {"epoch": e, "threshold_exit1": 0.4} for e in (1, 2)]).axes
+    assert [axis.get_ylabel() for axis in axes] == ["loss", "confidence", "temperature", "share on val"]
+    assert len(axes[1].lines) == 4  # three confidences and one threshold
