@@ -1,4 +1,4 @@
-"""Default boxes and the box coder of SSD.
+"""Default boxes, the box coder and the matching of SSD.
 
 Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016, section 2.2;
 layout and rounding follow ``torchvision.models.detection.anchor_utils.DefaultBoxGenerator``,
@@ -10,9 +10,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 # SSD's variances 0.1 and 0.2, written as the reciprocal weights of torchvision's BoxCoder.
-CODER_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+CENTRE_WEIGHT, SIZE_WEIGHT = 10.0, 5.0
+CODER_WEIGHTS = (CENTRE_WEIGHT, CENTRE_WEIGHT, SIZE_WEIGHT, SIZE_WEIGHT)
+BACKGROUND = -1  # of a default box that answers for no object
 # exp() of a regressed size is capped here (R-CNN's convention), so a wild output stays finite.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
@@ -81,11 +84,10 @@ def encode(boxes_xyxy: Tensor, defaults_xyxy: Tensor) -> Tensor:
 
     Source: SSD, section 2.2, equation 2.
     """
-    weights = boxes_xyxy.new_tensor(CODER_WEIGHTS)
     centre, size = _centre_form(boxes_xyxy)
     default_centre, default_size = _centre_form(defaults_xyxy)
-    offsets = torch.cat(((centre - default_centre) / default_size, (size / default_size).log()), -1)
-    return offsets * weights
+    shift, scale = (centre - default_centre) / default_size, (size / default_size).log()
+    return torch.cat((shift * CENTRE_WEIGHT, scale * SIZE_WEIGHT), -1)
 
 
 def decode(bbox_regression: Tensor, defaults_xyxy: Tensor) -> Tensor:
@@ -98,8 +100,55 @@ def decode(bbox_regression: Tensor, defaults_xyxy: Tensor) -> Tensor:
     Returns:
         ``boxes_xyxy`` in pixels, shape (..., A, 4), not clipped.
     """
-    offsets = bbox_regression / bbox_regression.new_tensor(CODER_WEIGHTS)
     default_centre, default_size = _centre_form(defaults_xyxy)
-    centre = default_centre + offsets[..., :2] * default_size
-    size = default_size * offsets[..., 2:].clamp(max=MAX_LOG_SCALE).exp()
+    centre = default_centre + bbox_regression[..., :2] / CENTRE_WEIGHT * default_size
+    size = default_size * (bbox_regression[..., 2:] / SIZE_WEIGHT).clamp(max=MAX_LOG_SCALE).exp()
     return torch.cat((centre - 0.5 * size, centre + 0.5 * size), -1)
+
+
+def pairwise_iou(boxes_xyxy: Tensor, defaults_xyxy: Tensor) -> Tensor:
+    """IoU of every object with every default box.
+
+    Args:
+        boxes_xyxy: objects of a batch in pixels, shape (B, G, 4).
+        defaults_xyxy: default boxes in pixels, shape (A, 4).
+
+    Returns:
+        (B, G, A) in [0, 1].
+    """
+    batch, objects = boxes_xyxy.shape[:2]
+    return box_iou(boxes_xyxy.flatten(0, 1), defaults_xyxy).view(batch, objects, -1)
+
+
+def match(iou: Tensor, valid: Tensor, iou_threshold: float = 0.5) -> Tensor:
+    """SSD's matching: IoU above a threshold, and a forced best default box for each object.
+
+    Args:
+        iou: of objects and default boxes, shape (B, G, A); G may be 0.
+        valid: which of the G are objects, bool (B, G); the rest is padding.
+        iou_threshold: a default box at or above it is positive, in (0, 1].
+
+    Returns:
+        ``matched_idxs``, int64, shape (B, A): index of the object, or ``BACKGROUND``. A default box that
+        is the best of several objects answers for the last of them.
+
+    Source: SSD, section 2.2, "Matching strategy". Without the forced match a small object
+    between two cells would have no positive at all.
+    """
+    batch, objects, boxes = iou.shape
+    if not objects:
+        return torch.full((batch, boxes), BACKGROUND, device=iou.device)
+    best_iou, matched_idxs = iou.masked_fill(~valid[..., None], -1.0).max(1)
+    matched_idxs = matched_idxs.masked_fill(best_iou < iou_threshold, BACKGROUND)
+    # padding is sent to one column more, which is cut off
+    best_default = iou.argmax(2).masked_fill(~valid, boxes)
+    forced = torch.full((batch, boxes + 1), BACKGROUND, device=iou.device)
+    index = torch.arange(objects, device=iou.device).expand(batch, -1)
+    forced = forced.scatter_reduce(1, best_default, index, "amax")[:, :boxes]
+    return torch.where(forced == BACKGROUND, matched_idxs, forced)
+
+
+def match_iou(boxes_xyxy: Tensor, defaults_xyxy: Tensor, iou_threshold: float = 0.5) -> Tensor:
+    """:func:`match` for the objects (G, 4) of one image; ``matched_idxs`` (A,)."""
+    iou = pairwise_iou(boxes_xyxy[None], defaults_xyxy)
+    return match(iou, iou.new_ones(iou.shape[:2], dtype=torch.bool), iou_threshold)[0]

@@ -62,12 +62,9 @@ def load_released(path: Path | str) -> EarlyExitSSDLite:
         TrainingError: no checkpoint, or one of another architecture.
     """
     state = load_checkpoint(path)
-    if "plan" in state:
-        try:
-            model = rebuild(state["plan"], state["model"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f"{path}: key 'plan' is {state['plan']!r}; expected size, maps and cuts") from error
-    else:
-        model = EarlyExitSSDLite(early=any(key.startswith("early.") for key in state["model"]))
+    try:
+        model = rebuild(state.get("plan"), state["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{path}: key 'plan' is {state['plan']!r}; expected size, maps and cuts") from error
     load_weights(model, path)
     return model

@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from eelib.checkpoints import load_released
-from eelib.config import PhaseConfig
+from eelib.config import Config
 from eelib.data import DetectionDataset, split_sha256
 from eelib.files import file_sha256
 from eelib.model import Detections
@@ -129,7 +129,7 @@ def evaluate_exits(checkpoint: Path | str, dataset: DetectionDataset) -> dict[st
     return {name: coco_ap(dataset.coco, rows, dataset.image_ids) for name, rows in results.items()}
 
 
-def provenance(split: str, config: PhaseConfig, checkpoint: Path | str, root: Path | str | None = None) -> dict:
+def provenance(split: str, config: Config, checkpoint: Path | str, root: Path | str | None = None) -> dict:
     """What every metrics file records beside its numbers.
 
     Args:

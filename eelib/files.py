@@ -1,10 +1,12 @@
 """Files: written whole or not at all, and known by their hash."""
 
+import fcntl
 import hashlib
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -32,3 +34,23 @@ def write_json(path: Path | str, values: dict) -> Path:
     """Write JSON atomically, keys in their order, one trailing newline."""
     text = json.dumps(values, indent=2) + "\n"
     return write_atomic(path, lambda file: file.write(text.encode()))
+
+
+@contextmanager
+def locked(folder: Path | str) -> Iterator[Path]:
+    """A folder, created, that no other process writes to in the meantime; the lock ends with this process.
+
+    Raises:
+        NotADirectoryError: there is a file in its place.
+        BlockingIOError: another process holds it.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: output is not a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"{folder}: another process writes to this folder") from None
+        yield folder

@@ -1,4 +1,4 @@
-"""SSDLite320 MobileNetV3-Large, and its early exits computed one at a time."""
+"""SSDLite MobileNetV3-Large, and its early exits computed one at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -11,10 +11,11 @@ from torchvision.ops import Conv2dNormActivation, clip_boxes_to_image, nms
 
 from eelib.anchors import decode, default_boxes
 
-EXIT_NAMES = ("exit1", "exit2", "full")
 SIZE = 320  # side of the network input in pixels
-# Children of torchvision's features[0] after which a segment ends, and the channels there.
-CUTS = {"exit1": (8, 80), "exit2": (12, 112)}
+CUTS = (8, 12)  # children of torchvision's features[0] before exit1 and exit2
+# Channels after a number of children: of the maps of an eighth of the input's side up to 7, of a sixteenth from there.
+CHANNELS = {5: 40, 6: 40, 7: 40, 8: 80, 9: 80, 10: 80, 11: 80, 12: 112, 13: 112}
+GATE_CUTS = (7, 8)  # where the blank gates look: the last map of an eighth, and the first of a sixteenth
 # Chairs of showroom are small (median 62 px of 320, 44 % under 32 x 32 px), and torchvision's
 # default scales start at 64 px: only 70 % of the objects reach IoU 0.5 with some box, 89 % with these.
 SCALES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
@@ -24,7 +25,7 @@ ASPECT_RATIOS = ((1.5, 2.2),) * 6
 class ExitOutput(NamedTuple):
     """Raw output of one exit for a batch.
 
-    ``cls_logits`` (B, A, 2), background first; ``bbox_regression`` (B, A, 4) encoded offsets;
+    ``cls_logits`` (B, A, K + 1), background first; ``bbox_regression`` (B, A, 4) encoded offsets;
     ``default_boxes`` (A, 4) xyxy in pixels of the network input.
     """
 
@@ -35,10 +36,11 @@ class ExitOutput(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """Detections of one image, best first: ``boxes`` (N, 4) xyxy pixels, ``scores`` (N,)."""
+    """Detections of one image, best first: ``boxes`` (N, 4) xyxy pixels, ``scores`` (N,), ``labels`` (N,) from 1."""
 
     boxes: Tensor
     scores: Tensor
+    labels: Tensor
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -79,52 +81,87 @@ def flatten_predictions(maps: Sequence[Tensor], columns: int) -> Tensor:
 
 
 class EarlyExit(nn.Module):
-    """A light SSDLite exit: a context block, four maps (20, 10, 5 and 3 cells a side) and their predictors.
+    """A light SSDLite exit: a context block, four maps (20, 10, 5 and 3 cells a side of 320 px) and their predictors.
 
     Classes and boxes share a predictor: an image that goes on has paid for the exits before, and
     at batch 1 on a CPU the number of small layers is what an exit costs.
 
     Args:
         channels_in: channels of the trunk at the cut.
+        stride: 2 where the trunk's map is still an eighth of the input, so that the exit's own begin at a sixteenth.
         channels: width of the exit's own pyramid.
         boxes_per_cell: default boxes at each cell.
+        classes: K, without the background.
     """
 
     MAPS = 4
 
-    def __init__(self, channels_in: int, channels: int = 96, boxes_per_cell: int = 6):
+    def __init__(self, channels_in: int, stride: int = 1, channels: int = 96, boxes_per_cell: int = 6, classes=1):
         super().__init__()
         # Dilation widens the receptive field at no cost: exit1 sees 179 px of 320 without it.
-        self.context = nn.Sequential(_separable(channels_in, channels), _separable(channels, channels, dilation=2))
+        self.context = nn.Sequential(
+            _separable(channels_in, channels, stride), _separable(channels, channels, dilation=2)
+        )
         self.down = nn.ModuleList(_separable(channels, channels, stride=2) for _ in range(self.MAPS - 1))
-        self.predictors = nn.ModuleList(_predictor(channels, boxes_per_cell * 6) for _ in range(self.MAPS))
-        self.class_channels = boxes_per_cell * 2  # of a predictor's output; the rest are box offsets
+        self.columns = classes + 1
+        self.class_channels = boxes_per_cell * self.columns  # of a predictor's output; the rest are box offsets
+        width = self.class_channels + boxes_per_cell * 4
+        self.predictors = nn.ModuleList(_predictor(channels, width) for _ in range(self.MAPS))
         initialise(self)
         for predictor in self.predictors:
-            _start_at_background(predictor[-1].weight[: self.class_channels], predictor[-1].bias[: self.class_channels])
+            last = predictor[-1]
+            _start_at_background(last.weight[: self.class_channels], last.bias[: self.class_channels], self.columns)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-        """Features (B, C, 20, 20) to cls_logits (B, A, 2), bbox_regression (B, A, 4), grid sizes."""
+        """Features (B, C, H, W) to cls_logits (B, A, K + 1), bbox_regression (B, A, 4), grid sizes."""
         maps = [self.context(features)]
         for down in self.down:
             maps.append(down(maps[-1]))
         outputs = [predictor(m) for predictor, m in zip(self.predictors, maps, strict=True)]
-        logits = flatten_predictions([o[:, : self.class_channels] for o in outputs], 2)
+        logits = flatten_predictions([o[:, : self.class_channels] for o in outputs], self.columns)
         boxes = flatten_predictions([o[:, self.class_channels :] for o in outputs], 4)
         return logits, boxes, [tuple(m.shape[-2:]) for m in maps]
 
 
+class BlankGate(nn.Module):
+    """One logit from a map of the trunk, pooled: does the image hold an object?
+
+    The strongest and the mean response of each channel are kept: one chair anywhere must be enough.
+
+    Args:
+        channels_in: channels of the trunk at the cut.
+        channels: that are pooled.
+    """
+
+    def __init__(self, channels_in: int, channels: int = 48):
+        super().__init__()
+        self.features = _separable(channels_in, channels)
+        self.logit = nn.Linear(2 * channels, 1)
+        initialise(self)
+        nn.init.normal_(self.logit.weight, std=0.01)
+        nn.init.constant_(self.logit.bias, 2.0)  # most images hold an object
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, C, H, W) to logits (B,); above 0 an object is likelier than none."""
+        maps = self.features(features)
+        return self.logit(torch.cat((maps.amax((2, 3)), maps.mean((2, 3))), 1)).squeeze(1)
+
+
 @torch.no_grad()
-def _start_at_background(weight: Tensor, bias: Tensor) -> None:
+def _start_at_background(weight: Tensor, bias: Tensor, columns: int) -> None:
     nn.init.normal_(weight, std=0.01)
-    bias.view(-1, 2).copy_(torch.tensor([2.3, -2.3]))
+    bias.view(-1, columns).copy_(torch.tensor([2.3] + [-2.3] * (columns - 1)))
 
 
-def initialise(module: nn.Module) -> None:
-    """Kaiming weights, and a class bias that starts at 1 % chair (RetinaNet's prior).
+def initialise(module: nn.Module, columns: int = 2) -> None:
+    """Kaiming weights, and a class bias that starts at 1 % of each class (RetinaNet's prior).
 
     torchvision draws every weight with standard deviation 0.03, which suits SGD; under AdamW
     a step of 2e-3 is then a fifteenth of a weight and the first epochs are lost.
+
+    Args:
+        module: whose convolutions are drawn anew.
+        columns: K + 1 of its classification head.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
@@ -133,7 +170,7 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
     for name, layer in module.named_modules():
         if "classification_head" in name and isinstance(layer, nn.Conv2d) and layer.bias is not None:
-            _start_at_background(layer.weight, layer.bias)
+            _start_at_background(layer.weight, layer.bias, columns)
 
 
 def rescale_gradient(features: Tensor, factor: float) -> Tensor:
@@ -143,20 +180,24 @@ def rescale_gradient(features: Tensor, factor: float) -> Tensor:
 
 
 class EarlyExitSSDLite(nn.Module):
-    """SSDLite320 MobileNetV3-Large with two early exits before the full detector.
+    """SSDLite MobileNetV3-Large with early exits before the full detector.
 
     Parameter names of the full path are torchvision's (``backbone.*``, ``head.*``), so its
     weights load here and ours load there.
 
     Args:
-        early: whether exit1 and exit2 exist; False is the baseline.
+        cuts: children of the trunk's first part before exit1, exit2, ...: rising, each in :data:`CHANNELS`;
+            none is the detector without exits.
+        full: False ends the network at its last exit: a truncated detector.
+        blank_gate: whether gates at :data:`GATE_CUTS` foresee an image without objects.
+        classes: names of the K classes, in the order of the labels from 1.
         weights: None, ``"imagenet"`` (trunk) or ``"coco"`` (trunk and head but for the class
             layers); both are downloaded by torchvision.
         scales, aspect_ratios: default boxes of the six maps; the exits use the first ones.
         gradient_rescaling: in training, a part of the trunk gets the mean of the gradients of
             the exits behind it instead of their sum. Adam takes no notice of a factor that all
             of a weight's gradients share, so under AdamW this acts through the clip of the norm
-            and through the balance with losses on the trunk itself, such as the masks'.
+            and through the balance with other losses on the trunk.
 
     Attributes:
         size: side in pixels of the square input that the weights are for.
@@ -168,28 +209,38 @@ class EarlyExitSSDLite(nn.Module):
 
     def __init__(
         self,
-        early: bool = True,
+        cuts: Sequence[int] = CUTS,
+        *,
+        full: bool = True,
+        blank_gate: bool = False,
+        classes: Sequence[str] = ("chair",),
         weights: str | None = None,
         scales: Sequence[float] = SCALES,
         aspect_ratios: Sequence[Sequence[float]] = ASPECT_RATIOS,
         gradient_rescaling: bool = False,
     ):
         super().__init__()
-        self.gradient_rescaling = gradient_rescaling
+        self.gradient_rescaling, self.size, self.classes = gradient_rescaling, SIZE, tuple(classes)
         self.scales, self.aspect_ratios = tuple(scales), tuple(tuple(r) for r in aspect_ratios)
-        self.size, self.cuts = SIZE, {name: stop for name, (stop, _) in CUTS.items()}
+        self.cuts = {f"exit{k}": cut for k, cut in enumerate(cuts, 1)}
+        columns = len(self.classes) + 1
         backbone_weights = MobileNet_V3_Large_Weights.IMAGENET1K_V2 if weights == "imagenet" else None
-        built = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=backbone_weights, num_classes=2)
+        built = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=backbone_weights, num_classes=columns)
         self.backbone, self.head = built.backbone, built.head
         if weights != "imagenet":
             initialise(self.backbone)
-        initialise(self.head)
+        initialise(self.head, columns)
         if weights == "coco":
             self._load_coco()
         self.early = nn.ModuleDict()
-        if early:
-            for name, (_, channels) in CUTS.items():
-                self.early[name] = EarlyExit(channels, boxes_per_cell=2 + 2 * len(self.aspect_ratios[0]))
+        for name, cut in self.cuts.items():
+            boxes = 2 + 2 * len(self.aspect_ratios[0])
+            stride = 2 if CHANNELS[cut] == CHANNELS[5] else 1
+            self.early[name] = EarlyExit(CHANNELS[cut], stride, boxes_per_cell=boxes, classes=columns - 1)
+        self.blank = nn.ModuleDict({str(cut): BlankGate(CHANNELS[cut]) for cut in GATE_CUTS if blank_gate})
+        if not full:
+            self._truncate()
+        self._defaults: dict[tuple, Tensor] = {}
 
     def _load_coco(self) -> None:
         state = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.get_state_dict(check_hash=True)
@@ -197,10 +248,15 @@ class EarlyExitSSDLite(nn.Module):
         fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
         self.load_state_dict(fitting, strict=False)
 
+    def _truncate(self) -> None:
+        last = max(self.cuts.values())
+        self.backbone.features = nn.Sequential(nn.Sequential(*list(self.backbone.features[0].children())[:last]))
+        self.backbone.extra, self.head = nn.ModuleList(), None
+
     @property
     def exit_names(self) -> tuple[str, ...]:
-        """Names of the exits in the order in which they are computed."""
-        return (*self.early, "full")
+        """Names of the exits in the order in which they are computed; the last one takes what none took before."""
+        return (*self.early, "full") if self.head is not None else tuple(self.early)
 
     def segment(self, features: Tensor, start: int, stop: int | None, maps: list[Tensor] | None = None) -> Tensor:
         """Run children ``start:stop`` of the trunk's first part; their outputs are added to ``maps``, if given."""
@@ -215,14 +271,14 @@ class EarlyExitSSDLite(nn.Module):
 
         Args:
             images: float (B, 3, H, W) in [0, 1].
-            maps: receives every map of the trunk as it is computed, for auxiliary training losses.
+            maps: receives every map of the trunk as it is computed, for the blank gates.
 
         Yields:
-            :class:`ExitOutput` of exit1, exit2 and full.
+            :class:`ExitOutput` of each exit in turn.
         """
         size_hw = tuple(images.shape[-2:])
-        features, done = (images - 0.5) / 0.5, 0
-        for deeper, (name, exit_) in zip(range(len(self.early), 0, -1), self.early.items(), strict=True):
+        features, done, last = (images - 0.5) / 0.5, 0, len(self.exit_names) - 1
+        for deeper, (name, exit_) in zip(range(last, -1, -1), self.early.items(), strict=False):
             own = features = self.segment(features, done, self.cuts[name], maps)
             done = self.cuts[name]
             if self.gradient_rescaling and torch.is_grad_enabled():
@@ -230,10 +286,12 @@ class EarlyExitSSDLite(nn.Module):
                 features = rescale_gradient(features, deeper / (deeper + 1))
             logits, boxes, grids = exit_(own)
             yield self._output(name, logits, boxes, grids, size_hw)
-        pyramid = self.pyramid(self.segment(features, done, None, maps))
-        if maps is not None:
-            maps.extend(pyramid[1:])
-        yield self._full(pyramid, size_hw)
+        if self.head is not None:
+            yield self._full(self.pyramid(self.segment(features, done, None, maps)), size_hw)
+
+    def blank_logits(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Logits (B,) of each blank gate from the maps that :meth:`exits` left: does the image hold an object?"""
+        return [gate(maps[int(cut) - 1]) for cut, gate in self.blank.items()]
 
     def pyramid(self, features: Tensor) -> list[Tensor]:
         """The six SSDLite maps from the last map of the trunk's first part."""
@@ -248,9 +306,11 @@ class EarlyExitSSDLite(nn.Module):
         return self._output("full", outputs["cls_logits"], outputs["bbox_regression"], grids, size_hw)
 
     def _output(self, name, logits, boxes, grids, size_hw) -> ExitOutput:
-        n = len(grids)
-        defaults = default_boxes(grids, self.scales[: n + 1], self.aspect_ratios[:n], size_hw)
-        return ExitOutput(name, logits, boxes, defaults.to(logits.device))
+        key, n = (tuple(grids), size_hw, logits.device), len(grids)
+        if key not in self._defaults:  # a step on a GPU must not wait for boxes made on the CPU
+            boxes_xyxy = default_boxes(grids, self.scales[: n + 1], self.aspect_ratios[:n], size_hw)
+            self._defaults[key] = boxes_xyxy.to(logits.device)
+        return ExitOutput(name, logits, boxes, self._defaults[key])
 
     def keep_maps(self, count: int) -> None:
         """Drop the coarsest SSDLite maps with their predictors, in place; 2 to 6 stay."""
@@ -260,11 +320,16 @@ class EarlyExitSSDLite(nn.Module):
 
     @property
     def plan(self) -> dict:
-        """What a checkpoint of a changed architecture says beside its weights."""
-        return {"size": self.size, "maps": len(self.backbone.extra) + 2, "cuts": dict(self.cuts)}
+        """What a checkpoint says of the architecture beside its weights."""
+        return {
+            "size": self.size,
+            "maps": len(self.backbone.extra) + 2,
+            "cuts": dict(self.cuts),
+            "classes": list(self.classes),
+        }
 
-    def forward(self, images: Tensor, last: str = "full") -> list[ExitOutput]:
-        """The exits in order, up to and with ``last``."""
+    def forward(self, images: Tensor, last: str | None = None) -> list[ExitOutput]:
+        """The exits in order, up to and with ``last``; None is all."""
         outputs = []
         for output in self.exits(images):
             outputs.append(output)
@@ -273,21 +338,30 @@ class EarlyExitSSDLite(nn.Module):
         return outputs
 
 
-def rebuild(plan: Mapping, state: Mapping[str, Tensor]) -> EarlyExitSSDLite:
-    """The architecture of pruned weights, without the weights.
+# Of checkpoints from before there was a plan.
+FIRST_PLAN = {"size": SIZE, "maps": 6, "cuts": dict(zip(("exit1", "exit2"), CUTS, strict=True)), "classes": ["chair"]}
 
-    Pruning leaves layers and names as they are, so the shapes in ``state`` tell every width.
+
+def rebuild(plan: Mapping | None, state: Mapping[str, Tensor]) -> EarlyExitSSDLite:
+    """The architecture of a checkpoint, without its weights.
+
+    Pruning leaves layers and names as they are, so the shapes in ``state`` tell every width, and
+    the keys tell which parts there are.
 
     Args:
-        plan: of :attr:`EarlyExitSSDLite.plan`.
+        plan: of :attr:`EarlyExitSSDLite.plan`; None is :data:`FIRST_PLAN`.
         state: the checkpoint's weights.
 
     Raises:
         KeyError, TypeError, ValueError: the plan is not one.
     """
-    model = EarlyExitSSDLite(early=any(key.startswith("early.") for key in state))
-    model.size, model.cuts = int(plan["size"]), {name: int(plan["cuts"][name]) for name in CUTS}
-    model.keep_maps(int(plan["maps"]))
+    plan = FIRST_PLAN | dict(plan or {})
+    cuts = [int(cut) for name, cut in plan["cuts"].items() if any(key.startswith(f"early.{name}.") for key in state)]
+    full, gates = any(key.startswith("head.") for key in state), any(key.startswith("blank.") for key in state)
+    model = EarlyExitSSDLite(cuts, full=full, blank_gate=gates, classes=[str(name) for name in plan["classes"]])
+    model.size = int(plan["size"])
+    if full:
+        model.keep_maps(int(plan["maps"]))
     for name, layer in model.named_modules():
         weight = state.get(f"{name}.weight")
         if weight is None:
@@ -318,12 +392,19 @@ def postprocess(
         output: raw output of an exit.
         size_hw: size of the network input in pixels.
         score_threshold: scores at or below it are dropped, in [0, 1].
-        nms_threshold: IoU above which the weaker of two boxes goes, in [0, 1].
+        nms_threshold: IoU above which the weaker of two boxes of a class goes, in [0, 1].
         topk: boxes that enter the suppression, and at most leave it.
     """
     boxes = decode(output.bbox_regression, output.default_boxes)
-    scores = output.cls_logits.softmax(-1)[..., 1]
-    return keep_best(boxes, scores, size_hw, score_threshold, nms_threshold, topk)
+    return keep_best(boxes, class_scores(output.cls_logits), size_hw, score_threshold, nms_threshold, topk)
+
+
+def class_scores(cls_logits: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+    """Score of each class from logits (B, A, K + 1), background first: sigmoid(l_k - l_0), (B, A, K)."""
+    logits = cls_logits / temperature
+    background = logits[..., :1].expand_as(logits[..., 1:])
+    # the softmax of the two is that sigmoid, and for one class torchvision's score bit for bit
+    return torch.stack((background, logits[..., 1:]), -1).softmax(-1)[..., 1]
 
 
 def keep_best(
@@ -334,17 +415,14 @@ def keep_best(
     nms_threshold: float = 0.55,
     topk: int = 300,
 ) -> list[Detections]:
-    """Clip boxes (B, A, 4), keep the best by score (B, A) and suppress; arguments as in :func:`postprocess`."""
-    detections = []
-    for image_boxes, image_scores in zip(clip_boxes_to_image(boxes_xyxy, size_hw), scores, strict=True):
-        kept = torch.where(image_scores > score_threshold)[0]
-        best, order = image_scores[kept].topk(min(topk, len(kept)))
-        candidates = image_boxes[kept][order]
-        keep = nms(candidates, best, nms_threshold)
-        detections.append(Detections(candidates[keep], best[keep]))
+    """Clip boxes (B, A, 4), keep the best by score (B, A, K) and suppress; arguments as in :func:`postprocess`."""
+    detections, classes = [], scores.shape[-1]
+    for image_boxes, image_scores in zip(clip_boxes_to_image(boxes_xyxy, size_hw), scores.flatten(1), strict=True):
+        passing = torch.where(image_scores > score_threshold)[0]
+        best, order = image_scores[passing].topk(min(topk, len(passing)))
+        chosen = passing[order]
+        labels, candidates = chosen % classes, image_boxes[chosen // classes]
+        # far apart, so that boxes of different classes never overlap
+        kept = nms(candidates + (labels * 2 * max(size_hw))[:, None], best, nms_threshold)
+        detections.append(Detections(candidates[kept], best[kept], labels[kept] + 1))
     return detections
-
-
-def chair_probability(cls_logits: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
-    """Chair probability of each box from logits (B, A, 2), background first: (B, A)."""
-    return (cls_logits / temperature).softmax(-1)[..., 1]

@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 from eelib.checkpoints import load_released
 from eelib.data import DetectionDataset, batches, build_transform, split_sha256
 from eelib.files import file_sha256, write_atomic
-from eelib.model import Detections, chair_probability, postprocess
+from eelib.model import Detections, ExitOutput, class_scores, postprocess
 from eelib.sources import Source
 
 MAX_DETECTIONS = 100  # an image and exit; COCO's AP looks at no more
@@ -113,24 +113,26 @@ def detections_of_exits(
 
     Yields:
         For each batch and exit: its name, image ids, detections in pixels of the original
-        images, and the chair probability of every default box, (B, A).
+        images, and the best class score of every default box, (B, A).
     """
     model.eval()
+    device = next(model.parameters()).device
     with torch.no_grad():
         for images, targets in batches(dataset, batch_size):
             size_hw = tuple(images.shape[-2:])
             ids = [target["image_id"] for target in targets]
-            for output in model.exits(images):
+            for output in model.exits(images.to(device)):
+                output = ExitOutput(output.name, *(part.cpu() for part in output[1:]))
                 found = [
                     _to_original(detections, dataset.coco.imgs[i], size_hw)
                     for i, detections in zip(ids, postprocess(output, size_hw), strict=True)
                 ]
-                yield output.name, ids, found, chair_probability(output.cls_logits)
+                yield output.name, ids, found, class_scores(output.cls_logits).amax(-1)
 
 
 def _to_original(detections: Detections, image: dict, size_hw: tuple[int, int]) -> Detections:
     x, y = image["width"] / size_hw[1], image["height"] / size_hw[0]
-    return Detections(detections.boxes * torch.tensor([x, y, x, y]), detections.scores)
+    return detections._replace(boxes=detections.boxes * torch.tensor([x, y, x, y]))
 
 
 def box_certainty(p: Tensor) -> Tensor:

@@ -3,46 +3,71 @@
 import csv
 import io
 import math
+import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
+from eelib.augment import PRESETS, Draw, augment
+from eelib.batches import Batch, EpochBatches, ResidentBatches, Share, StreamedBatches, fits, pool_of, seed_of
 from eelib.checkpoints import TrainingError, load_checkpoint, save_checkpoint
-from eelib.config import ConfigError, PhaseConfig, parse, resolve
-from eelib.data import DetectionDataset, as_input, build_transform, loader
-from eelib.files import write_atomic
-from eelib.losses import joint_loss
-from eelib.model import EarlyExitSSDLite, ExitOutput
+from eelib.config import Config, ConfigError, OptimConfig, load, resolve
+from eelib.data import DetectionDataset, build_transform, split_sha256
+from eelib.evaluate import coco_ap, detect_exits
+from eelib.files import locked, write_atomic
+from eelib.losses import Criterion
+from eelib.model import EarlyExitSSDLite, ExitOutput, rebuild
 from eelib.sources import open_source
-from eelib.supervision import mask_loss
+
+Step = Callable[[nn.Module, object, float], tuple[Tensor, dict[str, Tensor]]]
 
 
 class WeightAverage:
     """Exponential moving average of weights and statistics, the ones that are evaluated and released.
 
     The decay ramps up as min(decay, (1 + step) / (10 + step)), so that the first epochs are
-    not held back by the initial weights.
+    not held back by the initial weights. The average lives where the model does.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        self.decay, self.step = decay, 0
-        self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.decay, self.step, self.live = decay, 0, model.state_dict()
+        self.state = {key: value.detach().clone() for key, value in self.live.items()}
+        moving = [key for key, value in self.live.items() if value.is_floating_point()]
+        # weights and their average stay where they are in memory, so they are looked up once
+        self._pairs = [[values[key] for key in moving] for values in (self.state, self.live)]
+        self._counters = [(self.state[key], self.live[key]) for key in self.live.keys() - set(moving)]
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """Move the average towards the model."""
         self.step += 1
         weight = 1 - min(self.decay, (1 + self.step) / (10 + self.step))  # 1 when decay is 0
-        current = model.state_dict()
-        moving = [key for key, value in current.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.state[key] for key in moving], [current[key] for key in moving], weight)
-        for key in current.keys() - moving:
-            self.state[key].copy_(current[key])
+        torch._foreach_lerp_(*self._pairs, weight)
+        for average, live in self._counters:
+            average.copy_(live)
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Take over an average that was saved."""
+        self.step = step
+        for key, value in state.items():
+            self.state[key].copy_(value)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model with the averaged weights, in evaluation mode; its own come back afterwards."""
+        own = {key: value.clone() for key, value in self.live.items()}
+        model.load_state_dict(self.state)
+        try:
+            yield model.eval()
+        finally:
+            model.load_state_dict(own)
 
 
 def learning_rate_factor(step: int, total: int, warmup: int, end: float = 0.01) -> float:
@@ -53,62 +78,191 @@ def learning_rate_factor(step: int, total: int, warmup: int, end: float = 0.01) 
     return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def image_size_at(epoch: int, schedule: list[list[int]]) -> int:
-    """Image side of an epoch from ``[[first epoch, side], ...]``."""
-    return [side for first, side in schedule if epoch >= first][-1]
-
-
-def make_fabric(config: PhaseConfig) -> Fabric:
-    """A launched Fabric for the configuration's device and precision."""
-    fabric = Fabric(
-        accelerator=config.optim.accelerator, devices=config.optim.devices, precision=config.optim.precision
-    )
-    fabric.launch()
-    return fabric
-
-
-def parameter_groups(model: nn.Module, config: PhaseConfig) -> list[dict]:
-    """Weights with decay, norms and biases without; the trunk and the scalars of routing at their own rate."""
-    optim = config.optim
+def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
+    """Weights with decay, norms and biases without; the trunk at its own rate."""
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        # a module that trains the detector through itself puts a name of its own before the trunk's
-        trunk = any(part.startswith("backbone") for part in name.split("."))
-        lr = optim.lr * (optim.trunk_lr_factor if trunk else 1.0)
-        decay = optim.weight_decay if parameter.ndim > 1 or optim.decay_all else 0.0
-        for part, rule in (("temperatures", config.temperature), ("thresholds", config.thresholds)):
-            if part in name.split("."):
-                lr, decay = rule.lr, rule.weight_decay
-        groups.setdefault((lr, decay), []).append(parameter)
+        if parameter.requires_grad:
+            lr = optim.lr * (optim.trunk_lr_factor if name.startswith("backbone.") else 1.0)
+            groups.setdefault((lr, optim.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
 
 
-def fit(
-    model: nn.Module,
-    step_loss: Callable[[nn.Module, object, float], tuple[Tensor, dict[str, float]]],
-    epoch_batches: Callable[[int], DataLoader],
-    config: PhaseConfig,
-    out: Path | str,
-    *,
-    resume: bool = False,
-    evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
-    after_step: Callable[[], None] | None = None,
-    log: Callable[[str], None] = print,
-) -> list[dict]:
-    """Train a model by a configuration; a checkpoint and a CSV line after every epoch.
+class Captured:
+    """A step as a CUDA graph: its hundreds of small kernels start without Python.
+
+    The first batches of a kind run as they are, which is what a capture needs before it; then every
+    batch is copied to where the graph reads it.
+    """
+
+    EAGER = 3
+
+    def __init__(self, step: Callable[[Batch], Tensor]):
+        self.step, self.seen, self.graphs = step, Counter(), {}
+        self.side = torch.cuda.Stream()
+
+    def __call__(self, batch: Batch) -> Tensor:
+        key = batch.calm, batch.draw.rows.shape
+        self.seen[key] += 1
+        if self.seen[key] <= self.EAGER:
+            self.side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.side):
+                result = self.step(batch)
+            torch.cuda.current_stream().wait_stream(self.side)
+            return result
+        if key not in self.graphs:
+            where = Draw(*(part.clone() for part in batch.draw))
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                result = self.step(batch._replace(draw=where))
+            self.graphs[key] = graph, where, result
+        graph, where, result = self.graphs[key]
+        for target, part in zip(where, batch.draw, strict=True):
+            target.copy_(part)
+        graph.replay()
+        return result
+
+
+class Trainer:
+    """One training in progress: model, optimiser and average on their device.
 
     Args:
         model: its parameters that require a gradient are trained.
-        step_loss: (model, batch, fractional epoch) to the loss and its parts for the log.
-        epoch_batches: the loader of an epoch; its order must depend on the seed and the epoch alone.
-        config: the run's configuration; ``optim`` and ``seed`` are used.
-        out: folder of ``last.pth`` and ``losses.csv``.
+        step_loss: (model, batch, fractional epoch) to the loss and its parts for the log, detached.
+        optim: how weights move.
+        groups: of the optimiser; None is :func:`parameter_groups`.
+        rate: (step, steps an epoch) to the factor on every learning rate; None is warm-up and cosine by step.
+        after_step: called after each optimiser step, to bring bounded parameters back.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        step_loss: Step,
+        optim: OptimConfig,
+        *,
+        groups: list[dict] | None = None,
+        rate: Callable[[int, int], float] | None = None,
+        after_step: Callable[[], None] | None = None,
+    ):
+        self.raw, self.step_loss, self.optim, self.after_step = model, step_loss, optim, after_step
+        self.rate = rate or (lambda step, each: learning_rate_factor(step, each * optim.epochs, optim.warmup_steps))
+        self.fabric = Fabric(accelerator=optim.accelerator, devices=optim.devices, precision=optim.precision)
+        self.fabric.launch()
+        self.device = self.fabric.device
+        cuda = self.device.type == "cuda"
+        # fused: a quarter of the time on a CPU; it unscales half-precision gradients itself, which clipping forbids
+        optimizer = torch.optim.AdamW(
+            groups or parameter_groups(model, optim),
+            lr=optim.lr,
+            fused=optim.precision != "16-mixed",
+            capturable=cuda and optim.precision != "16-mixed",
+        )
+        self.base = [group["lr"] for group in optimizer.param_groups]
+        self.model, self.optimizer = self.fabric.setup(model.to(memory_format=torch.channels_last), optimizer)
+        self.average = WeightAverage(model, optim.ema_decay)
+        self.names: list[str] = []
+        captured = cuda and optim.devices == 1 and optim.precision != "16-mixed"
+        self._advance = Captured(self._step) if captured else self._step
+        self.epoch_at = 0.0
+        self._tensor_rates()
+
+    def _tensor_rates(self) -> None:
+        """A graph reads the learning rate from memory: as a number it would stay that of the capture."""
+        for group, lr in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = torch.tensor(lr, device=self.device) if self.device.type == "cuda" else lr
+
+    def _step(self, batch: object) -> Tensor:
+        """One optimiser step; the loss and its parts as one vector, on the device."""
+        loss, parts = self.step_loss(self.model, batch, self.epoch_at)
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        if self.optim.clip_norm:
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.optim.clip_norm, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        self.names = list(parts)
+        return torch.stack([value.float() for value in parts.values()])
+
+    def run_epoch(self, epoch: int, batches: EpochBatches, progress: Callable[[int, int], None]) -> dict[str, float]:
+        """Train for an epoch; the means of the loss's parts, and the learning rate of its last step.
+
+        Raises:
+            TrainingError: a loss or a weight is not finite.
+        """
+        found = batches(epoch)
+        steps, sums = len(found), torch.zeros((), device=self.device)
+        self.model.train()
+        for index, batch in enumerate(found):
+            factor = self.rate(epoch * steps + index, steps)
+            for group, lr in zip(self.optimizer.param_groups, self.base, strict=True):
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr * factor)
+                else:
+                    group["lr"] = lr * factor
+            self.epoch_at = epoch + index / steps
+            values = self._advance(batch)
+            if self.device.type == "cpu" and not values[0].isfinite():
+                parts = dict(zip(self.names, values.tolist(), strict=True))
+                raise TrainingError(f"loss is not finite at epoch {epoch + 1}, batch {index + 1}: {parts}")
+            if self.after_step:
+                self.after_step()
+            self.average.update()
+            sums = sums + values
+            progress(index + 1, steps)
+        means = dict(zip(self.names, (sums / steps).tolist(), strict=True))
+        self._refuse_not_finite(epoch, means)
+        return {"lr": self.base[0] * factor, **means}
+
+    def _refuse_not_finite(self, epoch: int, means: dict[str, float]) -> None:
+        weights = [value for value in self.average.state.values() if value.is_floating_point()]
+        if not all(map(math.isfinite, means.values())):
+            raise TrainingError(f"loss is not finite in epoch {epoch + 1}: {means}")
+        if not torch.stack(torch._foreach_norm(weights)).isfinite().all():
+            raise TrainingError(f"weights are not finite after epoch {epoch + 1}; expected a smaller optim.lr")
+
+    def state(self) -> dict:
+        """What a resume needs."""
+        return {
+            "model": self.average.state,
+            "raw": self.raw.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": getattr(self.fabric.strategy.precision, "scaler", None)
+            and self.fabric.strategy.precision.scaler.state_dict(),
+            "average_step": self.average.step,
+        }
+
+    def restore(self, state: Mapping) -> None:
+        """Take over what :meth:`state` gave."""
+        self.raw.load_state_dict(state["raw"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._tensor_rates()
+        if state.get("scaler"):
+            self.fabric.strategy.precision.scaler.load_state_dict(state["scaler"])
+        self.average.load(state["model"], state["average_step"])
+
+
+def fit(
+    trainer: Trainer,
+    batches: EpochBatches,
+    out: Path | str,
+    *,
+    identity: Mapping,
+    resume: bool = False,
+    evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
+    log: Callable[[str], None] = print,
+) -> list[dict]:
+    """Train to the end; a checkpoint and a CSV line after every epoch (on a GPU, whenever it is evaluated).
+
+    Args:
+        trainer: what is trained.
+        batches: of an epoch; their order must depend on the seed and the epoch alone.
+        out: folder of ``last.pth``, ``best.pth`` and ``losses.csv``.
+        identity: what the weights depend on, plain values; a resume of another one is refused.
         resume: continue from ``last.pth`` to the same weights as an uninterrupted run.
         evaluate: called on the averaged model every ``optim.eval_every`` epochs and after the last;
             under ``optim.keep: best`` the mean of what it gives as ``*_AP`` chooses the epoch (``best.pth``).
-        after_step: called after each optimiser step, to bring bounded parameters back.
         log: receives one line an epoch.
 
     Returns:
@@ -116,62 +270,42 @@ def fit(
         The model holds the averaged weights of the epoch that is kept.
 
     Raises:
-        TrainingError: a loss is not finite, or the checkpoint belongs to another configuration.
+        TrainingError: a loss is not finite, or the checkpoint belongs to another training.
     """
-    out, optim = Path(out), config.optim
-    fabric = make_fabric(config)
-    if not fabric.is_global_zero:  # every process trains, one speaks and writes
-        log = _silent
-    average = WeightAverage(model, optim.ema_decay)
-    raw = model
-    # fused: a quarter of the time on a CPU; it unscales half-precision gradients itself, which clipping forbids
-    optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=optim.lr, fused=optim.precision != "16-mixed")
-    base = [group["lr"] for group in optimizer.param_groups]
-    model, optimizer = fabric.setup(model, optimizer)
-    history, first = [], 0
+    out, optim, first = Path(out), trainer.optim, trainer.fabric.is_global_zero
+    log = log if first else _silent  # every process trains, one speaks and writes
+    history: list[dict] = []
     if resume and (out / "last.pth").exists():
-        history, first = _restore(out / "last.pth", raw, optimizer, average, config)
-        log(f"resumed after epoch {first} of {optim.epochs}")
-    for epoch in range(first, optim.epochs):
-        began = time.perf_counter()
-        torch.manual_seed(config.seed * 1_000_003 + epoch)
-        batches = fabric.setup_dataloaders(epoch_batches(epoch))
-        steps = len(batches)
-        model.train()
-        sums: dict[str, float] = {}
-        for index, batch in enumerate(batches):
-            step, end = (epoch * steps + index, 0.01) if optim.cosine == "step" else (epoch * steps, 0.0)
-            factor = learning_rate_factor(step, steps * optim.epochs, optim.warmup_steps, end)
-            for group, lr in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = lr * factor
-            loss, parts = step_loss(model, batch, epoch + index / steps)
-            if not math.isfinite(float(loss.detach())):
-                raise TrainingError(f"loss is not finite at epoch {epoch + 1}, batch {index + 1}: {parts}")
-            optimizer.zero_grad()
-            fabric.backward(loss)
-            if optim.clip_norm:
-                fabric.clip_gradients(model, optimizer, max_norm=optim.clip_norm)
-            optimizer.step()
-            if after_step:
-                after_step()
-            average.update(raw)
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value / steps
-        row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **sums}
+        state = load_checkpoint(out / "last.pth")
+        check_identity(state.get("identity"), identity, out / "last.pth")
+        trainer.restore(state)
+        history = state["history"]
+        log(f"resumed after epoch {len(history)} of {optim.epochs}")
+    for epoch in range(len(history), optim.epochs):
+        began, last = time.perf_counter(), epoch + 1 == optim.epochs
+        row = {"epoch": epoch + 1, **trainer.run_epoch(epoch, batches, progress_line(epoch, optim.epochs))}
         row["seconds"] = round(time.perf_counter() - began, 1)
-        if evaluate and ((epoch + 1) % optim.eval_every == 0 or epoch + 1 == optim.epochs):
-            row |= _evaluate_average(raw, average, evaluate, epoch)
+        evaluated = evaluate is not None and ((epoch + 1) % optim.eval_every == 0 or last)
+        if evaluated:
+            with trainer.average.applied(trainer.raw) as averaged:
+                row |= evaluate(averaged, epoch)
         best = max(map(selection_score, history), default=-1.0)
         history.append(row)
-        if fabric.is_global_zero and selection_score(row) > best:
-            save_checkpoint(out / "best.pth", {"model": average.state, "epoch": epoch + 1})
-        if fabric.is_global_zero:
-            _save(out, raw, optimizer, average, config, epoch + 1, history)
+        if first and selection_score(row) > best:
+            kept = {"model": trainer.average.state, "epoch": epoch + 1, "identity": dict(identity)}
+            save_checkpoint(out / "best.pth", kept)
+        if first and (evaluated or last or trainer.device.type == "cpu"):
+            state = trainer.state() | {"epoch": epoch + 1, "history": history, "identity": dict(identity)}
+            save_checkpoint(out / "last.pth", state)
+            write_atomic(out / "losses.csv", lambda file: file.write(as_csv(history).encode()))
         log("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
-    fabric.barrier()  # best.pth is written by one process and read by all
-    measured = any(selection_score(row) >= 0 for row in history)
-    best = load_checkpoint(out / "best.pth") if optim.keep == "best" and measured else {"model": average.state}
-    raw.load_state_dict(best["model"])
+    trainer.fabric.barrier()  # best.pth is written by one process and read by all
+    weights = trainer.average.state
+    if optim.keep == "best" and any(selection_score(row) >= 0 for row in history):
+        kept = load_checkpoint(out / "best.pth")
+        check_identity(kept.get("identity"), identity, out / "best.pth")
+        weights = kept["model"]
+    trainer.raw.load_state_dict(weights)
     return history
 
 
@@ -179,7 +313,54 @@ def _silent(_: str) -> None:
     pass
 
 
-def selection_score(row: dict) -> float:
+def progress_line(epoch: int, epochs: int) -> Callable[[int, int], None]:
+    """A line on the terminal that is written over: how far the epoch is, and the time left; nothing elsewhere."""
+    began = shown = time.monotonic()
+
+    def show(done: int, steps: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if not sys.stderr.isatty() or (now - shown < 0.5 and done < steps):
+            return
+        shown, left = now, (now - began) / done * (steps - done + steps * (epochs - epoch - 1))
+        text = f"epoch {epoch + 1} of {epochs}, step {done} of {steps}, {duration(left)} left"
+        print(text.ljust(70), end="\r" if done < steps else "\r" + " " * 70 + "\r", file=sys.stderr, flush=True)
+
+    return show
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+def check_identity(saved: object, identity: Mapping, path: Path) -> None:
+    """Refuse a checkpoint of another training.
+
+    Raises:
+        TrainingError: names the first key that differs.
+    """
+    before, now = (dict(_flat(values)) for values in (saved if isinstance(saved, Mapping) else {}, identity))
+    different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if different:
+        key = different[0]
+        raise TrainingError(
+            f"{path}: of another training; '{key}' was {before.get(key)!r} and is {now.get(key)!r} "
+            f"({len(different)} such keys); expected the same settings, or a new folder"
+        )
+
+
+def _flat(values: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def selection_score(row: Mapping) -> float:
     """Mean AP of the exits in a row of the history, -1 where none was measured.
 
     The mean, because a frozen full path has the same AP in every epoch.
@@ -188,30 +369,8 @@ def selection_score(row: dict) -> float:
     return sum(values) / len(values) if values else -1.0
 
 
-def _evaluate_average(model, average, evaluate, epoch) -> dict[str, float]:
-    own = {k: v.clone() for k, v in model.state_dict().items()}
-    model.load_state_dict(average.state)
-    try:
-        return evaluate(model.eval(), epoch)
-    finally:
-        model.load_state_dict(own)
-
-
-def _save(out, model, optimizer, average, config, epoch, history) -> None:
-    state = {
-        "model": average.state,
-        "raw": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average_step": average.step,
-        "epoch": epoch,
-        "config": config.model_dump(mode="json"),
-        "history": history,
-    }
-    save_checkpoint(out / "last.pth", state)
-    write_atomic(out / "losses.csv", lambda file: file.write(_as_csv(history).encode()))
-
-
-def _as_csv(history: list[dict]) -> str:
+def as_csv(history: list[dict]) -> str:
+    """The history, a line an epoch."""
     names = list(dict.fromkeys(name for row in history for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names)
@@ -220,119 +379,211 @@ def _as_csv(history: list[dict]) -> str:
     return text.getvalue()
 
 
-def _restore(path, model, optimizer, average, config) -> tuple[list[dict], int]:
-    state = load_checkpoint(path)
-    # parsed, so that a switch that is newer than the checkpoint counts with its default
-    try:
-        same = parse(state.get("config")) == config
-    except ConfigError:
-        same = False
-    if not same:
-        raise TrainingError(f"{path}: checkpoint of another configuration; start in an empty folder or drop --resume")
-    model.load_state_dict(state["raw"])
-    optimizer.load_state_dict(state["optimizer"])
-    average.state, average.step = state["model"], state["average_step"]
-    return state["history"], state["epoch"]
-
-
-def require_architecture(config: PhaseConfig, expected: str) -> None:
-    """Refuse a configuration that was written for the other detector."""
-    if config.model.architecture != expected:
-        raise TrainingError(
-            f"phase {config.phase}: key 'model.architecture' is '{config.model.architecture}'; "
-            f"this command trains '{expected}'"
-        )
-
-
-def build_model(config: PhaseConfig) -> EarlyExitSSDLite:
-    """The SSDLite of a configuration, from its start weights; the trunk frozen where it says so.
+def build_model(config: Config) -> EarlyExitSSDLite:
+    """The detector of a configuration, from its start weights; the trunk frozen where it says so.
 
     Raises:
         TrainingError: the start checkpoint does not fit, or torchvision's weights cannot be had.
     """
-    require_architecture(config, "ssdlite")
-    torch.manual_seed(config.seed)
-    weights = None if config.model.weights == "none" or config.model.start else config.model.weights
+    model, start = config.model, config.model.start
+    torch.manual_seed(seed_of(config.seed))
+    weights = None if model.weights == "none" or start else model.weights
     try:
-        model = EarlyExitSSDLite(config.model.exits, weights, gradient_rescaling=config.loss.gradient_rescaling)
+        detector = EarlyExitSSDLite(
+            model.exits, full=model.full, blank_gate=model.blank_gate, classes=(config.data.category,), weights=weights,
+            gradient_rescaling=config.loss.gradient_rescaling,
+        )  # fmt: skip
     except OSError as error:  # torchvision downloads them
         problem = f"key 'model.weights' is '{weights}', but they cannot be downloaded ({error})"
         raise TrainingError(f"{problem}; expected 'none' without a network") from None
-    if config.model.start:
-        start = load_checkpoint(resolve(config.model.start))["model"]
-        early = {k: v for k, v in model.state_dict().items() if k.startswith("early.") and k not in start}
-        model.load_state_dict(start | early)
-    if not config.model.train_trunk:
-        model.requires_grad_(False)
-        model.early.requires_grad_(True)
-    return model
+    if start:
+        detector = start_from(detector, load_checkpoint(resolve(start)), start)
+    detector.size = config.data.size
+    if not model.train_trunk:
+        detector.requires_grad_(False)
+        detector.early.requires_grad_(True)
+    return detector
 
 
-def detection_step(config: PhaseConfig) -> Callable:
-    """``step_loss`` of :func:`fit` for an SSDLite with or without exits."""
+def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> EarlyExitSSDLite:
+    """The detector with what a checkpoint has of it: widths and tail are the checkpoint's, exits the detector's.
+
+    Args:
+        detector: as configured; keeps its own weights where the checkpoint has none.
+        state: of the checkpoint.
+        source: named in errors.
+
+    Raises:
+        TrainingError: a shape differs, or the checkpoint has nothing of the trunk.
+    """
+    own = detector.state_dict()
+    taken = {key: value.to(own[key].dtype) for key, value in state["model"].items() if key in own}
+    if not any(key.startswith("backbone.") for key in taken):
+        raise TrainingError(f"{source}: no weights of the trunk; expected a detector of eelib")
+    if any(own[key].shape != value.shape for key, value in taken.items()) or "plan" in state:
+        plan = dict(state.get("plan") or {}) | {"cuts": detector.cuts, "classes": list(detector.classes)}
+        mixed = own | taken
+        if detector.head is not None:  # a shortened tail stays short
+            short = {key for key in own if key not in taken and key.startswith(("backbone.extra", "head."))}
+            mixed = {key: value for key, value in mixed.items() if key not in short}
+        try:
+            rebuilt = rebuild(plan, mixed)
+            rebuilt.load_state_dict(mixed)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise TrainingError(f"{source}: does not fit the detector of 'model' ({reason})") from None
+        rebuilt.gradient_rescaling = detector.gradient_rescaling
+        return rebuilt
+    detector.load_state_dict(own | taken)
+    return detector
+
+
+def detection_step(config: Config, detector: EarlyExitSSDLite, log: Callable[[str], None] = print) -> Step:
+    """``step_loss`` of a :class:`Trainer` for a detector with or without exits."""
+    criterion = Criterion(config.loss, detector.exit_names)
+    calm, busy = PRESETS[config.data.augment]._replace(mosaic=0.0), PRESETS[config.data.augment]
     frozen = not config.model.train_trunk
     # a frozen full path has nothing to learn; as a teacher it is run all the same
-    last = "exit2" if frozen and not config.loss.distillation else "full"
+    learn = len(detector.early) if frozen else None
+    last = detector.exit_names[-1] if not frozen or config.loss.distillation else [*detector.early][-1]
 
-    def outputs(network: nn.Module, images: Tensor) -> tuple[list, list]:
-        if config.loss.mask:
-            exits, masks = network(images)
-        else:
-            exits, masks = network(images, last), []
-        return [tuple(o) for o in exits], masks
+    def outputs(network: nn.Module, images: Tensor) -> tuple[list[tuple], list[Tensor]]:
+        return network(images, last)
 
-    call = torch.compile(outputs, dynamic=False) if config.optim.compile else outputs
+    call = compiled(outputs, log) if config.optim.compile else outputs
 
-    def step_loss(model: nn.Module, batch: tuple, epoch: float) -> tuple[Tensor, dict[str, float]]:
-        images, targets = batch
+    def step_loss(model: nn.Module, batch: Batch, _: float) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            images, targets = augment(batch.pool, batch.draw, config.data.size, calm if batch.calm else busy)
         if frozen:  # statistics of the trunk stay as they are: the full path must not move
-            model.module.backbone.eval()
-            model.module.head.eval()
-        total, parts = torch.zeros(()), {}
-        exits, masks = call(model, as_input(images))
-        if masks:
-            auxiliary = mask_loss(masks, torch.stack([t["mask"] for t in targets]))
-            total, parts = config.loss.mask * auxiliary, {"mask": float(auxiliary.detach())}
-        found = [ExitOutput(*o) for o in exits]
-        loss, own = joint_loss(
-            found if not frozen else found[:2],
-            targets,
-            config.loss.exit_weights,
-            teacher=found[-1] if config.loss.distillation else None,
-            distillation=config.loss.distillation,
-            iou_threshold=config.targets.iou_threshold,
-            classification=config.loss.classification,
-            box=config.loss.box,
-        )
-        total, parts = total + loss, parts | own
-        return total, {"loss": float(total.detach()), **parts}
+            detector.backbone.eval()
+            detector.head.eval()
+        exits, blank_logits = call(model, images)
+        return criterion([ExitOutput(*output) for output in exits], targets, blank_logits, learn)
 
     return step_loss
 
 
-def training_set(config: PhaseConfig) -> DetectionDataset:
-    """The training split as ``data`` of a configuration selects it, without a transform."""
-    data = config.data
-    return DetectionDataset(
-        "train",
-        open_source(data),
-        keep_crowd=not data.drop_crowd,
-        negatives=data.negatives,
-        limit=data.limit,
-        sample=data.sample,
-        seed=config.seed,
-        masks=config.loss.mask > 0,
+class WithGates(nn.Module):
+    """A detector that gives all that a training step learns from: its exits, and its blank gates' logits."""
+
+    def __init__(self, detector: EarlyExitSSDLite):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor, last: str) -> tuple[list[tuple], list[Tensor]]:
+        """Exits up to and with ``last`` as plain tuples, and logits (B,) of each gate."""
+        maps: list[Tensor] | None = [] if self.detector.blank else None
+        exits = []
+        for output in self.detector.exits(images, maps):
+            exits.append(tuple(output))
+            if output.name == last:
+                break
+        return exits, self.detector.blank_logits(maps or ())
+
+
+def compiled(call: Callable, log: Callable[[str], None]) -> Callable:
+    """``torch.compile`` of a call; the call itself, with a word, where there is no C++ compiler."""
+    if not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        log("optim.compile: no C++ compiler found, so the training runs uncompiled")
+        return call
+    return torch.compile(call, dynamic=False)
+
+
+def training_set(config: Config) -> DetectionDataset:
+    """The training split as ``data`` of a configuration selects it."""
+    return DetectionDataset("train", open_source(config.data), limit=config.data.limit, seed=config.seed)
+
+
+def epoch_batches(config: Config, dataset: DetectionDataset, device: torch.device, share: Share) -> EpochBatches:
+    """Batches of a training: resident on the device where the set fits, streamed otherwise."""
+    data, optim = config.data, config.optim
+    calm_from = round((1 - data.calm) * optim.epochs)
+    if fits(dataset, data.size, device):
+        return ResidentBatches(pool_of(dataset, device), optim.batch_size, config.seed, calm_from, share)
+    return StreamedBatches(
+        dataset, optim.batch_size, config.seed, calm_from, share, workers=optim.workers, device=device
     )
 
 
-def training_batches(config: PhaseConfig) -> Callable[[int], DataLoader]:
-    """``epoch_batches`` of :func:`fit` for the training split of a configuration."""
-    data, optim = config.data, config.optim
-    dataset = training_set(config)
+def train(
+    config: Config | Path | str,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    log: Callable[[str], None] = print,
+) -> Path:
+    """Train a detector and release its averaged weights: the one assembly of a training.
 
-    def epoch_batches(epoch: int) -> DataLoader:
-        size = image_size_at(epoch, data.image_sizes)
-        dataset.transform = build_transform(size, data.augment, data.rescale_boxes, data.flip_boxes)
-        return loader(dataset, optim.batch_size, shuffle=True, epoch=epoch, workers=optim.workers)
+    Args:
+        config: the configuration, or its parameter file.
+        out: folder of the run.
+        resume: continue from the folder's last checkpoint.
+        overwrite: start anew where the folder holds a run.
+        log: receives a line an epoch.
 
-    return epoch_batches
+    Returns:
+        ``released.pth`` in ``out``: the averaged weights of the epoch that ``optim.keep`` chooses, with
+        architecture, configuration and history.
+
+    Raises:
+        ConfigError, DataError: bad input, before the first epoch.
+        TrainingError: the folder holds a run, the training diverges, or the start does not fit.
+    """
+    config = config if isinstance(config, Config) else load(config)
+    out = Path(out)
+    with locked(out):
+        if (out / "last.pth").exists() and not (resume or overwrite):
+            raise TrainingError(f"{out}: holds a run already; expected --resume to go on or --overwrite to start anew")
+        source = open_source(config.data)
+        dataset = training_set(config)
+        val = DetectionDataset(
+            "val", source, build_transform(config.data.size), keep_crowd=True, limit=config.data.eval_limit
+        )
+        check_budget(config, len(dataset), val, log)
+        detector = build_model(config)
+        network = WithGates(detector)
+        groups = parameter_groups(detector, config.optim)
+        trainer = Trainer(network, detection_step(config, detector, log), config.optim, groups=groups)
+        share = Share(trainer.fabric.global_rank, trainer.fabric.world_size)
+        batches = epoch_batches(config, dataset, trainer.device, share)
+
+        def evaluate(_: nn.Module, __: int) -> dict[str, float]:
+            results = detect_exits(detector, val)
+            return {f"{name}_AP": coco_ap(val.coco, rows, val.image_ids)["AP"] for name, rows in results.items()}
+
+        identity = {
+            "config": config.model_dump(mode="json"),
+            "train_sha256": split_sha256("train", source),
+            "val_sha256": split_sha256("val", source),
+            "threads": torch.get_num_threads() if trainer.device.type == "cpu" else None,
+        }
+        history = fit(trainer, batches, out, identity=identity, resume=resume, evaluate=evaluate, log=log)
+        path = out / "released.pth"
+        if trainer.fabric.is_global_zero:
+            state = {"model": detector.state_dict(), "plan": detector.plan, "history": history}
+            save_checkpoint(path, state | {"config": config.model_dump(mode="json")})
+        return path
+
+
+def check_budget(config: Config, images: int, val: DetectionDataset, log: Callable[[str], None] = print) -> None:
+    """What would waste a training, before its first epoch.
+
+    Raises:
+        ConfigError: no step is trained at the full rate, or val has no object to choose an epoch by.
+    """
+    optim = config.optim
+    batch = min(optim.batch_size, images // optim.devices)
+    steps = optim.epochs * (images // max(1, batch * optim.devices))
+    if optim.epochs and steps <= optim.warmup_steps:
+        raise ConfigError(
+            f"key 'optim.warmup_steps' is {optim.warmup_steps}, but {images} images in {optim.epochs} epochs are "
+            f"{steps} steps: expected fewer warm-up steps, or more epochs"
+        )
+    if batch < 2:
+        raise ConfigError(f"key 'optim.batch_size': {batch} image a step and process; batch norm needs 2 or more")
+    if optim.keep == "best" and not any(val.annotations[i] for i in val.image_ids):
+        raise ConfigError(f"{val.file}: 'val' holds no object, so no epoch can be chosen; expected optim.keep 'last'")
+    if batch < optim.batch_size:
+        log(f"optim.batch_size: {images} images are fewer than a batch of {optim.batch_size}; steps of {batch}")
