@@ -87,8 +87,8 @@ def augment(pool: Pool, batch: Draw, size: int, preset: Preset) -> tuple[Tensor,
         preset: what to do.
 
     Returns:
-        Float (B, 3, S, S) in [0, 1], channels last, and targets. Their G is twice that of the pool with
-        mosaics, which then may lose the last of more objects than that.
+        Float (B, 3, S, S) in [0, 1], channels last, and targets. A mosaic has room for all of its objects, or
+        for twice as many as any image has where those are more than 16.
     """
     mosaics = round(preset.mosaic * len(batch.rows))
     parts = [
@@ -96,7 +96,8 @@ def augment(pool: Pool, batch: Draw, size: int, preset: Preset) -> tuple[Tensor,
         for rows, tiles in ((slice(mosaics), 4), (slice(mosaics, None), 1))
         if len(batch.rows[rows])
     ]
-    width = pool.labels.shape[1] * (2 if mosaics else 1)
+    most = pool.labels.shape[1]
+    width = min(4 * most, max(2 * most, 16)) if mosaics else most
     images = torch.cat([images for images, _, _ in parts])
     boxes, labels = (torch.cat([part[k][:, :width] for part in map(_objects_first, parts)]) for k in (0, 1))
     images = _recolour(images, batch.numbers[:, -4:], preset.colour)
@@ -104,11 +105,11 @@ def augment(pool: Pool, batch: Draw, size: int, preset: Preset) -> tuple[Tensor,
 
 
 def _objects_first(part: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Boxes and labels with the padding behind the objects, and enough of it for twice the pool's G."""
+    """Boxes and labels with the padding behind the objects, and enough of it to cut four images' room from."""
     _, boxes, labels = part
     order = torch.argsort((labels == 0).to(torch.uint8), dim=1, stable=True)
     boxes, labels = boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels.gather(1, order)
-    return F.pad(boxes, (0, 0, 0, boxes.shape[1])), F.pad(labels, (0, labels.shape[1]))
+    return F.pad(boxes, (0, 0, 0, 3 * boxes.shape[1])), F.pad(labels, (0, 3 * labels.shape[1]))
 
 
 def _place(pool: Pool, batch: Draw, tiles: int, size: int, preset: Preset) -> tuple[Tensor, Tensor, Tensor]:

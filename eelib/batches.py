@@ -54,7 +54,7 @@ def _pool(images: list[Tensor], targets: list[dict], device: torch.device | str)
     boxes, labels = torch.zeros(len(images), most, 4), torch.zeros(len(images), most, dtype=torch.int64)
     for row, target in enumerate(targets):
         count = len(target["boxes"])
-        boxes[row, :count] = target["boxes"] / torch.tensor([width, height, width, height])
+        boxes[row, :count] = target["boxes"].reshape(-1, 4) / torch.tensor([width, height, width, height])
         labels[row, :count] = target["labels"]
     return Pool(*(part.to(device, non_blocking=True) for part in (torch.stack(images), boxes, labels)))
 

@@ -105,7 +105,7 @@ class Config(Group):
 
 def idle_settings(config: Config) -> list[str]:
     """What is set and has no effect in combination with the rest, one line each."""
-    model, data, loss, optim = config.model, config.data, config.loss, config.optim
+    model, data, loss = config.model, config.data, config.loss
     count = len(model.exits) + model.full
     rules = (
         (sorted(set(model.exits)) != model.exits, "model.exits", model.exits, "cuts that rise"),
@@ -119,8 +119,8 @@ def idle_settings(config: Config) -> list[str]:
          "0 where there is no full path or no exit to learn from it"),
         (loss.gradient_rescaling and not (model.exits and model.train_trunk), "loss.gradient_rescaling", True,
          "False where one exit alone trains the trunk, or none does"),
-        (optim.keep == "best" and optim.eval_every > max(1, optim.epochs), "optim.eval_every", optim.eval_every,
-         f"at most the {optim.epochs} epochs"),
+        (model.blank_gate and not model.full and max(model.exits, default=0) < 8, "model.blank_gate", True,
+         "False where the trunk ends before its 8th child"),
     )  # fmt: skip
     return [f"key '{key}' is {value!r}: expected {expected}" for wrong, key, value, expected in rules if wrong]
 

@@ -1,0 +1,373 @@
+"""The training loop: any device and precision through Lightning Fabric, an exact resume, a CSV line an epoch."""
+
+import csv
+import io
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from eelib.augment import Draw
+from eelib.batches import Batch, EpochBatches
+from eelib.checkpoints import TrainingError, load_checkpoint, save_checkpoint
+from eelib.config import OptimConfig
+from eelib.files import write_atomic
+
+Step = Callable[[nn.Module, object, float], tuple[Tensor, dict[str, Tensor]]]
+
+
+class WeightAverage:
+    """Exponential moving average of weights and statistics, the ones that are evaluated and released.
+
+    The decay ramps up as min(decay, (1 + step) / (10 + step)), so that the first epochs are
+    not held back by the initial weights. The average lives where the model does.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay, self.step, self.live = decay, 0, model.state_dict()
+        self.state = {key: value.detach().clone() for key, value in self.live.items()}
+        moving = [key for key, value in self.live.items() if value.is_floating_point()]
+        # weights and their average stay where they are in memory, so they are looked up once
+        self._pairs = [[values[key] for key in moving] for values in (self.state, self.live)]
+        self._counters = [(self.state[key], self.live[key]) for key in self.live.keys() - set(moving)]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the model."""
+        self.step += 1
+        weight = 1 - min(self.decay, (1 + self.step) / (10 + self.step))  # 1 when decay is 0
+        torch._foreach_lerp_(*self._pairs, weight)
+        for average, live in self._counters:
+            average.copy_(live)
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Take over an average that was saved."""
+        self.step = step
+        for key, value in state.items():
+            self.state[key].copy_(value)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model with the averaged weights, in evaluation mode; its own come back afterwards."""
+        own = {key: value.clone() for key, value in self.live.items()}
+        model.load_state_dict(self.state)
+        try:
+            yield model.eval()
+        finally:
+            model.load_state_dict(own)
+
+
+def learning_rate_factor(step: int, total: int, warmup: int, end: float = 0.01) -> float:
+    """Linear warm-up over ``warmup`` steps, then a cosine to ``end`` at ``total``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
+    """Weights with decay, norms and biases without; the trunk at its own rate."""
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            lr = optim.lr * (optim.trunk_lr_factor if name.startswith("backbone.") else 1.0)
+            groups.setdefault((lr, optim.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+
+
+class Captured:
+    """A step as a CUDA graph: its hundreds of small kernels start without Python.
+
+    The first batches of a kind run as they are, which is what a capture needs before it; then every
+    batch is copied to where the graph reads it.
+    """
+
+    EAGER = 3
+
+    def __init__(self, step: Callable[[Batch], Tensor]):
+        self.step, self.seen, self.graphs = step, Counter(), {}
+        self.side = torch.cuda.Stream()
+
+    def __call__(self, batch: Batch) -> Tensor:
+        key = batch.calm, batch.draw.rows.shape
+        self.seen[key] += 1
+        if self.seen[key] <= self.EAGER:
+            self.side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.side):
+                result = self.step(batch)
+            torch.cuda.current_stream().wait_stream(self.side)
+            return result
+        if key not in self.graphs:
+            where = Draw(*(part.clone() for part in batch.draw))
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                result = self.step(batch._replace(draw=where))
+            self.graphs[key] = graph, where, result
+        graph, where, result = self.graphs[key]
+        for target, part in zip(where, batch.draw, strict=True):
+            target.copy_(part)
+        graph.replay()
+        return result
+
+
+class Trainer:
+    """One training in progress: model, optimiser and average on their device.
+
+    Args:
+        model: its parameters that require a gradient are trained.
+        step_loss: (model, batch, fractional epoch) to the loss and its parts for the log, detached.
+        optim: how weights move.
+        groups: of the optimiser; None is :func:`parameter_groups`.
+        rate: (step, steps an epoch) to the factor on every learning rate; None is warm-up and cosine by step.
+        after_step: called after each optimiser step, to bring bounded parameters back.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        step_loss: Step,
+        optim: OptimConfig,
+        *,
+        groups: list[dict] | None = None,
+        rate: Callable[[int, int], float] | None = None,
+        after_step: Callable[[], None] | None = None,
+    ):
+        self.raw, self.step_loss, self.optim, self.after_step = model, step_loss, optim, after_step
+        self.rate = rate or (lambda step, each: learning_rate_factor(step, each * optim.epochs, optim.warmup_steps))
+        self.fabric = Fabric(accelerator=optim.accelerator, devices=optim.devices, precision=optim.precision)
+        self.fabric.launch()
+        self.device = self.fabric.device
+        cuda = self.device.type == "cuda"
+        # fused: a quarter of the time on a CPU; it unscales half-precision gradients itself, which clipping forbids
+        optimizer = torch.optim.AdamW(
+            groups or parameter_groups(model, optim),
+            lr=optim.lr,
+            fused=optim.precision != "16-mixed",
+            capturable=cuda and optim.precision != "16-mixed",
+        )
+        self.base = [group["lr"] for group in optimizer.param_groups]
+        self.model, self.optimizer = self.fabric.setup(model.to(memory_format=torch.channels_last), optimizer)
+        self.average = WeightAverage(model, optim.ema_decay)
+        self.names: list[str] = []
+        captured = cuda and optim.devices == 1 and optim.precision != "16-mixed"
+        self._advance = Captured(self._step) if captured else self._step
+        self.epoch_at = 0.0
+        self._tensor_rates()
+
+    def _tensor_rates(self) -> None:
+        """A graph reads the learning rate from memory: as a number it would stay that of the capture."""
+        for group, lr in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = torch.tensor(lr, device=self.device) if self.device.type == "cuda" else lr
+
+    def _step(self, batch: object) -> Tensor:
+        """One optimiser step; the loss and its parts as one vector, on the device."""
+        loss, parts = self.step_loss(self.model, batch, self.epoch_at)
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        if self.optim.clip_norm:
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.optim.clip_norm, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        self.names = list(parts)
+        return torch.stack([value.float() for value in parts.values()])
+
+    def run_epoch(self, epoch: int, batches: EpochBatches, progress: Callable[[int, int], None]) -> dict[str, float]:
+        """Train for an epoch; the means of the loss's parts, and the learning rate of its last step.
+
+        Raises:
+            TrainingError: a loss or a weight is not finite.
+        """
+        found = batches(epoch)
+        steps, sums = len(found), torch.zeros((), device=self.device)
+        self.model.train()
+        for index, batch in enumerate(found):
+            factor = self.rate(epoch * steps + index, steps)
+            for group, lr in zip(self.optimizer.param_groups, self.base, strict=True):
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr * factor)
+                else:
+                    group["lr"] = lr * factor
+            self.epoch_at = epoch + index / steps
+            values = self._advance(batch)
+            if self.device.type == "cpu" and not values[0].isfinite():
+                parts = dict(zip(self.names, values.tolist(), strict=True))
+                raise TrainingError(f"loss is not finite at epoch {epoch + 1}, batch {index + 1}: {parts}")
+            if self.after_step:
+                self.after_step()
+            self.average.update()
+            sums = sums + values
+            progress(index + 1, steps)
+        means = dict(zip(self.names, (sums / steps).tolist(), strict=True))
+        self._refuse_not_finite(epoch, means)
+        return {"lr": self.base[0] * factor, **means}
+
+    def _refuse_not_finite(self, epoch: int, means: dict[str, float]) -> None:
+        weights = [value for value in self.average.state.values() if value.is_floating_point()]
+        if not all(map(math.isfinite, means.values())):
+            raise TrainingError(f"loss is not finite in epoch {epoch + 1}: {means}")
+        if not torch.stack(torch._foreach_norm(weights)).isfinite().all():
+            raise TrainingError(f"weights are not finite after epoch {epoch + 1}; expected a smaller optim.lr")
+
+    def state(self) -> dict:
+        """What a resume needs."""
+        return {
+            "model": self.average.state,
+            "raw": self.raw.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": getattr(self.fabric.strategy.precision, "scaler", None)
+            and self.fabric.strategy.precision.scaler.state_dict(),
+            "average_step": self.average.step,
+        }
+
+    def restore(self, state: Mapping) -> None:
+        """Take over what :meth:`state` gave."""
+        self.raw.load_state_dict(state["raw"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._tensor_rates()
+        if state.get("scaler"):
+            self.fabric.strategy.precision.scaler.load_state_dict(state["scaler"])
+        self.average.load(state["model"], state["average_step"])
+
+
+def fit(
+    trainer: Trainer,
+    batches: EpochBatches,
+    out: Path | str,
+    *,
+    identity: Mapping,
+    resume: bool = False,
+    evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
+    log: Callable[[str], None] = print,
+) -> list[dict]:
+    """Train to the end; a checkpoint and a CSV line after every epoch (on a GPU, whenever it is evaluated).
+
+    Args:
+        trainer: what is trained.
+        batches: of an epoch; their order must depend on the seed and the epoch alone.
+        out: folder of ``last.pth``, ``best.pth`` and ``losses.csv``.
+        identity: what the weights depend on, plain values; a resume of another one is refused.
+        resume: continue from ``last.pth`` to the same weights as an uninterrupted run.
+        evaluate: called on the averaged model every ``optim.eval_every`` epochs and after the last;
+            under ``optim.keep: best`` the mean of what it gives as ``*_AP`` chooses the epoch (``best.pth``).
+        log: receives one line an epoch.
+
+    Returns:
+        One dict an epoch: means of the parts, learning rate, seconds, and what ``evaluate`` gave.
+        The model holds the averaged weights of the epoch that is kept.
+
+    Raises:
+        TrainingError: a loss is not finite, or the checkpoint belongs to another training.
+    """
+    out, optim, first = Path(out), trainer.optim, trainer.fabric.is_global_zero
+    log = log if first else _silent  # every process trains, one speaks and writes
+    history: list[dict] = []
+    if resume and (out / "last.pth").exists():
+        state = load_checkpoint(out / "last.pth")
+        check_identity(state.get("identity"), identity, out / "last.pth")
+        trainer.restore(state)
+        history = state["history"]
+        log(f"resumed after epoch {len(history)} of {optim.epochs}")
+    for epoch in range(len(history), optim.epochs):
+        began, last = time.perf_counter(), epoch + 1 == optim.epochs
+        row = {"epoch": epoch + 1, **trainer.run_epoch(epoch, batches, progress_line(epoch, optim.epochs))}
+        row["seconds"] = round(time.perf_counter() - began, 1)
+        evaluated = evaluate is not None and ((epoch + 1) % optim.eval_every == 0 or last)
+        if evaluated:
+            with trainer.average.applied(trainer.raw) as averaged:
+                row |= evaluate(averaged, epoch)
+        best = max(map(selection_score, history), default=-1.0)
+        history.append(row)
+        if first and selection_score(row) > best:
+            kept = {"model": trainer.average.state, "epoch": epoch + 1, "identity": dict(identity)}
+            save_checkpoint(out / "best.pth", kept)
+        if first and (evaluated or last or trainer.device.type == "cpu"):
+            state = trainer.state() | {"epoch": epoch + 1, "history": history, "identity": dict(identity)}
+            save_checkpoint(out / "last.pth", state)
+            write_atomic(out / "losses.csv", lambda file: file.write(as_csv(history).encode()))
+        log("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+    trainer.fabric.barrier()  # best.pth is written by one process and read by all
+    weights = trainer.average.state
+    if optim.keep == "best" and any(selection_score(row) >= 0 for row in history):
+        kept = load_checkpoint(out / "best.pth")
+        check_identity(kept.get("identity"), identity, out / "best.pth")
+        weights = kept["model"]
+    trainer.raw.load_state_dict(weights)
+    return history
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def progress_line(epoch: int, epochs: int) -> Callable[[int, int], None]:
+    """A line on the terminal that is written over: how far the epoch is, and the time left; nothing elsewhere."""
+    began = shown = time.monotonic()
+
+    def show(done: int, steps: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if not sys.stderr.isatty() or (now - shown < 0.5 and done < steps):
+            return
+        shown, left = now, (now - began) / done * (steps - done + steps * (epochs - epoch - 1))
+        text = f"epoch {epoch + 1} of {epochs}, step {done} of {steps}, {duration(left)} left"
+        print(text.ljust(70), end="\r" if done < steps else "\r" + " " * 70 + "\r", file=sys.stderr, flush=True)
+
+    return show
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+def check_identity(saved: object, identity: Mapping, path: Path) -> None:
+    """Refuse a checkpoint of another training.
+
+    Raises:
+        TrainingError: names the first key that differs.
+    """
+    before, now = (dict(_flat(values)) for values in (saved if isinstance(saved, Mapping) else {}, identity))
+    different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if different:
+        key = different[0]
+        raise TrainingError(
+            f"{path}: of another training; '{key}' was {before.get(key)!r} and is {now.get(key)!r} "
+            f"({len(different)} such keys); expected the same settings, or a new folder"
+        )
+
+
+def _flat(values: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def selection_score(row: Mapping) -> float:
+    """Mean AP of the exits in a row of the history, -1 where none was measured.
+
+    The mean, because a frozen full path has the same AP in every epoch.
+    """
+    values = [value for key, value in row.items() if key.endswith("_AP")]
+    return sum(values) / len(values) if values else -1.0
+
+
+def as_csv(history: list[dict]) -> str:
+    """The history, a line an epoch."""
+    names = list(dict.fromkeys(name for row in history for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()
