@@ -16,7 +16,8 @@ BAD_INPUT = {
     "eelib.deploy.runtime": "DeploymentError",
     "eelib.records": "RecordsError",
     "eelib.calibrate": "CalibrationError",
-    "eelib.splits": "PolicyError",
+    "eelib.routing": "PolicyError",
+    "eelib.deploy.evidence": "RouterError",
     "eelib.guarantee": "GuaranteeError",
     "showroom": "ShowroomError",
 }
@@ -110,7 +111,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--quick", action="store_true", help="few repeats, no torch.compile, no int8: a minute")
     command.add_argument("--reports", default=str(ROOT / "reports"), help="folder of metrics/bench.json")
     command.add_argument("--coco-index", action="store_true", help="time the index of a file of COCO's size instead")
-    command.add_argument("--routed-ap", action="store_true", help="time the AP of a routing instead, by three scorers")
     command = add("export", commands.export, "eelib export --out runs/deploy")
     command.add_argument("--checkpoint", default=checkpoint, help="a released detector with or without exits")
     command.add_argument("--out", required=True, help="folder of the graphs and the manifest")
@@ -143,8 +143,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--thresholds", type=float, nargs=2, help="of exit1 and exit2, instead of a budget")
     command.add_argument("--calibrate-on", default="calibrate", help="split that thresholds come from; never test")
     command.add_argument("--checkpoint", default=checkpoint)
-    command.add_argument("--times", default="reports/metrics/exits.json", help="metrics file with each exit's ratio")
-    command.add_argument("--params", default=str(ROOT / "params" / "report_policies.yaml"))
+    command.add_argument("--times", help="metrics file with each exit's ratio; measured now without it")
+    command.add_argument("--calibration", default="isotonic", help="of the scores: isotonic, platt or none")
+    command.add_argument("--grid", type=int, default=20, help="quantiles of a confidence that are tried at each exit")
+    command.add_argument("--bound", default="hoeffding_bentkus", help="of a guarantee: hoeffding_bentkus or betting")
     command.add_argument("--records", default=str(ROOT / "runs" / "records"), help="folder of exit records")
     data_command.add_options(command)
     command.add_argument("--limit", type=int, help="images of each split")

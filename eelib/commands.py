@@ -85,8 +85,9 @@ def generalisation(args: argparse.Namespace) -> int:
     """AP on images of training, on new scenes with its chair models, and on val's new models."""
     import torch
 
-    from studies import figures, figures_routing
+    from studies import figures
     from studies.generalisation import generalisation
+    from studies.routing.breakdown import ap_dots
 
     showroom = ROOT / "data" / "showroom"
     sets = {
@@ -98,7 +99,7 @@ def generalisation(args: argparse.Namespace) -> int:
         result = generalisation(args.checkpoint, sets, ROOT / "runs" / "records", args.reports, progress=print)
     figures.style()
     dots = {row["name"]: {"full": (row["AP"], *row["interval"])} for row in result["sets"]}
-    figures.save(figures_routing.ap_dots(dots, of="each set"), "generalisation", args.reports)
+    figures.save(ap_dots(dots, of="each set"), "generalisation", args.reports)
     for row in result["sets"]:
         low, high = row["interval"]
         print(f"{row['name']}: AP {row['AP']:.3f}, 95 % [{low:.3f}, {high:.3f}], {row['images']} images")
@@ -270,10 +271,6 @@ def bench(args: argparse.Namespace) -> int:
         from eelib import data_command
 
         return data_command.print_index_speed()
-    if args.routed_ap:
-        from eelib import route_command
-
-        return route_command.print_speed(args.checkpoint)
     from eelib.deploy import export as deploy
     from eelib.deploy import int8 as quantise
     from studies import bench

@@ -15,10 +15,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy.stats import binom
 
 from eelib.calibrate import refuse_test
 from eelib.policies import fit_benefit
-from eelib.splits import Setting, Split
+from eelib.routing import Setting, Split
 
 
 class GuaranteeError(ValueError):
@@ -36,26 +37,13 @@ def smallest_set(epsilon: float, delta: float) -> int:
     return math.ceil(math.log(delta) / math.log1p(-epsilon))
 
 
-def binomial_tail(k: int, n: int, p: float) -> float:
-    """P(Bin(n, p) <= k)."""
-    if k < 0:
-        return 0.0
-    if k >= n or p <= 0:
-        return 1.0
-    if p >= 1:
-        return 0.0
-    i = np.arange(k + 1)
-    choose = math.lgamma(n + 1) - np.array([math.lgamma(j + 1) + math.lgamma(n - j + 1) for j in i])
-    return float(min(1.0, np.exp(choose + i * math.log(p) + (n - i) * math.log1p(-p)).sum()))
-
-
 def hoeffding_bentkus(losses: np.ndarray, epsilon: float) -> float:
     """p-value of "the mean loss is above epsilon" for losses in [0, 1], (n,)."""
     n, mean = len(losses), float(losses.mean())
     a = min(mean, epsilon)
     kl = (a * math.log(a / epsilon) if a > 0 else 0.0) + (1 - a) * math.log((1 - a) / (1 - epsilon))
     # a sum of decimals may stand a hair above a whole number, which must not count as one more loss
-    bentkus = math.e * binomial_tail(math.ceil(n * mean - 1e-9), n, epsilon)
+    bentkus = math.e * float(binom.cdf(math.ceil(n * mean - 1e-9), n, epsilon))
     return min(1.0, math.exp(-n * kl), bentkus)
 
 
@@ -96,16 +84,19 @@ def sequence(val: Split, steps: int = 50) -> list[Setting]:
     def drop(split: Split) -> np.ndarray:
         return np.maximum(0.0, split.f1[:, -1:] - split.f1[:, :-1])
 
-    gain = fit_benefit([val], drop)
-    levels = np.unique(np.quantile(gain(val), np.linspace(0, 1, steps)))[::-1]
-    return [Setting((float(t),) * (len(val.costs) - 1), gain, reads_boxes=True) for t in levels]
+    benefit, cross_fitted = fit_benefit([val], drop)
+    levels = np.unique(np.quantile(cross_fitted[val.images], np.linspace(0, 1, steps)))[::-1]
+    return [Setting((float(level),) * (len(val.costs) - 1), benefit, cross_fitted) for level in levels]
 
 
 def losses_of(settings: Sequence[Setting], split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Loss and time of every setting on every image: (S, N), (S, N)."""
-    routings = np.array([setting.route(split) for setting in settings])
-    times = [split.paid(setting.reads_boxes)[chosen] for setting, chosen in zip(settings, routings, strict=True)]
-    return np.array([loss_against_full(split.f1, chosen) for chosen in routings]), np.array(times)
+    losses, times = [], []
+    for setting in settings:
+        chosen = setting.route(split)
+        losses.append(loss_against_full(split.f1, chosen))
+        times.append(split.paid(setting.confidence.reads_boxes)[chosen])
+    return np.array(losses), np.array(times)
 
 
 def fixed_sequence(
@@ -138,22 +129,16 @@ def fixed_sequence(
         raise GuaranteeError(
             f"{losses.shape[1]} images cannot certify epsilon {epsilon} at delta {delta}; at least {needed} are needed"
         )
-    certified, p_value = -1, 1.0
+    last, p_value = -1, 1.0
     for index, row in enumerate(losses):
         p = BOUNDS[bound](row, epsilon)
         if p > delta:
-            return certified, p_value if certified >= 0 else p
-        certified, p_value = index, p
-    return certified, p_value
+            return last, p_value if last >= 0 else p
+        last, p_value = index, p
+    return last, p_value
 
 
-def naive(losses: np.ndarray, epsilon: float) -> int:
-    """What tuning without a correction takes: the last setting whose mean loss is epsilon or less."""
-    safe = np.flatnonzero(losses.mean(1) <= epsilon)
-    return int(safe[-1]) if len(safe) else -1
-
-
-def certify(
+def certified(
     calibrate: Split, settings: Sequence[Setting], epsilon: float, delta: float, bound: str = "hoeffding_bentkus"
 ) -> dict:
     """The certified setting of a sequence and what is stated with it.
@@ -191,64 +176,3 @@ def certify(
         "index": index,
     }
 
-
-def resplits(
-    losses: np.ndarray,
-    times: np.ndarray,
-    scenes: np.ndarray,
-    epsilon: float,
-    delta: float,
-    bound: str = "hoeffding_bentkus",
-    rounds: int = 100,
-    seed: int = 0,
-) -> dict:
-    """Split a pool in halves by scene again and again: certify on one, look at the other.
-
-    A round is a violation when the mean loss on the other half is above epsilon. That half has
-    noise of its own, which the guarantee does not speak of, so the rate errs on the strict side.
-
-    Args:
-        losses, times: (S, N) of calibrate and test together.
-        scenes: (N,).
-
-    Returns:
-        ``certified`` and ``naive``: each with ``risk`` and ``time_ratio`` of every round on the
-        other half, ``violations``, ``rate`` and ``interval`` (Clopper-Pearson, 95 %).
-    """
-    rng = np.random.default_rng(seed)
-    names, group = np.unique(scenes, return_inverse=True)
-    found: dict[str, dict[str, list[float]]] = {k: {"risk": [], "time_ratio": []} for k in ("certified", "naive")}
-    for _ in range(rounds):
-        here = (rng.permutation(len(names)) < len(names) // 2)[group]
-        # the betting bound looks at images one by one: in a random order, as a set drawn anew
-        order = rng.permutation(np.flatnonzero(here))
-        picks = {
-            "certified": fixed_sequence(losses[:, order], epsilon, delta, bound)[0],
-            "naive": naive(losses[:, order], epsilon),
-        }
-        for key, index in picks.items():
-            found[key]["risk"].append(0.0 if index < 0 else float(losses[index, ~here].mean()))
-            found[key]["time_ratio"].append(1.0 if index < 0 else float(times[index, ~here].mean()))
-    answer = {}
-    for key, values in found.items():
-        violations = int(np.sum(np.array(values["risk"]) > epsilon))
-        answer[key] = values | {
-            "violations": violations, "rate": violations / rounds, "interval": clopper_pearson(violations, rounds)
-        }  # fmt: skip
-    return answer
-
-
-def clopper_pearson(k: int, n: int, level: float = 0.95) -> list[float]:
-    """Exact interval of a share k / n: [low, high]."""
-    tail = (1 - level) / 2
-
-    def solve(below: Callable[[float], bool]) -> float:
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if below(middle) else (low, middle)
-        return (low + high) / 2
-
-    low = 0.0 if k == 0 else solve(lambda p: 1 - binomial_tail(k - 1, n, p) < tail)
-    high = 1.0 if k == n else solve(lambda p: binomial_tail(k, n, p) > tail)
-    return [low, high]

@@ -6,7 +6,7 @@ this file, which belongs to one checkpoint and one data set and says so by their
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,18 +16,12 @@ from torchvision.ops import box_iou
 
 from eelib.checkpoints import load_released
 from eelib.data import DetectionDataset, batches, build_transform, split_sha256
+from eelib.deploy.evidence import EVIDENCE, SCORE_CUTS
 from eelib.files import file_sha256, write_atomic
 from eelib.model import Detections, ExitOutput, class_scores, postprocess
 from eelib.sources import Source
 
 MAX_DETECTIONS = 100  # an image and exit; COCO's AP looks at no more
-CUTS = (0.1, 0.3, 0.5)  # scores above which boxes are counted
-# Evidence of an exit on an image, in the order of the columns. All of it is at hand when the
-# exit decides: `agreement` compares with the exit before, which has run by then.
-EVIDENCE = (
-    "top_score", "second_score", "top5_mean", "score_sum", "undecided", *(f"count_{int(100 * c)}" for c in CUTS),
-    "log_size", "box_certainty", "agreement",
-)  # fmt: skip
 
 
 class RecordsError(ValueError):
@@ -48,7 +42,7 @@ class ExitRecords:
         counts: int64 (E, N), detections of each exit and image.
         boxes_xyxy: for each exit float32 (D, 4), pixels of the original image.
         scores: for each exit float32 (D,), in [0, 1].
-        evidence: float32 (N, E, F), columns :data:`EVIDENCE`.
+        evidence: float32 (N, E, F), columns :data:`eelib.deploy.evidence.EVIDENCE`.
     """
 
     split: str
@@ -74,6 +68,34 @@ class ExitRecords:
                 f"at {self.exit_names[exit_]} is NaN"
             )
 
+    @classmethod
+    def of(
+        cls,
+        identity: tuple[str, str, str],
+        image_ids: Sequence[int],
+        detections: Mapping[str, Sequence[Detections]],
+        evidence: Tensor | None = None,
+    ) -> "ExitRecords":
+        """Records from the detections of each image.
+
+        Args:
+            identity: split, its hash, the checkpoint's hash.
+            image_ids: N ids, ascending.
+            detections: exit name to N detections, best first, in pixels of the original images.
+            evidence: (N, E, F); None is zero, for records that only AP is computed from.
+        """
+        if evidence is None:
+            evidence = torch.zeros(len(image_ids), len(detections), len(EVIDENCE))
+        return cls(
+            *identity,
+            exit_names=tuple(detections),
+            image_ids=tuple(image_ids),
+            counts=torch.tensor([[len(image.scores) for image in images] for images in detections.values()]),
+            boxes_xyxy=tuple(torch.cat([image.boxes for image in images]) for images in detections.values()),
+            scores=tuple(torch.cat([image.scores for image in images]) for images in detections.values()),
+            evidence=evidence,
+        )
+
     def __len__(self) -> int:
         return len(self.image_ids)
 
@@ -87,10 +109,10 @@ class ExitRecords:
         """One column of the evidence at every exit, (N, E)."""
         return self.evidence[..., EVIDENCE.index(name)]
 
-    def rows(self, kept: Sequence[int]) -> "ExitRecords":
+    def rows(self, rows: Sequence[int]) -> "ExitRecords":
         """The records of some images, by their rows in rising order."""
         mask = torch.zeros(len(self), dtype=torch.bool)
-        mask[torch.as_tensor(kept)] = True
+        mask[torch.as_tensor(rows)] = True
         chosen = [mask.repeat_interleave(count) for count in self.counts]
         return replace(
             self,
@@ -123,11 +145,9 @@ def detections_of_exits(
             ids = [target["image_id"] for target in targets]
             for output in model.exits(images.to(device)):
                 output = ExitOutput(output.name, *(part.cpu() for part in output[1:]))
-                found = [
-                    _to_original(detections, dataset.coco.imgs[i], size_hw)
-                    for i, detections in zip(ids, postprocess(output, size_hw), strict=True)
-                ]
-                yield output.name, ids, found, class_scores(output.cls_logits).amax(-1)
+                pairs = zip(ids, postprocess(output, size_hw), strict=True)
+                detections = [_to_original(image, dataset.coco.imgs[image_id], size_hw) for image_id, image in pairs]
+                yield output.name, ids, detections, class_scores(output.cls_logits).amax(-1)
 
 
 def _to_original(detections: Detections, image: dict, size_hw: tuple[int, int]) -> Detections:
@@ -144,7 +164,7 @@ def box_certainty(p: Tensor) -> Tensor:
 def evidence_of(
     detections: Detections, before: Detections | None, size_hw: tuple[int, int], box_certainty: float
 ) -> list[float]:
-    """Evidence of an exit on one image, in the order of :data:`EVIDENCE`.
+    """Evidence of an exit on one image, in the order of :data:`eelib.deploy.evidence.EVIDENCE`.
 
     ``undecided`` is the summed binary entropy of the scores in bits: it counts the boxes that
     are neither clearly a chair nor clearly none. ``log_size`` is the score-weighted mean of
@@ -163,7 +183,7 @@ def evidence_of(
     width, height = (detections.boxes[:, 2:] - detections.boxes[:, :2]).clamp(min=1e-3).unbind(1)
     log_size = 0.5 * (width * height / (size_hw[0] * size_hw[1])).log2().clamp(min=-10)
     size = (log_size * scores).sum() / scores.sum() if len(scores) else torch.tensor(-10.0)
-    values = [top[0], top[1], top.mean(), scores.sum(), undecided, *((scores > c).sum() for c in CUTS), size]
+    values = [top[0], top[1], top.mean(), scores.sum(), undecided, *((scores > c).sum() for c in SCORE_CUTS), size]
     return [float(v) for v in values] + [box_certainty, 0.0 if before is None else agreement(before, detections)]
 
 
@@ -207,34 +227,26 @@ def record(
         progress: called with a line every tenth of the images.
     """
     names = tuple(model.exit_names)
-    found: dict[str, list[Detections]] = {name: [] for name in names}
-    rows: list[list[list[float]]] = []
-    told = 0
-    for name, ids, detections, p in detections_of_exits(model, dataset):
-        index, certainty = names.index(name), box_certainty(p).tolist()
-        for k, image_id in enumerate(ids):
-            image = dataset.coco.imgs[image_id]
-            best = Detections(*(t[:MAX_DETECTIONS] for t in detections[k]))
-            before = found[names[index - 1]][len(found[name])] if index else None
+    detections: dict[str, list[Detections]] = {name: [] for name in names}
+    evidence: list[list[list[float]]] = []  # of each image at each exit
+    tenths = 0
+    for name, ids, batch, probabilities in detections_of_exits(model, dataset):
+        index, certainty = names.index(name), box_certainty(probabilities).tolist()
+        for position, image_id in enumerate(ids):
+            image, row = dataset.coco.imgs[image_id], len(detections[name])
+            best = Detections(*(values[:MAX_DETECTIONS] for values in batch[position]))
+            before = detections[names[index - 1]][row] if index else None
             if index == 0:
-                rows.append([])
-            rows[len(found[name])].append(evidence_of(best, before, (image["height"], image["width"]), certainty[k]))
-            found[name].append(best)
-        done = len(found[names[-1]]) * 10 // len(dataset)
-        if progress and done > told:
-            told = done
-            progress(f"{split}: {len(found[names[-1]])} of {len(dataset)} images recorded")
-    return ExitRecords(
-        split,
-        split_hash,
-        checkpoint_hash,
-        names,
-        tuple(dataset.image_ids),
-        torch.tensor([[len(d.scores) for d in found[name]] for name in names]),
-        tuple(torch.cat([d.boxes for d in found[name]]) for name in names),
-        tuple(torch.cat([d.scores for d in found[name]]) for name in names),
-        torch.tensor(rows),
-    )
+                evidence.append([])
+            size_hw = image["height"], image["width"]
+            evidence[row].append(evidence_of(best, before, size_hw, certainty[position]))
+            detections[name].append(best)
+        done = len(detections[names[-1]])
+        if progress and done * 10 // len(dataset) > tenths:
+            tenths = done * 10 // len(dataset)
+            progress(f"{split}: {done} of {len(dataset)} images recorded")
+    identity = split, split_hash, checkpoint_hash
+    return ExitRecords.of(identity, dataset.image_ids, detections, torch.tensor(evidence))
 
 
 def save_records(records: ExitRecords, path: Path | str) -> Path:

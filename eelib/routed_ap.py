@@ -7,9 +7,7 @@ AP of a routing is then its own accumulation over the detections of the exits ta
 
 import contextlib
 import copy
-import importlib.util
 import io
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +15,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from eelib.evaluate import coco_ap, to_results
+from eelib.evaluate import to_results
 from eelib.records import MAX_DETECTIONS, ExitRecords
 
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -40,18 +38,15 @@ class RoutedAP:
     def __init__(self, records: ExitRecords, coco: COCO, area: tuple[float, float] = ALL_AREAS):
         self.exits, self.images = len(records.exit_names), len(records)
         self.image_ids = records.image_ids
-        found = [_match(records, k, coco, area) for k in range(self.exits)]
-        self.positives = found[0][-1]
-        self.counts = [len(f[0]) for f in found]
-        image, score, matched, ignored = (
-            np.concatenate(parts, -1) for parts in zip(*(f[:-1] for f in found), strict=True)
-        )
-        self._found = image, score, matched, ignored
+        matches = [_match(records, index, coco, area) for index in range(self.exits)]
+        self.positives = matches[0][-1]
+        self.counts = [len(image) for image, *_ in matches]
+        self._by_exit = tuple(np.concatenate(parts, -1) for parts in zip(*(m[:-1] for m in matches), strict=True))
         self._rank()
 
     def _rank(self) -> None:
         """Put all detections into pycocotools' order."""
-        image, score, matched, ignored = self._found
+        image, score, matched, ignored = self._by_exit
         exit_ = np.repeat(np.arange(self.exits), self.counts)
         order = np.lexsort((exit_, image, -score))  # stable, so ranks inside an image stay
         self.image, self.exit, self.score = image[order], exit_[order], score[order]
@@ -68,13 +63,13 @@ class RoutedAP:
         Raises:
             ValueError: the scores change an image's order, or are of other detections.
         """
-        image, _, matched, ignored = self._found
+        image, _, matched, ignored = self._by_exit
         score = torch.cat(records.scores).double().numpy()
         pair = np.repeat(np.arange(self.exits), self.counts) * self.images + image
         if len(score) != len(image) or ((np.diff(score) > 0) & (np.diff(pair) == 0)).any():
             raise ValueError("rescored: expected scores of the same detections in the same order inside every image")
         other = copy.copy(self)
-        other._found = image, score, matched, ignored
+        other._by_exit = image, score, matched, ignored
         other._rank()
         return other
 
@@ -138,9 +133,9 @@ class RoutedAP:
         counted = (self.score > np.asarray(cuts)[self.exit]) & ~self.ignored[level]
         size = self.images * self.exits
         shape = (self.images, self.exits)
-        found = np.bincount(self._pair[counted], minlength=size).reshape(shape)
+        claimed = np.bincount(self._pair[counted], minlength=size).reshape(shape)
         right = np.bincount(self._pair[counted & self.matched[level]], minlength=size).reshape(shape)
-        total = found + self.positives[:, None]
+        total = claimed + self.positives[:, None]
         return np.where(total > 0, 2 * right / np.maximum(total, 1), 1.0)
 
     def gains(self) -> np.ndarray:
@@ -173,11 +168,11 @@ def _average_precision(count, rank, hits, ignored, positives) -> float:
     if not len(hits):
         return 0.0
     right = np.cumsum(count[hits])
-    seen = rank[hits]
+    retrieved = rank[hits]
     if len(ignored):
         before = np.concatenate(([0], np.cumsum(count[ignored])))
-        seen = seen - before[np.searchsorted(ignored, hits)]
-    precision = right / (seen + np.spacing(1))
+        retrieved = retrieved - before[np.searchsorted(ignored, hits)]
+    precision = right / (retrieved + np.spacing(1))
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     at = np.searchsorted(right / positives, RECALLS, side="left")
     return float(np.append(precision, 0.0)[at].sum() / len(RECALLS))
@@ -218,24 +213,6 @@ def _no_results(coco: COCO) -> COCO:
     return results
 
 
-def only_model(coco: COCO, model: str) -> COCO:
-    """Annotations in which only the chairs of one furniture model count; the others are ignored.
-
-    pycocotools overwrites an annotation's ``ignore``, but leaves out objects whose area is
-    beyond its range: that is where the other chairs go. A detection on one of them is neither
-    right nor wrong; all others count against this model.
-    """
-    changed = copy.deepcopy(coco.dataset)
-    for annotation in changed["annotations"]:
-        if annotation.get("model") != model:
-            annotation["area"] = 2 * ALL_AREAS[1]
-    coco = COCO()
-    coco.dataset = changed
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
-
-
 def scenes_of(coco: COCO, image_ids: Sequence[int]) -> np.ndarray:
     """Scene of each image; an image that names none is its own."""
     return np.array([coco.imgs[i].get("scene", f"image {i}") for i in image_ids])
@@ -272,43 +249,3 @@ def interval(samples: np.ndarray, level: float = 0.95) -> list[float]:
     tail = 100 * (1 - level) / 2
     return [float(v) for v in np.percentile(samples, [tail, 100 - tail])]
 
-
-def ap_speed(evaluator: RoutedAP, records: ExitRecords, coco: COCO, settings: int = 1000, seed: int = 0) -> dict:
-    """Time of one routed AP by merged flags, by pycocotools and by hotcoco, on random routings.
-
-    Returns:
-        ``merge_ms``, ``pycocotools_ms``, ``hotcoco_ms`` (None where it is not installed) for one
-        routing, and ``largest_difference`` from pycocotools.
-    """
-    rng = np.random.default_rng(seed)
-    routings = rng.integers(0, evaluator.exits, (settings, evaluator.images))
-    began = time.perf_counter()
-    merged = [evaluator.ap(chosen) for chosen in routings]
-    answer: dict = {"merge_ms": (time.perf_counter() - began) / settings * 1e3}
-    category = coco.getCatIds()[0]
-    results = [
-        r
-        for row, (i, k) in enumerate(zip(records.image_ids, routings[0], strict=True))
-        for r in to_results(i, records.detections(int(k), row), category)
-    ]
-    began = time.perf_counter()
-    reference = coco_ap(coco, results, records.image_ids)["AP"]
-    answer |= {"pycocotools_ms": (time.perf_counter() - began) * 1e3, "hotcoco_ms": None}
-    answer["largest_difference"] = abs(reference - merged[0])
-    if importlib.util.find_spec("hotcoco"):
-        answer["hotcoco_ms"] = _hotcoco_ms(coco, results, records.image_ids, category)
-    return answer
-
-
-def _hotcoco_ms(coco: COCO, results: list[dict], image_ids: Sequence[int], category: int) -> float:
-    import hotcoco  # a development tool, compared with and never relied upon
-
-    annotations = hotcoco.COCO(coco.dataset)
-    began = time.perf_counter()
-    evaluation = hotcoco.COCOeval(annotations, annotations.load_res(results), "bbox")
-    evaluation.params.img_ids, evaluation.params.cat_ids = list(image_ids), [category]
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return (time.perf_counter() - began) * 1e3

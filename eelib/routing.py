@@ -1,40 +1,272 @@
-"""Which exit an image takes."""
+"""Which exit an image takes, and what a routing of a whole split costs and gives.
 
-from collections.abc import Sequence
+A setting is a confidence for every exit but the last and one threshold each: an image leaves at the first exit
+whose confidence reaches its threshold. Settings are chosen on ``calibrate`` and reported on ``test``. Time is the
+mean over images of the exits' times as a share of full; intervals are paired bootstraps over scenes.
+"""
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from pycocotools.coco import COCO
+
+from eelib.calibrate import calibrated, fit_calibrators, refuse_test
+from eelib.deploy.evidence import EVIDENCE, Calibrator, Confidence, first_exit
+from eelib.records import ExitRecords
+from eelib.routed_ap import RoutedAP, bootstrap, interval, scenes_of
 
 
-def route(confidences: Tensor, thresholds: Sequence[float], group: int = 1) -> Tensor:
-    """First exit whose confidence reaches its threshold; the last one takes the rest.
+class PolicyError(ValueError):
+    """A policy, a threshold or a time does not fit; the message says what was expected."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split's records with everything that policies look at.
+
+    Attributes:
+        records: under calibrated scores.
+        evaluator: their match flags.
+        coco: annotations.
+        costs: (E,) time of leaving at each exit as a share of full, rising to 1.
+        cuts: (E,) scores from which a box counts in the F1 of an image.
+        passing: (E,) what suppression at the exits passed adds, as a share of full.
+        calibrators: of each exit, by which the scores were calibrated.
+    """
+
+    records: ExitRecords
+    evaluator: RoutedAP
+    coco: COCO
+    costs: np.ndarray
+    cuts: np.ndarray
+    passing: np.ndarray
+    calibrators: tuple[Calibrator, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the split."""
+        return self.records.split
+
+    @property
+    def images(self) -> tuple:
+        """What tells these images from all others: split, its hash, image ids."""
+        return self.records.split, self.records.split_sha256, self.records.image_ids
+
+    @cached_property
+    def evidence(self) -> np.ndarray:
+        """(N, E, F), columns :data:`eelib.deploy.evidence.EVIDENCE`."""
+        return self.records.evidence.double().numpy()
+
+    def columns(self, names: Sequence[str]) -> np.ndarray:
+        """Some columns of the evidence in the order given, (N, E, len(names))."""
+        return self.evidence[..., [EVIDENCE.index(name) for name in names]]
+
+    @cached_property
+    def scenes(self) -> np.ndarray:
+        """Scene of each image, (N,)."""
+        return scenes_of(self.coco, self.records.image_ids)
+
+    @cached_property
+    def f1(self) -> np.ndarray:
+        """F1 of every image at every exit, (N, E)."""
+        return self.evaluator.f1(self.cuts)
+
+    @cached_property
+    def gains(self) -> np.ndarray:
+        """What full adds to AP on each image beside each early exit, (N, E - 1)."""
+        return self.evaluator.gains()
+
+    @cached_property
+    def value(self) -> np.ndarray:
+        """What each exit is worth to AP on each image beside full, (N, E): less than 0 where full gains, 0 for full."""
+        return np.hstack([-self.gains, np.zeros((len(self.records), 1))])
+
+    def paid(self, reads_boxes: bool) -> np.ndarray:
+        """Time of leaving at each exit under a policy, (E,); above 1 at full for one that reads boxes.
+
+        The best score is the same before and after suppression, so a policy on it lets an image
+        pass with an exit's raw scores, as the deployed runtime does. Counts, entropies, sizes
+        and agreement are taken from suppressed boxes: those policies suppress at every exit asked.
+        """
+        return self.costs + self.passing if reads_boxes else self.costs
+
+    def time(self, chosen: np.ndarray, reads_boxes: bool = False) -> float:
+        """Mean time of a routing as a share of full; arguments as in :meth:`paid`."""
+        return float(self.paid(reads_boxes)[chosen].mean())
+
+
+def check_thresholds(thresholds: Sequence[float]) -> None:
+    """:class:`PolicyError` unless every threshold lies in [0, 1]."""
+    for position, value in enumerate(thresholds):
+        if not 0 <= value <= 1:  # NaN as well
+            raise PolicyError(f"threshold of exit{position + 1} is {value}; expected [0, 1]")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One operating point of a policy.
+
+    Attributes:
+        thresholds: of each exit but the last, in [0, 1].
+        confidence: what they are compared with.
+        cross_fitted: confidences (N, E - 1) on the images that ``confidence`` was fitted on, by
+            :attr:`Split.images`, each by a fit without its scene; thresholds that are chosen there then meet
+            the spread of unseen images.
+    """
+
+    thresholds: tuple[float, ...]
+    confidence: Confidence
+    cross_fitted: Mapping[tuple, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        check_thresholds(self.thresholds)
+
+    def on(self, split: Split) -> np.ndarray:
+        """Confidence of each image at every exit but the last, (N, E - 1)."""
+        if split.images in self.cross_fitted:
+            return self.cross_fitted[split.images]
+        return self.confidence(split.columns(self.confidence.evidence))
+
+    def route(self, split: Split) -> np.ndarray:
+        """Exit index of each image, (N,)."""
+        return first_exit(self.on(split), self.thresholds)
+
+
+def exit_shares(chosen: Sequence[int], exits: int = 3) -> list[float]:
+    """Share of the images at each exit."""
+    return (np.bincount(np.asarray(chosen), minlength=exits) / max(1, len(chosen))).tolist()
+
+
+def best_cuts(evaluator: RoutedAP) -> np.ndarray:
+    """For each exit the score from which boxes count, by the mean F1 of the images: (E,)."""
+    grid = np.linspace(0.02, 0.9, 45)
+    f1 = np.array([evaluator.f1(np.full(evaluator.exits, cut)).mean(0) for cut in grid])  # (45, E)
+    return grid[f1.argmax(0)]
+
+
+def prepare(
+    records: Mapping[str, ExitRecords],
+    cocos: Mapping[str, COCO],
+    costs: Sequence[float],
+    method: str = "isotonic",
+    on: str = "calibrate",
+    matched: Mapping[str, RoutedAP] | None = None,
+    passing: Sequence[float] | None = None,
+) -> dict[str, Split]:
+    """Calibrate on one split, choose the cuts on ``val``, match every split once.
 
     Args:
-        confidences: (N, E - 1 or more), one column an exit in order.
-        thresholds: E - 1 values, one for each exit but the last.
-        group: images that share one decision, made on their mean confidence. 1 decides for
-            each image; 4 is the record's batch (defect 17).
-
-    Returns:
-        Exit index of each image, int64, shape (N,).
+        records: of ``val``, of the split to calibrate on and of whatever else is wanted.
+        cocos: annotations of the same splits.
+        costs: (E,) time of leaving at each exit / full.
+        method: of :func:`eelib.calibrate.fit_calibrators`.
+        on: split to calibrate on.
+        matched: match flags of the records, if they are at hand.
+        passing: (E,) what suppression at the exits passed adds to ``costs``; None is nothing.
 
     Raises:
-        ValueError: a confidence is NaN, or ``group`` is below 1.
+        PolicyError: the times do not rise to 1, passing an exit takes less than no time, there is one exit
+            alone, or the records are of several detectors or under another split's name.
+        CalibrationError: ``on`` is ``test``, or holds nothing to learn from.
     """
-    if confidences.isnan().any():
-        image, exit_ = confidences.isnan().nonzero()[0].tolist()
-        raise ValueError(f"confidence of image {image} at exit {exit_ + 1} is NaN")
-    if group < 1:
-        raise ValueError(f"group: {group} images cannot share a decision; expected 1 or more")
-    if group > 1:
-        means = [chunk.mean(0, keepdim=True).expand_as(chunk) for chunk in confidences.split(group)]
-        confidences = torch.cat(means)
-    chosen = torch.full((len(confidences),), len(thresholds))
-    for index in reversed(range(len(thresholds))):
-        chosen[confidences[:, index] >= thresholds[index]] = index
+    costs = np.asarray(costs, float)
+    if costs[-1] != 1 or not (np.diff(costs) > 0).all() or not costs[0] > 0:
+        raise PolicyError(f"times of the exits are {costs.tolist()}; expected shares of full that rise to 1")
+    passing = np.zeros_like(costs) if passing is None else np.asarray(passing, float)
+    if passing.shape != costs.shape or not (passing >= 0).all():
+        raise PolicyError(f"times of suppression are {passing.tolist()}; expected {len(costs)} shares of full from 0")
+    refuse_test(on, "calibrating")
+    if len({(r.checkpoint_sha256, r.exit_names) for r in records.values()}) > 1:
+        raise PolicyError(f"records of {', '.join(records)} are of several detectors; expected one")
+    for name, of_split in records.items():
+        if of_split.split != name:
+            raise PolicyError(f"records of '{of_split.split}' are given as '{name}'")
+    if len(records[on].exit_names) < 2:
+        raise PolicyError(f"the detector has no exit but {records[on].exit_names[0]}; there is nothing to route")
+    matched = matched or {name: RoutedAP(r, cocos[name]) for name, r in records.items()}
+    calibrators = fit_calibrators(records[on], matched[on], method)
+    mixed = {name: calibrated(r, calibrators) for name, r in records.items()}
+    evaluators = {name: matched[name].rescored(r) for name, r in mixed.items()}
+    cuts = best_cuts(evaluators["val"])
+    return {
+        name: Split(r, evaluators[name], cocos[name], costs, cuts, passing, calibrators) for name, r in mixed.items()
+    }
+
+
+def _measured(settings: Sequence[Setting], split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Mean time and AP of every setting on a split; each routing is evaluated once."""
+    routings = [setting.route(split) for setting in settings]
+    distinct = {routing.tobytes(): routing for routing in routings}  # many thresholds give one routing
+    ap = {key: split.evaluator.ap(routing) for key, routing in distinct.items()}
+    times = [split.time(r, s.confidence.reads_boxes) for r, s in zip(routings, settings, strict=True)]
+    return np.array(times), np.array([ap[routing.tobytes()] for routing in routings])
+
+
+def choose(settings: Sequence[Setting], calibrate: Split, budgets: Sequence[float]) -> list[Setting]:
+    """For each budget the setting with the best AP on ``calibrate`` among those that keep to it.
+
+    A policy that cannot be that fast gives its fastest setting.
+    """
+    times, ap = _measured(settings, calibrate)
+    chosen = []
+    for budget in budgets:
+        inside = times <= budget + 1e-9
+        best = np.where(inside, ap, -np.inf).argmax() if inside.any() else times.argmin()
+        chosen.append(settings[int(best)])
     return chosen
 
 
-def exit_shares(chosen: Tensor, exits: int = 3) -> list[float]:
-    """Share of the images at each exit."""
-    return (torch.bincount(chosen, minlength=exits) / max(1, len(chosen))).tolist()
+def fastest(settings: Sequence[Setting], calibrate: Split, loss: float = 0.01) -> Setting:
+    """The fastest setting that loses no more than a share ``loss`` of full's AP on ``calibrate``.
+
+    Where none does, the one with the best AP.
+    """
+    times, ap = _measured(settings, calibrate)
+    inside = ap >= (1 - loss) * calibrate.evaluator.of_exit(calibrate.evaluator.exits - 1)
+    return settings[int(np.where(inside, times, np.inf).argmin() if inside.any() else ap.argmax())]
+
+
+def full_samples(split: Split, weights: np.ndarray) -> np.ndarray:
+    """AP of full on every resample, (R,)."""
+    full = np.full(len(split.records), split.evaluator.exits - 1)
+    return bootstrap(split.evaluator, [full], weights)[:, 0]
+
+
+def point(split: Split, chosen: np.ndarray, weights: np.ndarray, full: np.ndarray, reads_boxes: bool = False) -> dict:
+    """One routing measured: AP with interval, difference to full, exit shares, time.
+
+    Args:
+        chosen: exit of each image, (N,).
+        weights: (R, N) bootstrap resamples.
+        full: (R,) AP of full on the same resamples.
+        reads_boxes: of the confidence that chose.
+    """
+    scores = split.evaluator.scores(chosen)
+    samples = bootstrap(split.evaluator, [chosen], weights)[:, 0]
+    names = split.records.exit_names
+    return {
+        "time_ratio": split.time(chosen, reads_boxes),
+        "exit_shares": dict(zip(names, exit_shares(chosen, len(names)), strict=True)),
+        **scores,
+        "AP_interval": interval(samples),
+        "AP_minus_full": scores["AP"] - split.evaluator.of_exit(split.evaluator.exits - 1),
+        "AP_minus_full_interval": interval(samples - full),
+    }
+
+
+def hull_mixture(costs: np.ndarray, ap: np.ndarray, budget: float) -> np.ndarray:
+    """Shares of the exits that give most AP at a mean time, if AP were a mean over images: (E,).
+
+    The best mixture takes at most two exits, so all pairs are tried.
+    """
+    best, shares = -np.inf, np.eye(len(costs))[0]
+    for low in range(len(costs)):
+        for high in range(low, len(costs)):
+            gap = costs[high] - costs[low]
+            part = float(np.clip((budget - costs[low]) / gap, 0, 1)) if gap else 0.0
+            mixed = (1 - part) * np.eye(len(costs))[low] + part * np.eye(len(costs))[high]
+            if mixed @ costs <= budget + 1e-9 and mixed @ ap > best:
+                best, shares = mixed @ ap, mixed
+    return shares

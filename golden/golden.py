@@ -20,10 +20,10 @@ SHORT = {"data.limit": 24, "data.val_limit": 8, "data.eval_limit": 8, "optim.epo
 
 
 def records() -> tuple[dict, dict]:
-    from eelib import curves
+    from eelib import routers
 
     with torch.inference_mode():
-        return curves.load_study(
+        return routers.load_study(
             ROOT / "checkpoints/exits.pth", ROOT / "data/showroom", ROOT / "runs/golden_records"
         )
 
@@ -54,12 +54,12 @@ def routings() -> list[float]:
 
 def certified() -> dict:
     from eelib import guarantee
-    from eelib.splits import prepare
+    from eelib.routing import prepare
 
     found, cocos = records()
     splits = prepare(found, cocos, (0.5, 0.7, 1.0), "none", "calibrate", passing=(0.0, 0.05, 0.1))
     settings = guarantee.sequence(splits["val"])
-    stated = guarantee.certify(splits["calibrate"], settings, 0.05, 0.1)
+    stated = guarantee.certified(splits["calibrate"], settings, 0.05, 0.1)
     return {key: stated[key] for key in ("thresholds", "p_value", "risk", "time_ratio", "index")}
 
 

@@ -2,11 +2,10 @@ import json
 
 import pytest
 import torch
-import yaml
 
 from eelib.__main__ import main
 from eelib.checkpoints import save_checkpoint
-from eelib.config import ROOT, read_yaml
+from eelib.config import ROOT
 from eelib.files import file_sha256
 from eelib.model import EarlyExitSSDLite
 
@@ -143,7 +142,7 @@ def test_training_a_recorded_phase_as_an_ssdlite_is_refused(tmp_path, capsys):
         (["--policy", "benefit", "--calibrate-on", "test"], "nothing is ever tuned on test"),
         (["--policy", "best"], "policy: 'best' is unknown; expected one of fixed,"),
         (["--policy", "max_score", "--thresholds", "1.4", "0.2"], "threshold of exit1 is 1.4; expected [0, 1]"),
-        (["--policy", "max_score", "--budget", "1.5"], "--budget 1.5: expected a share of full's time"),
+        (["--policy", "max_score", "--budget", "1.5"], "budget 1.5: expected a share of full's time"),
         (["--guarantee", "epsilon=0", "delta=0.1"], "epsilon is 0.0; expected a number between 0 and 1"),
         (["--guarantee", "epsilon=0.1", "delta=nan"], "delta is nan"),
         (["--guarantee", "epsilon=0.1"], "expected epsilon=NUMBER delta=NUMBER"),
@@ -165,10 +164,9 @@ def small_study(tiny, tmp_path):
     times = {"exits": {name: {"ratio": ratio, "passed_ratio": 0.0} for name, ratio in ratios.items()}}
     times["checkpoint_sha256"] = file_sha256(tmp_path / "w.pth")
     (tmp_path / "times.json").write_text(json.dumps(times))
-    values = read_yaml(ROOT / "params" / "report_policies.yaml") | {"root": str(tiny), "grid": 3}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    names = {"checkpoint": "w.pth", "times": "times.json", "params": "params.yaml", "records": "records"}
-    return [part for key, name in names.items() for part in (f"--{key}", str(tmp_path / name))]
+    paths = {"checkpoint": "w.pth", "times": "times.json", "records": "records"}
+    options = {"data": tiny, "grid": 3} | {key: tmp_path / name for key, name in paths.items()}
+    return [part for key, value in options.items() for part in (f"--{key}", str(value))]
 
 
 def test_route_prints_what_it_measured(small_study, tmp_path, capsys):
@@ -187,9 +185,11 @@ def test_route_prints_what_it_measured(small_study, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--policy", "gumbel", "--thresholds", "0.5", "0.5"], "--thresholds: 'gumbel' has a gate for each budget"),
-        (["--policy", "fixed", "--limit", "0"], "--limit 0: expected 1 or more"),
-        (["--policy", "fixed", "--resamples", "0"], "--resamples 0: expected 1 or more"),
+        (["--policy", "gumbel"], "policy: 'gumbel' is unknown; expected one of fixed,"),
+        (["--policy", "fixed", "--thresholds", "0.5", "1.5"], "threshold of exit2 is 1.5; expected [0, 1]"),
+        (["--policy", "fixed", "--limit", "0"], "limit 0: expected 1 or more"),
+        (["--policy", "fixed", "--resamples", "0"], "resamples 0: expected 1 or more"),
+        (["--policy", "fixed", "--calibration", "beta"], "calibration: 'beta' is unknown; expected one of isotonic,"),
         (["--guarantee", "epsilon=0.9", "delta=0.5", "--calibrate-on", "val"], "certifying on 'val'"),
     ],
 )
@@ -213,9 +213,7 @@ def test_route_takes_thresholds_and_charges_what_the_policy_reads(small_study, t
 
 def test_route_takes_another_data_set(small_study, tiny, capsys):
     argv = ["route", "--policy", "fixed", "--resamples", "5", "--json", *small_study]
-    assert main([*argv, "--data", str(tiny)]) == 0
-    named = json.loads(capsys.readouterr().out)
-    assert main(argv) == 0 and json.loads(capsys.readouterr().out) == named  # its parameter file names the same folder
+    assert main(argv) == 0 and json.loads(capsys.readouterr().out)["policy"] == "fixed"
     assert main([*argv, "--data", str(tiny / "none")]) == 2
     assert f"--data {tiny / 'none'}: neither a COCO JSON nor a folder" in capsys.readouterr().err
 

@@ -7,11 +7,11 @@ from synthetic import noisy
 
 from eelib.checkpoints import save_checkpoint
 from eelib.data import DetectionDataset, build_transform, split_sha256
+from eelib.deploy.evidence import EVIDENCE
 from eelib.evaluate import detect_exits, to_results
 from eelib.files import file_sha256
 from eelib.model import Detections, EarlyExitSSDLite
 from eelib.records import (
-    EVIDENCE,
     MAX_DETECTIONS,
     RecordsError,
     agreement,

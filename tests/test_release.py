@@ -10,7 +10,7 @@ from eelib.model import EarlyExitSSDLite
 from eelib.records import RecordsError
 from eelib.release import choose, find_released, read_manifest, release, retire, stages_table
 from eelib.sources import SHOWROOM
-from studies.breakdown import compare_detectors
+from studies.routing.breakdown import compare_detectors
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from synthetic import annotations, noisy, records
 
 from eelib.evaluate import coco_ap, to_results
-from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, only_model, resample, scenes_of
+from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, resample, scenes_of
 
 
 def by_pycocotools(coco, made, chosen) -> dict:
@@ -88,16 +88,6 @@ def test_marginal_gain_is_the_change_of_ap():
     moved = np.zeros(10, int)
     moved[4] = 2
     assert evaluator.marginal(0, 2)[4] == pytest.approx(10 * (evaluator.ap(moved) - evaluator.of_exit(0)))
-
-
-def test_chairs_of_other_models_are_neither_right_nor_wrong():
-    coco = annotations({1: [[0, 0, 10, 10], [50, 50, 10, 10]]})
-    for annotation, model in zip(coco.dataset["annotations"], ("a", "b"), strict=True):
-        annotation["model"] = model
-    made = records([{1: [(0, 0, 10, 10, 0.5), (50, 50, 60, 60, 0.9)]}])
-    evaluator = RoutedAP(made, only_model(coco, "a"))
-    assert evaluator.positives.tolist() == [1] and evaluator.ap([0]) == pytest.approx(1)
-    assert RoutedAP(made, coco).positives.tolist() == [2]  # the annotations given stay as they are
 
 
 def test_scenes_are_drawn_with_all_their_views():

@@ -17,7 +17,6 @@ from pycocotools.coco import COCO
 
 from eelib.checkpoints import load_checkpoint, load_released
 from eelib.config import ConfigError, parse, resolve
-from eelib.curves import choose, hull_mixture
 from eelib.data import DetectionDataset
 from eelib.evaluate import coco_ap, provenance, to_results
 from eelib.files import file_sha256, write_json
@@ -25,7 +24,7 @@ from eelib.model import SIZE
 from eelib.policies import settings_of
 from eelib.records import ExitRecords
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
-from eelib.splits import prepare
+from eelib.routing import choose, hull_mixture, prepare
 from eelib.timing import machine
 from studies.compress import search
 from studies.compress.alternatives import PEERS
@@ -214,7 +213,7 @@ def routed_rows(
     costs = np.array([row["time_ratio"] for row in static])
     peers = np.array([row["kind"] in PEERS for row in static])
     for budget, setting in zip(config.budgets, choose(settings, here, config.budgets), strict=True):
-        chosen, reads = setting.route(test), setting.reads_boxes
+        chosen, reads = setting.route(test), setting.confidence.reads_boxes
         if (chosen.tobytes(), reads) in points:
             points[chosen.tobytes(), reads]["budgets"].append(budget)
             continue

@@ -72,7 +72,7 @@ def observe(
         size_hw: of the original image.
 
     Returns:
-        Detections in pixels of the original image, and :data:`eelib.records.EVIDENCE`.
+        Detections in pixels of the original image, and :data:`eelib.deploy.evidence.EVIDENCE`.
     """
     kept = session.suppress(*planes, exit_name)
     scale = torch.tensor([size_hw[1], size_hw[0]] * 2) / session.size
@@ -104,12 +104,7 @@ def session_records(system: System, split: str, limit: int | None) -> ExitRecord
             rows.append(known)
             features = rest[0] if rest else None
         evidence.append(rows)
-    records = ExitRecords(
-        split, *hashes, tuple(found), tuple(dataset.image_ids),
-        torch.tensor([[len(d.scores) for d in detections] for detections in found.values()]),
-        tuple(torch.cat([d.boxes for d in detections]) for detections in found.values()),
-        tuple(torch.cat([d.scores for d in detections]) for detections in found.values()), torch.tensor(evidence),
-    )  # fmt: skip
+    records = ExitRecords.of((split, *hashes), dataset.image_ids, found, torch.tensor(evidence))
     save_records(records, path)
     return records
 

@@ -10,10 +10,9 @@ import torch
 
 from eelib.config import PhaseConfig
 from eelib.model import EXIT_NAMES
-from eelib.routing import route
 from eelib.train import learning_rate_factor
 from studies.phases.confidence import confidence
-from studies.phases.rates import scheduled_thresholds
+from studies.phases.rates import first_exit_of_groups, scheduled_thresholds
 
 SHARE_TOLERANCE = 0.05  # of an exit share, before a difference from the record is explained
 
@@ -155,7 +154,7 @@ def _uniform_field(config: PhaseConfig, run: dict, history: list[dict]) -> dict 
         return None
     p = torch.tensor([[run["probability_mean"][name]] * 2400 for name in EXIT_NAMES])
     c = confidence(p, config.confidence)
-    chosen = EXIT_NAMES[int(route(c[None], tuple(run["thresholds"].values())))]
+    chosen = EXIT_NAMES[int(first_exit_of_groups(c[None], tuple(run["thresholds"].values())))]
     predicted = {f"share_{chosen}": 1.0, "confidence_exit1": float(c[0]), "confidence_exit2": float(c[1])}
     measured = {f"share_{chosen}": run["exit_shares"][chosen]}
     measured |= {f"confidence_{n}": run["confidence_mean"][n] for n in EXIT_NAMES[:2]}

@@ -15,14 +15,14 @@ from eelib.data import DetectionDataset, batches, build_transform, split_sha256
 from eelib.evaluate import coco_ap, file_sha256, to_results
 from eelib.files import write_atomic, write_json
 from eelib.model import EXIT_NAMES, keep_best
-from eelib.routing import exit_shares, route
+from eelib.routing import exit_shares
 from eelib.sources import open_source
 from eelib.train import fit, require_architecture, training_set
 from studies.phases.cache import FeatureDataset, collate_images, collate_maps
 from studies.phases.confidence import confidence, probability_of_maps
 from studies.phases.detector import ExitMaps, RecordedDetector, decoded_boxes
 from studies.phases.loss import SIZE_HW, recorded_loss
-from studies.phases.rates import exit_rates, scheduled_thresholds
+from studies.phases.rates import exit_rates, first_exit_of_groups, scheduled_thresholds
 
 NMS_THRESHOLD = 0.45  # of the record's inference script
 
@@ -192,7 +192,7 @@ def validation_metrics(
     """Routing of an epoch on ``val``: shares, confidences over *all* images, hard and soft rates of single images."""
     c = torch.cat([confidences(detector, config, maps) for maps in outputs])
     in_force = tuple(float(t) for t in thresholds(detector, config, epoch))
-    shares = exit_shares(route(c, in_force, routing_group(config)))
+    shares = exit_shares(first_exit_of_groups(c, in_force, routing_group(config)))
     row = {f"val_share_{name}": share for name, share in zip(EXIT_NAMES, shares, strict=True)}
     row |= {f"val_confidence_{name}": float(v) for name, v in zip(EXIT_NAMES, c.mean(0), strict=True)}
     row |= {f"val_confidence_std_{name}": float(v) for name, v in zip(EXIT_NAMES, c.std(0), strict=True)}
@@ -292,7 +292,7 @@ def route_split(detector: RecordedDetector, config: PhaseConfig, split: str) -> 
         for name, maps in zip(EXIT_NAMES, outputs, strict=True):
             results[name] |= _detections(maps, targets, config, dataset.category_ids[0])
     c = torch.cat(columns)
-    chosen = route(c, final_thresholds(detector, config), routing_group(config))
+    chosen = first_exit_of_groups(c, final_thresholds(detector, config), routing_group(config))
     routed = [r for i, k in zip(dataset.image_ids, chosen.tolist(), strict=True) for r in results[EXIT_NAMES[k]][i]]
     flat = {name: [r for rows in by_image.values() for r in rows] for name, by_image in results.items()}
     return {

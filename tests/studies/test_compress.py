@@ -13,9 +13,9 @@ from eelib.config import ROOT, ConfigError
 from eelib.records import record
 from studies.compress import alternatives, search, variants
 from studies.compress import study as compress
+from studies.compress.plane import alternatives_plane
 from studies.compress.systems import System, session_records, system
 from studies.compress.variants import RELEASED, Variant, distilling_step, fine_tuning, folder_of, load_config
-from studies.figures_routing import alternatives_plane
 
 PARAMS = ROOT / "params" / "compress.yaml"
 ALL_OF_256 = ("input_256", "input_256 int8", "exits on input_256", "exits on input_256 int8")

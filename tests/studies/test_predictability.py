@@ -5,17 +5,18 @@ import pytest
 import torch
 from synthetic import noisy as synthetic_records
 
-from eelib.curves import oracle_curve, priced, random_curve
 from eelib.data import DetectionDataset, as_input, build_transform
 from eelib.model import EarlyExitSSDLite
-from eelib.policies import PENALTIES, fit_gain, known_at
+from eelib.policies import BEST_SCORE, PENALTIES, evidence_features, fit_gain
 from eelib.routed_ap import RoutedAP, resample
-from eelib.splits import prepare
-from studies import figures_routing, predictability
-from studies.predictability import (
+from eelib.routing import Setting, prepare
+from studies.routing import predictability
+from studies.routing.bounds import oracle_curve, priced, random_curve
+from studies.routing.predictability import (
     between_trainings,
     correlations,
     foreseen,
+    gain_auroc,
     gains_of,
     needed,
     noisy,
@@ -40,6 +41,16 @@ def test_rank_correlation_by_hand():
     # ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4
     assert rank_correlation(np.array([0.0, 5, 5, 9]), np.array([1.0, 2, 3, 4])) == pytest.approx(np.sqrt(0.9))
     assert rank_correlation(np.zeros(3), np.array([1.0, 2, 3])) == 0
+
+
+def test_auroc_of_a_low_confidence(splits):
+    test = splits["test"]
+    sure = np.where(test.f1[:, 1:].max(1) > test.f1[:, 0], 0.2, 0.8)
+    values = np.stack((sure, np.full(len(sure), 0.5)), 1)
+    setting = Setting((0.5, 0.5), BEST_SCORE, {test.images: values})
+    assert gain_auroc(setting, test) == {"exit1": 1.0, "exit2": 0.5}
+    test = replace(test, records=test.records, cuts=np.ones(3))  # no box counts, so no exit is better than another
+    assert gain_auroc(setting, test) == {"exit1": None, "exit2": None}
 
 
 def test_noise_leaves_the_correlation_asked_for():
@@ -108,7 +119,7 @@ def test_richer_features_that_hold_the_gain_foresee_it(splits):
     without, with_ = foreseen(here, test), foreseen(here, test, with_pooled(pooled))
     assert without["images"] == 100 and len(without["correlation"]) == 2
     assert min(with_["correlation"]) > 0.8 > max(without["correlation"])
-    assert with_pooled(pooled)(test, 1).shape[1] == known_at(test, 1).shape[1] + 2
+    assert with_pooled(pooled)(test, 1).shape[1] == evidence_features(test, 1).shape[1] + 2
 
 
 def test_gains_of_released_and_retired_detectors_are_of_the_same_images(splits, monkeypatch, tmp_path):
@@ -125,7 +136,7 @@ def test_gains_of_released_and_retired_detectors_are_of_the_same_images(splits, 
 
 def test_the_figure_names_what_it_draws():
     worth = [{"correlation": 0.0, "recovered": 0.0}, {"correlation": 1.0, "recovered": 1.0}]
-    drawn = figures_routing.predictability(
+    drawn = predictability.worth_of_foresight(
         worth, {"benefit": (0.4, 0.1), "fixed": (-0.2, -0.5)}, {"another seed": 0.5}, 0.6
     )
     labels = [text.get_text() for text in drawn.legends[0].get_texts()]

@@ -1,14 +1,19 @@
 """Exit gates trained by gradient: a relaxation of "leave here", annealed to the hard decision."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from eelib.deploy.evidence import EVIDENCE, Confidence
+from eelib.policies import BEST_SCORE
+from eelib.routing import Setting, Split
+
 PENALTY = 50.0  # of the squared excess of time
 
 
-def train_gates(
+def train_exit_gates(
     features: np.ndarray,
     value: np.ndarray,
     costs: np.ndarray,
@@ -75,3 +80,42 @@ def train_gates(
             optimizer.step()
             multiplier = (multiplier + over.detach() * 2).clamp(min=0)
         return torch.cat((weights, shift[..., None]), 2).detach().double().numpy()
+
+
+def learned(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
+    """Thresholds on the best score by a soft relaxation that is annealed, one pair a budget."""
+    confidence = Setting((), BEST_SCORE).on(calibrate)
+    mean, spread = confidence.mean(0), confidence.std(0) + 1e-9
+    features = ((confidence - mean) / spread)[..., None]  # (N, E - 1, 1)
+    weights = train_exit_gates(features, calibrate.value, calibrate.costs, **options["exit_gates"], slope=False)
+    thresholds = mean - spread * weights[..., -1]  # the gate opens where feature + shift > 0
+    return [Setting(tuple(map(float, np.clip(row, 0, 1))), BEST_SCORE) for row in thresholds]
+
+
+@dataclass(frozen=True)
+class ExitGate(Confidence):
+    """The probability of a linear gate on all the evidence of an exit; an open gate is 0.5 and more.
+
+    Attributes:
+        mean, spread: of the evidence at each early exit, (E - 1, F).
+        weights: (E - 1, F + 1), the constant last.
+    """
+
+    mean: np.ndarray
+    spread: np.ndarray
+    weights: np.ndarray
+    evidence = EVIDENCE
+
+    def at(self, evidence: np.ndarray, index: int) -> np.ndarray:
+        """As in :class:`eelib.deploy.evidence.Confidence`."""
+        scaled, weights = (evidence[:, index] - self.mean[index]) / self.spread[index], self.weights[index]
+        return 1 / (1 + np.exp(-np.clip((scaled * weights[:-1]).sum(-1) + weights[-1], -30, 30)))
+
+
+def gumbel(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
+    """Linear gates on all the evidence, trained through Gumbel noise."""
+    evidence = calibrate.evidence[:, :-1]
+    mean, spread = evidence.mean(0), evidence.std(0) + 1e-6
+    features, costs = (evidence - mean) / spread, calibrate.paid(True)
+    weights = train_exit_gates(features, calibrate.value, costs, **options["exit_gates"], noise=True)
+    return [Setting((0.5,) * len(row), ExitGate(mean, spread, row)) for row in weights]

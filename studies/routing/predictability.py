@@ -10,29 +10,48 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
 
-from eelib.curves import priced, recovered
 from eelib.data import DetectionDataset, batches
 from eelib.model import EarlyExitSSDLite
-from eelib.policies import Features, fit_gain, known_at
+from eelib.policies import Features, evidence_features, fit_gain
 from eelib.records import ExitRecords, records_of
 from eelib.release import find_released
 from eelib.routed_ap import RoutedAP
-from eelib.splits import Split
+from eelib.routing import Setting, Split
+from studies.figures import TEXT_WIDTH_IN
+from studies.routing.bounds import BOUND_COLOUR, HIGHLIGHTS, MARKERS, OTHER_COLOUR, priced, recovered
+
+LINE_COLOURS = ("#56B4E9", "#009E73", BOUND_COLOUR)
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's correlation, (N,) and (N,), in [-1, 1]; 0 where one of them is constant and so says nothing."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
-    return float(pd.Series(first).rank().corr(pd.Series(second).rank()))
+    return float(spearmanr(first, second).statistic)
 
 
 def correlations(foreseen: np.ndarray, gains: np.ndarray) -> list[float]:
     """Rank correlation at each early exit, (N, E - 1) and (N, E - 1)."""
     return [rank_correlation(a, b) for a, b in zip(foreseen.T, gains.T, strict=True)]
+
+
+def gain_auroc(setting: Setting, split: Split) -> dict[str, float | None]:
+    """AUROC of a low confidence for "some deeper exit has a higher F1 on this image", an exit each.
+
+    None where that holds for every image or for none.
+    """
+    scores = {}
+    for index, confidence in enumerate(setting.on(split).T):
+        gains = split.f1[:, index + 1 :].max(1) > split.f1[:, index]
+        both = 0 < gains.sum() < len(gains)
+        scores[split.records.exit_names[index]] = float(roc_auc_score(gains, -confidence)) if both else None
+    return scores
 
 
 def noisy(gains: np.ndarray, pearson: float, rng: np.random.Generator) -> np.ndarray:
@@ -70,14 +89,14 @@ def noisy_oracle(
     """
     rng, gains, points = np.random.default_rng(seed), test.gains, []
     for each in pearson:
-        seen = []
+        outcomes = []
         for _ in range(draws):
             guess = noisy(gains, each, rng)
             value = np.hstack([-guess, np.zeros((len(guess), 1))])
             routings = [priced(value, test.costs, budget) for budget in budgets]
             curve = [{"time_ratio": test.time(r), "AP": test.evaluator.ap(r)} for r in routings]
-            seen.append((np.mean(correlations(guess, gains)), recovered(curve, random, oracle, test.costs[0])))
-        correlation, share = np.mean(seen, 0)
+            outcomes.append((np.mean(correlations(guess, gains)), recovered(curve, random, oracle, test.costs[0])))
+        correlation, share = np.mean(outcomes, 0)
         points.append({"pearson": each, "correlation": float(correlation), "recovered": float(share)})
     return points
 
@@ -97,24 +116,24 @@ def needed(worth: Sequence[Mapping], goal: float) -> float | None:
 def pooled_features(model: EarlyExitSSDLite, dataset: DetectionDataset, batch_size: int = 16) -> list[np.ndarray]:
     """Mean and maximum over the image of every channel of the trunk at each early exit's cut: E - 1 of (N, 2 C)."""
     model.eval()
-    found: list[list] = [[] for _ in model.early]
+    pooled: list[list] = [[] for _ in model.early]
     for images, _ in batches(dataset, batch_size):
         maps: list[torch.Tensor] = []
-        for rows, _ in zip(found, model.exits(images, maps), strict=False):  # stops before full is run
+        for rows, _ in zip(pooled, model.exits(images, maps), strict=False):  # stops before full is run
             rows.append(torch.cat((maps[-1].mean((2, 3)), maps[-1].amax((2, 3))), 1))
-    return [torch.cat(rows).double().numpy() for rows in found]
+    return [torch.cat(rows).double().numpy() for rows in pooled]
 
 
 def with_pooled(pooled: Mapping[str, Sequence[np.ndarray]]) -> Features:
     """Evidence and pooled features of an exit and of all before it, by split name."""
 
     def features(split: Split, index: int) -> np.ndarray:
-        return np.hstack([known_at(split, index), *pooled[split.name][: index + 1]])
+        return np.hstack([evidence_features(split, index), *pooled[split.name][: index + 1]])
 
     return features
 
 
-def foreseen(fitted_on: Sequence[Split], test: Split, features: Features = known_at) -> dict:
+def foreseen(fitted_on: Sequence[Split], test: Split, features: Features = evidence_features) -> dict:
     """Rank correlation on ``test`` of gains by a regressor fitted on other splits.
 
     Returns:
@@ -142,13 +161,13 @@ def gains_of(
         folder: of exit records.
         limit: of the test images, as ``test`` was made with.
     """
-    found = {}
-    for name, one in find_released(trainings, root).items():
-        records = one if isinstance(one, ExitRecords) else records_of("test", one, root, folder, limit)
-        kept = set(test.records.image_ids)
-        rows = [row for row, image_id in enumerate(records.image_ids) if image_id in kept]
-        found[name] = RoutedAP(records.rows(rows), test.coco).gains()
-    return found
+    gains, image_ids = {}, set(test.records.image_ids)
+    for name, released in find_released(trainings, root).items():
+        is_records = isinstance(released, ExitRecords)
+        records = released if is_records else records_of("test", released, root, folder, limit)
+        rows = [row for row, image_id in enumerate(records.image_ids) if image_id in image_ids]
+        gains[name] = RoutedAP(records.rows(rows), test.coco).gains()
+    return gains
 
 
 def between_trainings(gains: Mapping[str, np.ndarray]) -> list[float] | None:
@@ -162,3 +181,34 @@ def between_trainings(gains: Mapping[str, np.ndarray]) -> list[float] | None:
     """
     pairs = [correlations(a, b) for a, b in combinations(gains.values(), 2)]
     return [float(value) for value in np.mean(pairs, 0)] if pairs else None
+
+
+def worth_of_foresight(
+    worth: Sequence[Mapping], policies: Mapping[str, tuple[float, float]], references: Mapping[str, float], goal: float
+) -> Figure:
+    """Share recovered against how well the gain is foreseen: a noisy oracle's curve, and policies.
+
+    Args:
+        worth: points of ``correlation`` and ``recovered``.
+        policies: name to (correlation, share recovered).
+        references: what else foresees the gain, to its correlation; drawn as vertical lines.
+        goal: share to recover.
+    """
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 3.6))
+    x, y = ([p[key] for p in worth] for key in ("correlation", "recovered"))
+    axis.plot(x, y, color=BOUND_COLOUR, linestyle="--", linewidth=1, label="noisy oracle")
+    others = [name for name in policies if name not in HIGHLIGHTS]
+    for marker, name in zip(MARKERS, others, strict=False):
+        axis.plot(*policies[name], color=OTHER_COLOUR, marker=marker, markersize=5, linestyle="",
+                  markeredgecolor="#666666", markeredgewidth=0.4, label=name.replace("_", " "))  # fmt: skip
+    for name, colour in HIGHLIGHTS.items():
+        if name in policies:
+            axis.plot(*policies[name], color=colour, marker="o", linestyle="", label=name.replace("_", " "))
+    for (name, value), colour in zip(references.items(), LINE_COLOURS, strict=False):
+        axis.axvline(value, color=colour, linewidth=1, linestyle="-.", label=name)
+    axis.axhline(goal, color="0.7", linewidth=0.8, zorder=0)
+    axis.annotate("goal", (0.005, goal), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
+    axis.set_xlabel("rank correlation of the foreseen with the true gain, mean of the exits")
+    axis.set_ylabel("recovered share: 0 random, 1 oracle")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=7)
+    return figure

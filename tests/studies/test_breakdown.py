@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from synthetic import NAMES, noisy
+from synthetic import NAMES, annotations, noisy, records
 
 from eelib.evaluate import coco_ap, to_results
-from eelib.routed_ap import resample
-from eelib.splits import prepare
-from studies import breakdown as validation
-from studies import figures_routing, tables
+from eelib.routed_ap import RoutedAP, resample
+from eelib.routing import prepare
+from studies import tables
+from studies.routing import breakdown
 
 COSTS = (0.5, 0.7, 1.0)
 
@@ -29,7 +29,7 @@ def split():
 def rows(split):
     mixed = np.arange(24) % 3
     systems = {name: np.full(24, k) for k, name in enumerate(NAMES)} | {"routed": mixed}
-    return validation.breakdown(split, systems, resample(split.scenes, 20, 0)), systems
+    return breakdown.breakdown(split, systems, resample(split.scenes, 20, 0)), systems
 
 
 def results(split, chosen, ids):
@@ -41,10 +41,10 @@ def results(split, chosen, ids):
 
 
 def test_every_tag_equals_pycocotools_on_its_images(split, rows):
-    found, systems = rows
-    groups = validation.groups_of(split)
+    parts, systems = rows
+    groups = breakdown.groups_of(split)
     assert groups["dark True"].sum() == 12 and groups["clutter high"].sum() == 12 and groups["blur 0.7"].sum() == 8
-    for row in found:
+    for row in parts:
         if row["group"] not in groups:
             continue
         ids = [i for i, inside in zip(split.records.image_ids, groups[row["group"]], strict=True) if inside]
@@ -54,9 +54,9 @@ def test_every_tag_equals_pycocotools_on_its_images(split, rows):
 
 
 def test_every_size_equals_pycocotools(split, rows):
-    found, systems = rows
+    parts, systems = rows
     ids = set(split.records.image_ids)
-    for row in found:
+    for row in parts:
         if row["group"].startswith("size "):
             reference = coco_ap(split.coco, results(split, systems[row["system"]], ids))
             expected = reference["AP_" + row["group"].removeprefix("size ")]
@@ -64,7 +64,7 @@ def test_every_size_equals_pycocotools(split, rows):
                 assert row["AP"] == pytest.approx(expected, abs=1e-9)
             else:
                 assert row["AP"] is None and expected == -1  # pycocotools' word for no object
-    assert sum(row["objects"] > 0 for row in found if row["group"].startswith("size ")) >= 8  # two sizes, four systems
+    assert sum(row["objects"] > 0 for row in parts if row["group"].startswith("size ")) >= 8  # two sizes, four systems
 
 
 def test_groups_hold_the_objects_and_differences_are_paired(rows):
@@ -90,9 +90,9 @@ def test_detectors_side_by_side(split, monkeypatch):
         object.__setattr__(alone, field, getattr(alone, field)[2:])
     object.__setattr__(alone, "counts", alone.counts[2:])
     by_path = {"b.pth": alone, "f.pth": records, "j.pth": better}
-    monkeypatch.setattr(validation, "records_of", lambda _, path, *__: by_path[path.name])
-    monkeypatch.setattr(validation, "load_split", lambda *_: split.coco)
-    found = validation.compare_detectors({"frozen": "f.pth", "joint": "j.pth"}, "b.pth", "", "", resamples=10)
+    monkeypatch.setattr(breakdown, "records_of", lambda _, path, *__: by_path[path.name])
+    monkeypatch.setattr(breakdown, "load_split", lambda *_: split.coco)
+    found = breakdown.compare_detectors({"frozen": "f.pth", "joint": "j.pth"}, "b.pth", "", "", resamples=10)
     assert [(row["training"], row["exit"]) for row in found] == [
         ("baseline", "full"), *(("frozen", n) for n in NAMES), *(("joint", n) for n in NAMES)
     ]  # fmt: skip
@@ -110,5 +110,15 @@ def test_detectors_side_by_side(split, monkeypatch):
     dots = {
         t: {r["exit"]: (r["AP"], *r["AP_interval"]) for r in found if r["training"] == t} for t in ("frozen", "joint")
     }
-    (axis,) = figures_routing.ap_dots(dots, found[0]["AP"]).axes
+    (axis,) = breakdown.ap_dots(dots, found[0]["AP"]).axes
     assert [t.get_text() for t in axis.get_yticklabels()] == ["frozen", "joint"]
+
+
+def test_chairs_of_other_models_are_neither_right_nor_wrong():
+    coco = annotations({1: [[0, 0, 10, 10], [50, 50, 10, 10]]})
+    for annotation, model in zip(coco.dataset["annotations"], ("a", "b"), strict=True):
+        annotation["model"] = model
+    made = records([{1: [(0, 0, 10, 10, 0.5), (50, 50, 60, 60, 0.9)]}])
+    evaluator = RoutedAP(made, breakdown.only_model(coco, "a"))
+    assert evaluator.positives.tolist() == [1] and evaluator.ap([0]) == pytest.approx(1)
+    assert RoutedAP(made, coco).positives.tolist() == [2]  # the annotations given stay as they are

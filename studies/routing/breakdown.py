@@ -3,16 +3,41 @@
 Intervals and differences are paired bootstraps over scenes: every system meets the same resamples.
 """
 
+import contextlib
+import copy
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from pycocotools.coco import COCO
 
 from eelib.config import resolve
 from eelib.data import load_split
 from eelib.records import ExitRecords, records_of
-from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, only_model, resample, scenes_of
-from eelib.splits import Split
+from eelib.routed_ap import ALL_AREAS, AREAS, RoutedAP, bootstrap, interval, resample, scenes_of
+from eelib.routing import Split
+from studies.figures import EXIT_COLOURS, TEXT_WIDTH_IN
+
+
+def only_model(coco: COCO, model: str) -> COCO:
+    """Annotations in which only the chairs of one furniture model count; the others are ignored.
+
+    pycocotools overwrites an annotation's ``ignore``, but leaves out objects whose area is
+    beyond its range: that is where the other chairs go. A detection on one of them is neither
+    right nor wrong; all others count against this model.
+    """
+    changed = copy.deepcopy(coco.dataset)
+    for annotation in changed["annotations"]:
+        if annotation.get("model") != model:
+            annotation["area"] = 2 * ALL_AREAS[1]
+    coco = COCO()
+    coco.dataset = changed
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
 
 
 def groups_of(split: Split) -> dict[str, np.ndarray]:
@@ -52,26 +77,26 @@ def breakdown(split: Split, routings: Mapping[str, np.ndarray], weights: np.ndar
         if models and "model" in annotation:
             shown.setdefault(annotation["model"], set()).add(annotation["image_id"])
     for name, ids in sorted(shown.items()):
-        kept = [row for row, i in enumerate(split.records.image_ids) if i in ids]
-        if not kept:
+        shows = [row for row, i in enumerate(split.records.image_ids) if i in ids]
+        if not shows:
             continue
-        evaluator = RoutedAP(split.records.rows(kept), only_model(split.coco, name))
-        rows += _rows(f"model {name}", evaluator, {k: r[kept] for k, r in routings.items()}, weights[:, kept], None)
+        evaluator = RoutedAP(split.records.rows(shows), only_model(split.coco, name))
+        rows += _rows(f"model {name}", evaluator, {k: r[shows] for k, r in routings.items()}, weights[:, shows], None)
     return rows
 
 
 def _rows(group, evaluator, routings, weights, once) -> list[dict]:
     samples = bootstrap(evaluator, list(routings.values()), weights)
     objects = int(evaluator.positives @ (once if once is not None else np.ones(evaluator.images, np.int64)))
-    found = {system: evaluator.scores(chosen, once) for system, chosen in routings.items()}
+    by_system = {system: evaluator.scores(chosen, once) for system, chosen in routings.items()}
     rows = []
-    for index, (system, scores) in enumerate(found.items()):
+    for index, (system, scores) in enumerate(by_system.items()):
         row = {"group": group, "objects": objects, "system": system}
         row |= scores if objects else dict.fromkeys(scores)
         row["AP low"], row["AP high"] = interval(samples[:, index]) if len(samples) else (None, None)
-        if "full" in found:
-            less = samples[:, index] - samples[:, list(found).index("full")] if len(samples) else ()
-            row["minus full"] = scores["AP"] - found["full"]["AP"] if objects else None
+        if "full" in by_system:
+            less = samples[:, index] - samples[:, list(by_system).index("full")] if len(samples) else ()
+            row["minus full"] = scores["AP"] - by_system["full"]["AP"] if objects else None
             row["minus full low"], row["minus full high"] = interval(less) if len(samples) else (None, None)
         rows.append(row)
     return rows
@@ -105,12 +130,15 @@ def compare_detectors(
     """
     coco = load_split("test", resolve(root))
     rows, first, weights = [], {}, None
-    for training, one in {"baseline": baseline, **detectors}.items():
-        kept = isinstance(one, ExitRecords)
-        records = one if kept else records_of("test", resolve(one), resolve(root), folder, limit, progress)
+    for training, released in {"baseline": baseline, **detectors}.items():
+        is_records = isinstance(released, ExitRecords)
+        if is_records:
+            records = released
+        else:
+            records = records_of("test", resolve(released), resolve(root), folder, limit, progress)
         if weights is None:
             image_ids = set(records.image_ids)
-        elif kept:  # of all images, whatever the limit
+        elif is_records:  # of all images, whatever the limit
             records = records.rows([row for row, i in enumerate(records.image_ids) if i in image_ids])
         evaluator = RoutedAP(records, coco)
         if weights is None:
@@ -126,10 +154,11 @@ def compare_detectors(
             row |= {"AP_interval": interval(samples[:, k])}
             row |= _ratio("share_of_full", ap[k], ap[-1], samples[:, k], samples[:, -1])
             row |= _ratio("share_of_baseline", ap[k], whole, samples[:, k], whole_samples)
-            known = first.setdefault(name, (training, ap[k], samples[:, k])) if training != "baseline" else None
-            if known and known[0] != training:
-                row["minus_first"] = ap[k] - known[1]
-                row["minus_first_interval"] = interval(samples[:, k] - known[2])
+            if training != "baseline":
+                named, first_ap, first_samples = first.setdefault(name, (training, ap[k], samples[:, k]))
+                if named != training:
+                    row["minus_first"] = ap[k] - first_ap
+                    row["minus_first_interval"] = interval(samples[:, k] - first_samples)
             rows.append(row)
     return rows
 
@@ -139,3 +168,36 @@ def _ratio(key: str, value: float, whole: float, samples: np.ndarray, whole_samp
     if whole <= 0 or not (whole_samples > 0).all():
         return {key: None, f"{key}_interval": None}
     return {key: value / whole, f"{key}_interval": interval(samples / whole_samples)}
+
+
+def ap_dots(
+    values: Mapping[str, Mapping[str, tuple[float, float, float]]], baseline: float | None = None, of: str = "test"
+) -> Figure:
+    """AP with its 95 % interval, a line a group and a colour a system.
+
+    Args:
+        values: ``values[group][system]`` is AP and the ends of its interval; what is no exit is black.
+        baseline: AP of the detector without exits, drawn as a line.
+        of: the images that AP is measured on.
+    """
+    systems = list(dict.fromkeys(system for row in values.values() for system in row))
+    height = 0.5 if len(values) < 8 else 0.3
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, height * len(values) + 1.0))
+    if baseline is not None:
+        axis.axvline(baseline, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+        axis.annotate(" baseline", (baseline, 1), xycoords=("data", "axes fraction"), va="bottom", fontsize=7)
+    for k, system in enumerate(systems):
+        colour = EXIT_COLOURS.get(system, "black")
+        shift = (k - (len(systems) - 1) / 2) * 0.7 / len(systems)
+        rows = [(y + shift, *row[system]) for y, row in enumerate(values.values()) if system in row]
+        for y, _, low, high in rows:
+            axis.plot([low, high], [y, y], color=colour, linewidth=1.2)
+        axis.scatter([ap for _, ap, _, _ in rows], [y for y, *_ in rows], color=colour, s=16, zorder=3, label=system)
+    axis.set_yticks(range(len(values)), values)
+    axis.set_ylim(len(values) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlim(left=0)
+    axis.set_xlabel(f"AP[.50:.95] on {of}")
+    if len(systems) > 1:
+        figure.legend(*axis.get_legend_handles_labels(), ncols=len(systems), loc="outside upper left")
+    return figure

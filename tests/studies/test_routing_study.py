@@ -1,0 +1,140 @@
+"""Bounds, experiments, honest scores and resplits: what 05d_policies tells."""
+
+import numpy as np
+import pytest
+from synthetic import noisy
+
+from eelib.calibrate import CalibrationError
+from eelib.config import ROOT, read_yaml
+from eelib.policies import POLICIES, settings_of
+from eelib.routed_ap import RoutedAP, resample
+from eelib.routing import choose, prepare
+from studies.routing.bounds import clear_of_hull, oracle_curve, policy_curve, random_curve, recovered, static_hull
+from studies.routing.experiments import EXPERIMENTS, fit_temperature
+from studies.routing.gates import train_exit_gates
+from studies.routing.reliability import compare, d_ece, reliability
+from studies.routing.resplits import naive, resplit_risks, resplits
+
+COSTS = (0.5, 0.7, 1.0)
+OPTIONS = read_yaml(ROOT / "params" / "report_policies.yaml") | {
+    "grid": 5, "exit_gates": {"budgets": [0.6, 0.8], "steps": 40, "lr": 0.1}
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def splits():
+    made = {s: noisy(50, seed=k, split=s) for k, s in enumerate(("val", "calibrate", "test"))}
+    return prepare({s: r for s, (_, r) in made.items()}, {s: c for s, (c, _) in made.items()}, COSTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_gives_settings_that_route(name, splits, monkeypatch):
+    monkeypatch.setitem(POLICIES, name, EXPERIMENTS[name])
+    settings = settings_of(name, splits["calibrate"], splits["val"], OPTIONS)
+    for split in splits.values():
+        confidence = settings[0].on(split)
+        assert confidence.shape == (50, 2) and (confidence >= 0).all() and (confidence <= 1).all()
+    assert settings[0].confidence.reads_boxes == (name == "gumbel")
+    times = [splits["calibrate"].time(s.route(splits["calibrate"])) for s in choose(settings, splits["calibrate"], [1])]
+    assert times[0] <= 1
+    with pytest.raises(CalibrationError, match="nothing is ever tuned on test"):
+        settings_of(name, splits["test"], splits["val"], OPTIONS)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_exit_gates_learn_whom_full_helps(noise):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 2, 1))
+    value = np.stack((np.where(features[:, 0, 0] > 0, 0.0, -1.0), np.full(200, -1.0), np.zeros(200)), 1)
+    weights = train_exit_gates(features, value, np.array(COSTS), [0.75], steps=120, lr=0.1, noise=noise)
+    opened = features[:, 0, 0] * weights[0, 0, 0] + weights[0, 0, 1] > 0
+    assert (opened == (features[:, 0, 0] > 0)).mean() > 0.9
+    second = train_exit_gates(features, value, np.array(COSTS), [0.75], steps=120, lr=0.1, noise=noise)
+    assert (weights == second).all()
+
+
+def test_temperature_is_found_and_clamped():
+    rng = np.random.default_rng(1)
+    z = rng.normal(0, 2, 5000)
+    right = (rng.random(5000) < 1 / (1 + np.exp(-z))).astype(float)
+    sharpened = 1 / (1 + np.exp(-2 * z))
+    assert fit_temperature(sharpened, right, (0.5, 3.0)) == pytest.approx(2.0, rel=0.1)
+    assert fit_temperature(sharpened, right, (0.5, 1.5)) == pytest.approx(1.5, rel=1e-3)
+
+
+def test_static_hull_and_the_points_clear_of_it():
+    peers = [{"time_ratio": 0.4, "AP": 0.1}, {"time_ratio": 0.6, "AP": 0.12}, {"time_ratio": 1.0, "AP": 0.4}]
+    assert static_hull(peers)(np.array([0.7, 1.2])) == pytest.approx([0.25, 0.4])
+    assert static_hull(peers)(np.array([0.3]))[0] == -np.inf
+    points = [{"time_ratio": 0.7, "AP_interval": [0.26, 0.3]}, {"time_ratio": 0.7, "AP_interval": [0.24, 0.3]}]
+    faster = {"time_ratio": 0.3, "AP": 0.9, "AP_interval": [0.8, 1.0]}  # than any of the peers: no hull there
+    twice = [{"AP": ap, **p} for ap, p in zip((0.28, 0.27), points, strict=True)] * 2 + [faster]
+    assert clear_of_hull(twice, peers) == {"clear": 1, "of": 2}
+
+
+def test_recovered_area_by_hand():
+    def line(a, b):
+        return [{"time_ratio": 0.5, "AP": a}, {"time_ratio": 1.0, "AP": b}]
+
+    assert recovered(line(0.2, 0.3), line(0.1, 0.3), line(0.3, 0.3), 0.5) == pytest.approx(0.5)
+    assert recovered(line(0.1, 0.3), line(0.1, 0.3), line(0.3, 0.3), 0.5) == 0
+    assert recovered(line(0.3, 0.3), line(0.1, 0.3), line(0.3, 0.3), 0.5) == pytest.approx(1)
+    # as good as the oracle from 0.75 on, and no faster: a quarter of the area, however high its first point
+    late = [{"time_ratio": 0.75, "AP": 0.3}, {"time_ratio": 1.0, "AP": 0.3}]
+    assert recovered(late, line(0.1, 0.3), line(0.3, 0.3), 0.5) == pytest.approx(0.25, abs=0.01)
+
+
+def test_bounds_enclose_a_policy(splits):
+    here, test = splits["calibrate"], splits["test"]
+    weights, budgets = resample(test.scenes, 12, 0), [0.6, 0.75, 0.9]
+    random, oracle = random_curve(here, test, budgets, weights, draws=4), oracle_curve(test, budgets, weights)
+    curve = policy_curve(settings_of("benefit", here, splits["val"], OPTIONS), here, test, budgets, weights)
+    for low, high, mine in zip(random, oracle, curve, strict=True):
+        assert low["AP"] < high["AP"] and mine["AP"] <= high["AP"] + 0.01
+        assert high["time_ratio"] <= high["budget"] + 1e-9 and low["time_ratio"] <= low["budget"] + 0.02
+        assert sum(mine["exit_shares"].values()) == pytest.approx(1)
+        assert mine["AP_interval"][0] < mine["AP"] < mine["AP_interval"][1]
+
+
+def test_d_ece_by_hand():
+    scores, right = np.array([0.11, 0.12, 0.9]), np.array([0.0, 1.0, 1.0])
+    table = reliability(scores, right, bins=10)
+    assert table["count"] == [2, 1] and table["right"] == [0.5, 1.0]
+    assert d_ece(scores, right, bins=10) == pytest.approx((2 * abs(0.115 - 0.5) + 0.1) / 3)
+    assert d_ece(np.array([1.0]), np.array([1.0])) == 0 and d_ece(np.zeros(0), np.zeros(0)) == 0
+
+
+def test_a_mix_gains_where_one_exit_overstates():
+    coco, made = noisy(60)
+    scores = [made.scores[0] ** 0.2, *made.scores[1:]]
+    other_coco, other = noisy(60, seed=1, split="test")
+    other = other.with_scores([other.scores[0] ** 0.2, *other.scores[1:]])
+    made = made.with_scores(scores)
+    mixes = [np.arange(60) % 3]
+    report = compare(made, RoutedAP(made, coco), other, RoutedAP(other, other_coco), mixes)
+    assert report["isotonic"]["AP_mix"] > report["none"]["AP_mix"] + 0.005
+    for name in ("exit1", "exit2", "full"):
+        assert report["isotonic"]["exits"][name]["d_ece"] < report["none"]["exits"][name]["d_ece"] / 2
+
+
+def test_resplits_hold_delta_where_naive_tuning_does_not():
+    rng = np.random.default_rng(0)
+    # the risk of setting s is s / 100: a naive choice sits at epsilon, so half of the time beyond it
+    losses = (rng.random((20, 600)) < np.arange(20)[:, None] / 100).astype(float)
+    answer = resplits(losses, np.ones_like(losses), np.arange(600), 0.1, 0.1, rounds=60)
+    assert answer["certified"]["rate"] <= 0.1 < 0.2 < answer["naive"]["rate"]
+    low, high = answer["certified"]["interval"]
+    assert low <= answer["certified"]["rate"] <= high
+
+
+def test_naive_tuning_takes_the_last_setting_that_looks_safe():
+    safe, unsafe = np.zeros(100), np.ones(100)
+    assert naive(np.array([safe, unsafe, safe]), 0.05) == 2 and naive(np.array([unsafe]), 0.05) == -1
+
+
+def test_the_interval_of_a_rate_is_the_textbooks(splits):
+    losses = np.zeros((1, 600))
+    answer = resplits(losses, np.ones_like(losses), np.arange(600), 0.1, 0.1, rounds=100)
+    low, high = answer["certified"]["interval"]
+    assert low == 0 and high == pytest.approx(1 - 0.025 ** (1 / 100))
+    assert len(resplit_risks(answer, 0.1, 0.1).axes) == 2
