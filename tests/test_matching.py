@@ -4,8 +4,7 @@ from hypothesis import strategies as st
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.ops import box_iou
 
-from eelib.anchors import default_boxes
-from eelib.matching import BACKGROUND, match_iou, match_random, matching_quality
+from eelib.anchors import BACKGROUND, default_boxes, match, match_iou, matching_quality, pairwise_iou
 
 DEFAULTS = default_boxes([(8, 8), (4, 4)], [0.15, 0.3, 0.6], [[2.0], [2.0]], (320, 320))
 
@@ -27,13 +26,16 @@ def test_an_object_between_the_cells_still_has_a_positive():
 
 def test_no_objects():
     assert (match_iou(torch.zeros(0, 4), DEFAULTS) == BACKGROUND).all()
-    assert (match_random(0, 100, torch.Generator()) == BACKGROUND).all()
 
 
-def test_random_assignment_deals_the_objects_out():
-    matched = match_random(3, 2400, torch.Generator().manual_seed(0))
-    assert torch.bincount(matched[matched >= 0]).tolist() == [10, 10, 10]
-    assert (match_random(40, 2400, torch.Generator().manual_seed(0)) >= 0).sum() == 120
+def test_a_batch_matches_as_its_images_do():
+    generator = torch.Generator().manual_seed(3)
+    corner = torch.rand(3, 6, 2, generator=generator) * 250
+    boxes = torch.cat((corner, corner + 8 + torch.rand(3, 6, 2, generator=generator) * 100), 2)
+    valid = torch.arange(6) < torch.tensor([[6], [0], [2]])
+    matched = match(pairwise_iou(boxes, DEFAULTS), valid, 0.4)
+    for row, count in enumerate((6, 0, 2)):
+        assert torch.equal(matched[row], match_iou(boxes[row, :count], DEFAULTS, 0.4))
 
 
 def test_quality_by_hand():
