@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from eelib import commands
 from eelib.config import ROOT
-from showroom import command as showroom
 
 # Errors that are bad input, by the module that raises them.
 BAD_INPUT = {
@@ -18,7 +17,6 @@ BAD_INPUT = {
     "eelib.calibrate": "CalibrationError",
     "eelib.splits": "PolicyError",
     "eelib.guarantee": "GuaranteeError",
-    "showroom": "ShowroomError",
 }
 
 
@@ -150,10 +148,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--limit", type=int, help="images of each split")
     command.add_argument("--resamples", type=int, default=200, help="of the bootstrap")
     command.add_argument("--json", action="store_true", help="one JSON object for machines")
-    command = add(
-        "showroom", commands.showroom, "eelib showroom render --split val --scenes 5 --seed 1 --out runs/rendered"
-    )
-    showroom.add_arguments(command)
     return parser
 
 
