@@ -34,11 +34,13 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check eelib studies showroom tests
 
 # The furniture models and an LLVM that mitsuba accepts, from Debian's packages and without root; 145 MB to fetch.
+# Only packages with the hashes of showroom/furniture.sha256 are unpacked: those of Debian 12 on amd64.
 furniture: runs/furniture/ready
 
-runs/furniture/ready:
-	mkdir -p $(@D)
+runs/furniture/ready: showroom/furniture.sha256
+	mkdir -p $(@D) && rm -f $(@D)/*.deb
 	cd $(@D) && apt-get download sweethome3d-furniture libllvm16
+	cd $(@D) && sha256sum --check --strict $(abspath $<)
 	cd $(@D) && for package in *.deb; do dpkg-deb -x "$$package" . && rm "$$package" || exit 1; done
 	touch $@
 

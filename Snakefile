@@ -131,7 +131,7 @@ rule generalisation:
         f"{METRICS}/generalisation.json",
     threads: workflow.cores
     shell:
-        "eelib showroom render --split train --scenes 90 --seed 777 --out runs/new_scenes"
+        "python -m showroom render --split train --scenes 90 --seed 777 --out runs/new_scenes"
         " && eelib generalisation --rendered runs/new_scenes"
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from eelib import commands
 from eelib.config import ROOT
-from showroom import command as showroom
 
 # Errors that are bad input, by the module that raises them.
 BAD_INPUT = {
@@ -19,7 +18,6 @@ BAD_INPUT = {
     "eelib.routing": "PolicyError",
     "eelib.deploy.evidence": "RouterError",
     "eelib.guarantee": "GuaranteeError",
-    "showroom": "ShowroomError",
 }
 
 
@@ -152,10 +150,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--limit", type=int, help="images of each split")
     command.add_argument("--resamples", type=int, default=200, help="of the bootstrap")
     command.add_argument("--json", action="store_true", help="one JSON object for machines")
-    command = add(
-        "showroom", commands.showroom, "eelib showroom render --split val --scenes 5 --seed 1 --out runs/rendered"
-    )
-    showroom.add_arguments(command)
     return parser
 
 

@@ -322,11 +322,6 @@ def route(args: argparse.Namespace) -> int:
         return route_command.run(args)
 
 
-def showroom(args: argparse.Namespace) -> int:
-    """Render more of the embedded data set, show it, or write its datasheet."""
-    return args.run(args)
-
-
 def compress(args: argparse.Namespace) -> int:
     """Train the alternatives to early exits and measure all on one axis: AP on test against time."""
     from studies import batch

@@ -1,12 +1,14 @@
-"""The renderer of the embedded data set: furniture archives in, COCO JSON and images out.
+"""The renderer of the embedded data set: furniture archives in, images and COCO JSON out.
 
-An optional part (``pip install -r requirements-render.lock``). Nothing else in eelib imports it,
-it imports no torch, and what only the extra brings (mitsuba, embreex, pyoidn, cv2) is imported
-inside the functions that use it. In the order of the data flow:
-roles, catalogue, models, textures, materials, layout, recipes, room, view, film, render,
-annotate, dataset, datasheet, command.
+A program of its own (``python -m showroom --help``) that imports nothing of eelib and no torch. What
+only requirements-render.lock brings (mitsuba, embreex, pyoidn, cv2) is imported inside the functions
+that use it. In the order of the data flow: roles, catalogue, models, textures, materials, layout,
+recipes, room, view, film, render, annotate, files, dataset, join, datasheet.
 """
 
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 IMAGE_SIZE = 320  # side of an image in pixels
 
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from eelib.config import ROOT
-from showroom import ShowroomError
+from showroom import ROOT, ShowroomError
 
 CATALOGUE_FILE = "PluginFurnitureCatalog.properties"
 # archive -> (prefix of its models' keys, licence of all of them)
@@ -23,6 +22,8 @@ LIBRARIES = {
 }
 UNPACKED = ROOT / "runs" / "furniture"  # where `make furniture` unpacks the Debian packages
 _DEBIAN = "usr/share/sweethome3d/furniture"
+_UPRIGHT = "1 0 0 0 1 0 0 0 1"
+_LARGEST_FILE = 64 * 2**20  # bytes; the largest of the libraries has 9 MB
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,16 @@ class Entry:
     archive: Path
     model_path: str  # of the OBJ inside the archive
     dims_m: tuple[float, float, float]  # width (x), height (y), depth (z)
-    rotation: tuple[float, ...] = (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)  # row-major, applied before scaling
+    rotation: tuple[float, ...]  # 3 x 3, row-major, applied before scaling
 
 
-def furniture_folder(option: str | None) -> Path:
+def furniture_folder(option: Path | None) -> Path:
     """The folder of the ``.sh3f`` archives: the option, what `make furniture` unpacked, or Debian's.
 
     Raises:
         ShowroomError: no such folder holds an archive.
     """
-    candidates = [Path(option)] if option else [UNPACKED / _DEBIAN, Path("/") / _DEBIAN]
+    candidates = [option] if option else [UNPACKED / _DEBIAN, Path("/") / _DEBIAN]
     for folder in candidates:
         if any(folder.glob("*.sh3f")):
             return folder
@@ -65,48 +66,46 @@ def parse_properties(text: str) -> dict[str, str]:
     return values
 
 
-def read_catalogue(folder: Path | str) -> dict[str, Entry]:
-    """All models of the archives in a folder, by key.
+@lru_cache(maxsize=1)
+def read_catalogue(folder: Path) -> dict[str, Entry]:
+    """All models of the archives in a folder, by key; read once per process.
 
     Raises:
         ShowroomError: an archive is unknown or no zip, or a model lacks a property.
     """
     entries = {}
-    for path in sorted(Path(folder).glob("*.sh3f")):
+    for path in sorted(folder.glob("*.sh3f")):
         if path.stem not in LIBRARIES:
             raise ShowroomError(f"{path}: unknown library; expected one of {', '.join(LIBRARIES)}")
         try:
             values = parse_properties(open_archive(path).read(CATALOGUE_FILE).decode("latin-1"))
         except (zipfile.BadZipFile, KeyError) as error:
             raise ShowroomError(f"{path}: not a furniture archive ({error})") from None
-        items: dict[str, dict[str, str]] = {}
+        models: dict[str, dict[str, str]] = {}
         for name, value in values.items():
             field, hash_sign, number = name.partition("#")
             if hash_sign and number.isdigit():
-                items.setdefault(number, {})[field] = value
-        for number, item in items.items():
-            entry = _entry(path, number, item)
+                models.setdefault(number, {})[field] = value
+        for number, properties in models.items():
+            try:
+                entry = _entry(path, properties)
+            except (KeyError, IndexError, ValueError) as error:
+                raise ShowroomError(f"{path}: model #{number}: bad or missing property ({error})") from None
             entries[entry.key] = entry
     return entries
 
 
-def _entry(path: Path, number: str, item: dict[str, str]) -> Entry:
+def _entry(path: Path, properties: dict[str, str]) -> Entry:
     prefix, licence = LIBRARIES[path.stem]
-    try:
-        dims_m = tuple(float(item[side]) / 100 for side in ("width", "height", "depth"))
-        key = f"{prefix}/{item['id'].split('#')[1]}"
-        rotation = {}
-        if item.get("modelRotation"):
-            rotation["rotation"] = tuple(float(value) for value in item["modelRotation"].split())
-        return Entry(
-            key, item["name"], item.get("creator", ""), licence, path.stem, path, item["model"], dims_m, **rotation
-        )
-    except (KeyError, IndexError, ValueError) as error:
-        raise ShowroomError(f"{path}: model #{number}: bad or missing property ({error})") from None
+    key = f"{prefix}/{properties['id'].split('#')[1]}"
+    dims_m = tuple(float(properties[side]) / 100 for side in ("width", "height", "depth"))
+    rotation = tuple(map(float, (properties.get("modelRotation") or _UPRIGHT).split()))
+    authorship = properties["name"], properties.get("creator", ""), licence
+    return Entry(key, *authorship, path.stem, path, properties["model"], dims_m, rotation)
 
 
 class Archive:
-    """Read-only files of a zip, found as Windows would find them: any case, back-slashes, stray folders."""
+    """Read-only files of a zip, looked up as Windows would: any case, back-slashes, stray folders."""
 
     def __init__(self, path: Path):
         self.zip = zipfile.ZipFile(path)
@@ -126,18 +125,27 @@ class Archive:
         return None
 
     def read(self, name: str) -> bytes:
-        """Content of a file."""
+        """Content of a file.
+
+        Raises:
+            ShowroomError: it would unpack to more than a model can be.
+        """
+        size = self.zip.getinfo(name).file_size
+        if size > _LARGEST_FILE:
+            raise ShowroomError(
+                f"{self.zip.filename}: {name} unpacks to {size} bytes; at most {_LARGEST_FILE} expected"
+            )
         return self.zip.read(name)
 
 
 @lru_cache(maxsize=8)
 def open_archive(path: Path) -> Archive:
-    """An archive, opened once a process."""
+    """An archive, opened once per process."""
     return Archive(path)
 
 
 def attribution(entries: dict[str, Entry], keys: list[str]) -> str:
-    """CSV of the author and licence of each model, one a line.
+    """CSV of the author and licence of each model, one per line.
 
     Raises:
         ShowroomError: a model is in no archive.
@@ -148,5 +156,5 @@ def attribution(entries: dict[str, Entry], keys: list[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["key", "name", "creator", "license", "library"])
-    writer.writerows([e.key, e.name, e.creator, e.licence, e.library] for e in (entries[key] for key in keys))
+    writer.writerows([e.key, e.name, e.creator, e.licence, e.library] for e in map(entries.get, keys))
     return text.getvalue()

@@ -1,32 +1,35 @@
-"""Scenes to files: a part a scene, written whole or not at all, then one COCO JSON a split.
+"""Scenes to files: one part per scene, written whole or not at all, then one COCO JSON per split.
 
 Scene i of a split depends on (seed, split, i) alone, and its view v on v besides: neither the
 number of scenes nor of processes changes an image.
 """
 
-import io
 import json
 import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-from eelib.files import write_atomic
 from showroom import IMAGE_SIZE, ShowroomError, film, recipes, render, roles, room
 from showroom.annotate import CATEGORY_ID, annotate
 from showroom.catalogue import Entry, attribution, read_catalogue
+from showroom.files import read_json, write_atomic, write_image
 from showroom.layout import Scene
 from showroom.view import Camera, Caster, choose_camera
 
 VERSION = "1.1"  # 1.0 is the embedded set
 _LAYOUTS = 6  # rooms that are tried until a camera sees a chair
+Outcome = tuple[int, str, str]  # a scene, its recipe, and what went wrong
 
 
 @dataclass(frozen=True)
@@ -35,19 +38,18 @@ class Settings:
 
     split: str
     seed: int
-    views: int = 1  # cameras a scene
-    samples: int = 8  # paths a pixel
+    views: int = 1  # cameras per scene
+    samples: int = 8  # paths per pixel
     quality: int = 82  # of the JPEG
 
 
 @dataclass
 class Composition:
-    """A scene that is ready to be photographed; rng goes on to draw the cameras."""
+    """A scene that is ready to be photographed."""
 
     scene: Scene
     room: room.Room
     caster: Caster
-    rng: Generator
     cameras: list[Camera]
 
 
@@ -73,7 +75,7 @@ def compose(entries: Mapping[str, Entry], settings: Settings, scene_id: int) -> 
             if camera is not None:
                 cameras.append(camera)
         if cameras:
-            return Composition(scene, built, caster, rng, cameras)
+            return Composition(scene, built, caster, cameras)
     raise ShowroomError(f"scene {scene_id} of {settings.split}: no camera sees a chair in {_LAYOUTS} rooms")
 
 
@@ -93,71 +95,87 @@ def part_path(out: Path, split: str, scene_id: int) -> Path:
     return out / "parts" / split / f"{scene_id:06d}.json"
 
 
-def is_done(out: Path, settings: Settings, scene_id: int) -> bool:
-    """Was this scene finished, with these settings?
+def read_part(out: Path, settings: Settings, scene_id: int) -> dict | None:
+    """The settings and the views of a finished scene; None where it is still to be made.
 
     Raises:
         ShowroomError: it was made with other settings; mixing them would hide what the data is.
     """
     path = part_path(out, settings.split, scene_id)
-    if not path.exists():
-        return False
-    made_with = json.loads(path.read_text())["settings"]
-    if made_with != asdict(settings):
-        raise ShowroomError(f"{path}: made with {made_with}, not {asdict(settings)}; choose another --out")
-    return True
+    part = read_json(path) if path.exists() else None
+    made_with = part.get("settings", {}) if isinstance(part, dict) else part
+    if made_with not in (None, asdict(settings)):
+        raise ShowroomError(f"{path}: made with {made_with!r:.200}, not {asdict(settings)}; choose another --out")
+    return part
 
 
 def render_scene(out: Path, furniture: Path, settings: Settings, scene_id: int) -> str:
     """Make a scene's images and its part. Returns the scene's recipe."""
-    composition = compose(_entries(furniture), settings, scene_id)
+    composition = compose(read_catalogue(furniture), settings, scene_id)
     scene, views = composition.scene, []
     for view, camera in enumerate(composition.cameras):
         rng = scene_rng(settings, scene_id, 1 + view)
         light = render.radiance(composition.room, camera, settings.samples, int(rng.integers(2**31 - 1)))
         pixels, tags = film.expose(light, rng)
         name = f"{scene_id:06d}_{view}.jpg"
-        image = io.BytesIO()
-        Image.fromarray(pixels).save(image, "JPEG", quality=settings.quality, optimize=True)
-        write_atomic(out / settings.split / name, lambda file, image=image: file.write(image.getvalue()))
+        options = {"format": "JPEG", "quality": settings.quality, "optimize": True}
+        write_image(out / settings.split / name, Image.fromarray(pixels), **options)
         entry = {"file_name": name, "width": IMAGE_SIZE, "height": IMAGE_SIZE, "recipe": scene.recipe}
         entry |= {"clutter": round(scene.clutter, 3), **tags, "scene": scene_id, "view": view}
         views.append({"image": entry, "annotations": annotations_of(composition, camera)})
-    text = json.dumps({"settings": asdict(settings), "views": views})
-    write_atomic(part_path(out, settings.split, scene_id), lambda file: file.write(text.encode()))
+    part = json.dumps({"settings": asdict(settings), "views": views})
+    write_atomic(part_path(out, settings.split, scene_id), part.encode())
     return scene.recipe
 
 
-@lru_cache(maxsize=1)
-def _entries(furniture: Path) -> dict[str, Entry]:
-    return read_catalogue(furniture)
-
-
-def _attempt(out: Path, furniture: Path, settings: Settings, scene_id: int) -> tuple[int, str, str]:
-    """A scene, its recipe, and what went wrong: whatever it is, the other scenes go on."""
+def _attempt(out: Path, furniture: Path, settings: Settings, scene_id: int) -> Outcome:
+    """Render a scene; whatever goes wrong, the other scenes go on."""
     try:
         return scene_id, render_scene(out, furniture, settings, scene_id), ""
     except Exception as error:
         return scene_id, "", f"{type(error).__name__}: {error}"
 
 
-def _outcomes(out: Path, furniture: Path, settings: Settings, todo: list[int], workers: int) -> Iterator:
-    """What :func:`_attempt` returns, as scenes end."""
+def start_worker(start: Callable[[], None]) -> None:
+    """Prepare a process that ends with the one that started it, however that ends, and at Ctrl-C.
+
+    Without the watch a worker whose parent was killed would wait for its next scene for ever.
+    """
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    start()
+
+
+def outcomes(
+    attempt: Callable[[int], Outcome], todo: list[int], workers: int, start: Callable[[], None] = render.start
+) -> Iterator[Outcome]:
+    """What an attempt at each scene returns, as scenes end.
+
+    Args:
+        attempt: renders a scene.
+        start: run once in each process, before the first scene.
+    """
     if workers == 1:
-        yield from (_attempt(out, furniture, settings, scene_id) for scene_id in todo)
+        yield from map(attempt, todo)
         return
     # spawn: mitsuba's threads do not survive a fork
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=render.start) as pool:
-        futures = {pool.submit(_attempt, out, furniture, settings, scene_id): scene_id for scene_id in todo}
+    pool = ProcessPoolExecutor(workers, context, start_worker, (start,))
+    try:
+        futures = {pool.submit(attempt, scene_id): scene_id for scene_id in todo}
         for future in as_completed(futures):
             error = future.exception()  # the process died, by a signal or for want of memory
             yield (futures[future], "", f"{type(error).__name__}: {error}") if error else future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def render_split(
-    out: Path, furniture: Path, settings: Settings, scenes: int, workers: int = 1, log: Callable[[str], None] = print
-) -> list[int]:
+def render_split(out: Path, furniture: Path, settings: Settings, scenes: int, workers: int = 1) -> list[int]:
     """Make the scenes 0 … scenes - 1 that are not there yet, then the split's JSON.
 
     Returns:
@@ -167,40 +185,34 @@ def render_split(
         ShowroomError: the extra, the furniture or LLVM is missing, or the folder holds other data.
     """
     render.start()
-    csv = attribution(_entries(furniture), roles.all_models())
-    write_atomic(out / "ATTRIBUTION.csv", lambda file: file.write(csv.encode()))
-    todo = [scene_id for scene_id in range(scenes) if not is_done(out, settings, scene_id)]
-    log(f"{settings.split}: {scenes - len(todo)} of {scenes} scenes are done; {workers} processes")
+    write_atomic(out / "ATTRIBUTION.csv", attribution(read_catalogue(furniture), roles.all_models()).encode())
+    todo = [scene_id for scene_id in range(scenes) if not read_part(out, settings, scene_id)]
+    print(f"{settings.split}: {scenes - len(todo)} of {scenes} scenes are done; {workers} processes", flush=True)
     failed, started = [], time.monotonic()
-    for count, (scene_id, recipe, error) in enumerate(_outcomes(out, furniture, settings, todo, workers), 1):
+    attempt = partial(_attempt, out, furniture, settings)
+    for count, (scene_id, recipe, error) in enumerate(outcomes(attempt, todo, workers), 1):
         left_s = (time.monotonic() - started) / count * (len(todo) - count)
-        log(f"{count}/{len(todo)} scene {scene_id}: {'FAILED ' + error if error else recipe}; {_duration(left_s)} left")
+        result = f"FAILED {error}" if error else recipe
+        print(f"{count}/{len(todo)} scene {scene_id}: {result}; {left_s / 60:.1f} min left", flush=True)
         if error:
             failed.append(scene_id)
-    content = merge(out, settings.split, [scene_id for scene_id in range(scenes) if scene_id not in failed])
+    content = merge(out, settings, [scene_id for scene_id in range(scenes) if scene_id not in failed])
     boxes = sum(not annotation["iscrowd"] for annotation in content["annotations"])
-    log(f"wrote {out / settings.split}.json: {len(content['images'])} images, {boxes} boxes, {len(failed)} failures")
+    print(f"wrote {out / settings.split}.json: {len(content['images'])} images, {boxes} boxes, {len(failed)} failures")
     return failed
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def merge(out: Path, split: str, scene_ids: list[int]) -> dict:
+def merge(out: Path, settings: Settings, scene_ids: list[int]) -> dict:
     """Write a split's COCO JSON from the parts of its scenes; returns its content."""
-    images, annotations, settings = [], [], None
+    images, annotations = [], []
     for scene_id in scene_ids:
-        part = json.loads(part_path(out, split, scene_id).read_text())
-        settings = part["settings"]  # the same in every part: `is_done` refuses others
-        for view in part["views"]:
+        for view in read_part(out, settings, scene_id)["views"]:
             images.append({"id": len(images) + 1} | view["image"])
             for annotation in view["annotations"]:
                 annotations.append({"id": len(annotations) + 1, "image_id": len(images)} | annotation)
     info = {"description": "showroom: path-traced indoor scenes for chair detection", "version": VERSION}
-    info |= {"license": "CC BY 3.0, see ATTRIBUTION.csv", "settings": settings}
+    info |= {"license": "CC BY 3.0, see ATTRIBUTION.csv", "settings": asdict(settings)}
     categories = [{"id": CATEGORY_ID, "name": "chair", "supercategory": "furniture"}]
     content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
-    text = json.dumps(content, separators=(",", ":"))
-    write_atomic(out / f"{split}.json", lambda file: file.write(text.encode()))
+    write_atomic(out / f"{settings.split}.json", json.dumps(content, separators=(",", ":")).encode())
     return content

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from showroom import roles
 from showroom.catalogue import Entry
 from showroom.materials import Recolour
+from showroom.roles import DISTRACTORS, flatten
 
+SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 YAW_OF_WALL = (0, math.pi / 2, math.pi, -math.pi / 2)  # back to the wall at -z, -x, +z, +x
 _FLAT_M = 0.03  # a rug under this is no obstacle
 
@@ -54,7 +55,7 @@ class Item:
 
     def corners(self, shrink: float = 1.0) -> np.ndarray:
         """Footprint (4, 2): x and z of its corners in order."""
-        corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [self.width / 2, self.depth / 2] * shrink
+        corners = SQUARE * [self.width / 2, self.depth / 2] * shrink
         flat = np.c_[corners[:, 0], np.zeros(4), corners[:, 1]]
         return (flat @ rotation_y(self.yaw).T)[:, [0, 2]] + [self.x, self.z]
 
@@ -78,12 +79,11 @@ class Scene:
         self.items: list[Item] = []
         self.recipe, self.clutter = "", 0.0
         self.width = self.depth = self.height = 0.0
-        self.recolour_share = 0.5  # of the objects that get other colours altogether
 
     @property
     def all_chairs(self) -> list[str]:
-        """Chair models of every type; one that stands in for a missing type counts twice."""
-        return [key for keys in self.chairs.values() for key in keys]
+        """Chair models of every type; one that stands in for a missing type is listed twice."""
+        return flatten(self.chairs)
 
     @property
     def chair_items(self) -> list[Item]:
@@ -94,26 +94,26 @@ class Scene:
         """One of a list of models."""
         return keys[int(self.rng.integers(len(keys)))]
 
-    def recolour(self, share: float | None = None) -> Recolour:
-        """A variation that is strong for a share of the objects."""
-        return Recolour(self.rng, bool(self.rng.random() < (self.recolour_share if share is None else share)))
+    def distractor(self, *roles: str) -> str:
+        """One of the models that take certain places in a scene."""
+        return self.pick([key for role in roles for key in DISTRACTORS[role]])
+
+    def recolour(self, share: float = 0.5) -> Recolour:
+        """A variation that is strong for a share of the objects: other colours altogether."""
+        return Recolour(self.rng, bool(self.rng.random() < share))
 
     def floor_point(self, margin: float) -> tuple[float, float]:
         """A point at least a margin from the walls."""
         half_width, half_depth = self.width / 2 - margin, self.depth / 2 - margin
         return self.rng.uniform(-half_width, half_width), self.rng.uniform(-half_depth, half_depth)
 
-    def is_free(self, item: Item, shrink: float = 0.95, ignore: Sequence[Item] = ()) -> bool:
-        """Is an object inside the room and clear of what stands on the floor?"""
+    def add(self, item: Item, shrink: float = 0.95, ignore: Sequence[Item] = ()) -> Item | None:
+        """Place an object where it is, if that is inside the room and clear of what stands on the floor."""
         corners = item.corners(shrink)
         if (np.abs(corners) > [self.width / 2 - 0.02, self.depth / 2 - 0.02]).any():
-            return False
+            return None
         obstacles = (o for o in self.items if o not in ignore and o.y < 0.05 and o.height > _FLAT_M)
-        return not any(overlap(corners, obstacle.corners(shrink)) for obstacle in obstacles)
-
-    def add(self, item: Item) -> Item | None:
-        """Place an object where it is, if there is room."""
-        if not self.is_free(item):
+        if any(overlap(corners, obstacle.corners(shrink)) for obstacle in obstacles):
             return None
         self.items.append(item)
         return item
@@ -125,10 +125,9 @@ class Scene:
         rng = self.rng
         scale = rng.normal(1, 0.03) * np.array([rng.normal(1, 0.03), 1, rng.normal(1, 0.03)])
         item = Item(self.entries[key], x, z, yaw, recolour or self.recolour(), scale=scale)
-        if not self.is_free(item, 0.9, ignore):
+        if self.add(item, 0.9, ignore) is None:
             return None
         item.instance = len(self.chair_items) + 1
-        self.items.append(item)
         return item
 
     def against_wall(self, item: Item, gap: float, reach: float) -> None:
@@ -142,7 +141,7 @@ class Scene:
 
     def put(self, key: str, tries: int = 12, wall: bool = False) -> Item | None:
         """Find a free place for a distractor, on the floor or against a wall."""
-        natural = key in roles.PEOPLE or key in roles.PLANTS
+        natural = key in DISTRACTORS["people"] + DISTRACTORS["plants"]
         for _ in range(tries):
             item = Item(self.entries[key], 0, 0, 0, self.recolour(0 if natural else 0.35))
             if wall:
@@ -157,7 +156,7 @@ class Scene:
     def put_on_top(self, table: Item, count: int) -> None:
         """Small things on a table, where they fit and do not overlap."""
         for _ in range(count):
-            key = self.pick(roles.TABLETOP)
+            key = self.distractor("tabletop")
             item = Item(self.entries[key], 0, 0, self.rng.uniform(0, 2 * math.pi), self.recolour(0.3))
             if min(table.width, table.depth) < max(item.width, item.depth):
                 continue

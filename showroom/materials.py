@@ -1,4 +1,4 @@
-"""What a surface looks like, told without the renderer's terms."""
+"""What a surface looks like, without the renderer's terms."""
 
 import io
 import re
@@ -15,6 +15,7 @@ from showroom.textures import any_colour
 
 BRIGHTEST = 0.9  # linear; a whiter surface would light a room as if it were a lamp
 _DARKEST = 0.015
+_TEXTURE_SIDE = 384  # px; no finer texel would be seen in the images' 320 px
 _METAL = re.compile(r"metal|chrom|inox|steel|alu|acero|acier|iron|silver|brass|cromo|plata|hierro|gold", re.I)
 _GLASS = re.compile(r"glass|cristal|vidrio|verre|vitre|transparen", re.I)
 
@@ -98,18 +99,15 @@ def linear(colour: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=600)
-def read_texture(archive: Archive, name: str, largest: int = 384) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """A texture of an archive as uint8 RGB (H, W, 3) and alpha (H, W); None where it cannot be read.
-
-    Larger images are reduced: no texel would be seen at the images' 320 px.
-    """
+def read_texture(archive: Archive, name: str) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """A texture of an archive as uint8 RGB (H, W, 3) and alpha (H, W); None where it cannot be read."""
     try:
         image = Image.open(io.BytesIO(archive.read(name)))
         has_alpha = image.mode in ("RGBA", "LA") or "transparency" in image.info
         image = image.convert("RGBA" if has_alpha else "RGB")
     except (OSError, SyntaxError):
         return None
-    shrink = largest / max(image.size)
+    shrink = _TEXTURE_SIDE / max(image.size)
     if shrink < 1:
         image = image.resize([max(1, int(side * shrink)) for side in image.size], Image.Resampling.LANCZOS)
     pixels = np.asarray(image)
@@ -127,8 +125,7 @@ def of_model(material: ObjMaterial, archive: Archive, recolour: Recolour) -> Mat
     shine = float(np.mean(material.specular))
     # Blinn and Phong's exponent as a GGX roughness
     roughness = float(np.clip((2 / (max(material.shininess, 1) + 2)) ** 0.25, 0.2, 0.9)) if shine > 0.02 else 0.8
-    texture = read_texture(archive, material.texture) if material.texture else None
-    alpha = None
+    texture, alpha = read_texture(archive, material.texture) if material.texture else None, None
     if texture is not None:
         colour, alpha = recolour.texture(texture[0]), texture[1]
     else:
@@ -137,6 +134,5 @@ def of_model(material: ObjMaterial, archive: Archive, recolour: Recolour) -> Mat
         mask = read_texture(archive, material.opacity_texture)
         if mask is not None:
             alpha = mask[0].mean(-1).astype(np.uint8) if mask[1] is None else mask[1]
-    if metal:
-        return Material(colour, 0.3, min(0.2 + shine, 0.7), 0.85, alpha)
-    return Material(colour, roughness, min(0.2 + shine, 0.7), 0.0, alpha)
+    roughness, metallic = (0.3, 0.85) if metal else (roughness, 0.0)
+    return Material(colour, roughness, min(0.2 + shine, 0.7), metallic, alpha)

@@ -5,7 +5,7 @@ y up, the floor at y = 0, centred in x and z, the front towards +z.
 
 import posixpath
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -13,7 +13,8 @@ import numpy as np
 from showroom import ShowroomError
 from showroom.catalogue import Archive, Entry, open_archive
 
-Corner = tuple[int, int, int]  # indices of position, uv and normal; -1 where the file gives none
+Corner = tuple[int, ...]  # indices of position, uv and normal; -1 where the file gives none
+_VECTORS = {"v": 3, "vt": 2, "vn": 3}  # keywords of OBJ and their numbers, in the order of a corner's indices
 
 
 @dataclass
@@ -41,15 +42,6 @@ class Part:
     faces: np.ndarray
 
 
-@dataclass
-class _Obj:
-    positions: list[tuple[float, ...]] = field(default_factory=list)
-    uvs: list[tuple[float, ...]] = field(default_factory=list)
-    normals: list[tuple[float, ...]] = field(default_factory=list)
-    faces: dict[str, list[tuple[Corner, ...]]] = field(default_factory=dict)  # by material
-    materials: dict[str, ObjMaterial] = field(default_factory=dict)
-
-
 def _split(line: str) -> tuple[str, str]:
     """The first word of a line and the rest, both stripped."""
     words = [*line.split(None, 1), "", ""]
@@ -59,8 +51,7 @@ def _split(line: str) -> tuple[str, str]:
 def parse_mtl(archive: Archive, path: str) -> dict[str, ObjMaterial]:
     """The materials of an MTL file by name; a texture that the archive lacks is left out."""
     materials: dict[str, ObjMaterial] = {}
-    current = None
-    folder = posixpath.dirname(path)
+    current, folder = None, posixpath.dirname(path)
     for line in archive.read(path).decode("latin-1").splitlines():
         keyword, rest = _split(line)
         if keyword == "newmtl":
@@ -68,52 +59,45 @@ def parse_mtl(archive: Archive, path: str) -> dict[str, ObjMaterial]:
         elif current is None:
             continue
         elif keyword in ("Kd", "Ks"):
-            setattr(current, {"Kd": "diffuse", "Ks": "specular"}[keyword], tuple(map(float, rest.split()[:3])))
+            setattr(current, "diffuse" if keyword == "Kd" else "specular", tuple(map(float, rest.split()[:3])))
         elif keyword in ("Ns", "d"):
-            setattr(current, {"Ns": "shininess", "d": "dissolve"}[keyword], float(rest.split()[-1]))
+            setattr(current, "shininess" if keyword == "Ns" else "dissolve", float(rest.split()[-1]))
         elif keyword in ("map_Kd", "map_d"):
             scale = re.match(r"-s\s+(\S+)\s+(\S+)(?:\s+[\d.eE+-]+)?\s+(.*)", rest)
             if scale:
                 current.uv_scale, rest = (float(scale[1]), float(scale[2])), scale[3]
             while rest.startswith("-"):  # another option and its value
                 rest = rest.split(None, 2)[-1]
-            name = archive.find(folder, rest)
-            setattr(current, {"map_Kd": "texture", "map_d": "opacity_texture"}[keyword], name)
+            attribute = "texture" if keyword == "map_Kd" else "opacity_texture"
+            setattr(current, attribute, archive.find(folder, rest))
     return materials
 
 
-def _corner(token: str, counts: tuple[int, int, int]) -> Corner:
+def _corner(token: str, counts: list[int]) -> Corner:
     """``7/3/7`` or ``7//7`` or negative, from the end, as zero-based indices."""
     indices = [int(text) if text else 0 for text in [*token.split("/"), "", ""][:3]]
     return tuple(i - 1 if i >= 0 else n + i for i, n in zip(indices, counts, strict=True))
 
 
-def parse_obj(archive: Archive, path: str) -> _Obj:
-    """Positions, uvs, normals and triangles by material; polygons become fans."""
-    obj = _Obj()
-    material = ""
-    folder = posixpath.dirname(path)
+def parse_obj(archive: Archive, path: str) -> tuple[dict[str, list], dict[str, list], dict[str, ObjMaterial]]:
+    """Vectors by keyword, triangles of corners by material, and the materials; polygons become fans."""
+    vectors, faces, materials = {keyword: [] for keyword in _VECTORS}, {}, {}
+    name, folder = "", posixpath.dirname(path)
     for line in archive.read(path).decode("latin-1").replace("\\\n", " ").splitlines():
         keyword, rest = _split(line)
-        if keyword == "v":
-            obj.positions.append(tuple(map(float, rest.split()[:3])))
-        elif keyword == "vt":
-            obj.uvs.append(tuple(map(float, [*rest.split(), "0"][:2])))
-        elif keyword == "vn":
-            obj.normals.append(tuple(map(float, rest.split()[:3])))
+        if keyword in vectors:
+            vectors[keyword].append(tuple(map(float, [*rest.split(), "0"][: _VECTORS[keyword]])))
         elif keyword == "f":
-            counts = len(obj.positions), len(obj.uvs), len(obj.normals)
-            # OBJ's axes of (position, uv, normal) agree with the order of a corner's indices
+            counts = [len(values) for values in vectors.values()]
             corners = [_corner(token, counts) for token in rest.split()]
             fan = [(corners[0], corners[k], corners[k + 1]) for k in range(1, len(corners) - 1)]
-            obj.faces.setdefault(material, []).extend(fan)
+            faces.setdefault(name, []).extend(fan)
         elif keyword == "usemtl":
-            material = rest
+            name = rest
         elif keyword == "mtllib":
-            name = archive.find(folder, rest)
-            if name:
-                obj.materials.update(parse_mtl(archive, name))
-    return obj
+            library = archive.find(folder, rest)
+            materials |= parse_mtl(archive, library) if library else {}
+    return vectors, faces, materials
 
 
 @lru_cache(maxsize=400)
@@ -127,24 +111,22 @@ def load(entry: Entry) -> tuple[Part, ...]:
     path = archive.find("", entry.model_path)
     if path is None:
         raise ShowroomError(f"{entry.archive}: no file {entry.model_path} (model {entry.key})")
-    obj = parse_obj(archive, path)
-    faces = {name: np.array(corners) for name, corners in obj.faces.items() if corners}  # each (F, 3, 3)
+    vectors, faces, materials = parse_obj(archive, path)
+    faces = {name: np.array(corners) for name, corners in faces.items() if corners}  # each (F, 3, 3)
     if not faces:
         raise ShowroomError(f"{entry.archive}: {path}: no triangle (model {entry.key})")
     rotation = np.array(entry.rotation).reshape(3, 3)
-    positions = np.array(obj.positions) @ rotation.T
-    normals = np.array(obj.normals).reshape(-1, 3) @ rotation.T
+    positions = np.array(vectors["v"]) @ rotation.T
+    normals = np.array(vectors["vn"]).reshape(-1, 3) @ rotation.T
     used = positions[np.unique(np.concatenate([f[:, :, 0].ravel() for f in faces.values()]))]
     low, high = used.min(0), used.max(0)
     scale = np.array(entry.dims_m) / np.maximum(high - low, 1e-9)
     positions = (positions - [(low[0] + high[0]) / 2, low[1], (low[2] + high[2]) / 2]) * scale
     normals = normals / scale  # normals scale by the inverse
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-    uvs = np.array(obj.uvs).reshape(-1, 2)
-    parts = [
-        _part(positions, uvs, normals, corners, obj.materials.get(name) or ObjMaterial(name))
-        for name, corners in faces.items()
-    ]
+    uvs = np.array(vectors["vt"]).reshape(-1, 2)
+    looks = {name: materials.get(name) or ObjMaterial(name) for name in faces}
+    parts = [_part(positions, uvs, normals, corners, looks[name]) for name, corners in faces.items()]
     return tuple(part for part in parts if len(part.faces))
 
 

@@ -5,23 +5,11 @@ from collections.abc import Mapping
 
 from numpy.random import Generator
 
-from showroom import roles
 from showroom.catalogue import Entry
 from showroom.layout import YAW_OF_WALL, Item, Scene
 from showroom.materials import Recolour
+from showroom.roles import CHAIRS, DISTRACTORS
 
-# Share of each recipe among the scenes.
-RECIPES = {
-    "dining": 0.24,
-    "living": 0.15,
-    "hero": 0.13,
-    "office": 0.12,
-    "cafe": 0.12,
-    "clutter": 0.08,
-    "class": 0.06,
-    "bar": 0.06,
-    "neg": 0.04,
-}
 FULL_TURN = 2 * math.pi
 
 
@@ -39,9 +27,9 @@ def build(
     low, high = (5, 12) if scene.recipe in ("cafe", "class") else (3, 7.5)
     scene.width, scene.depth = rng.uniform(low, high, 2)
     scene.height = rng.uniform(2.4, 3.2)
-    _FURNISH[scene.recipe](scene, scene.recolour())
+    _RECIPES[scene.recipe][1](scene, scene.recolour())
     if scene.recipe in ("living", "neg", "hero") and rng.random() < 0.3:
-        scene.put(scene.pick(roles.BEDS), wall=True)
+        scene.put(scene.distractor("beds"), wall=True)
     if scene.recipe != "neg" and rng.random() < 0.2:  # a stray chair of another kind
         scene.add_chair(scene.pick(scene.all_chairs), *scene.floor_point(0.4), rng.uniform(0, FULL_TURN))
     _clutter(scene)
@@ -54,7 +42,7 @@ def _dining(scene: Scene, recolour: Recolour) -> None:
     """A table with one to seven chairs, mostly alike."""
     rng, chairs = scene.rng, scene.chairs
     yaw = rng.choice([0, math.pi / 2]) + rng.normal(0, 0.05)
-    key = scene.pick(roles.TABLES)
+    key = scene.distractor("tables")
     table = scene.add(Item(scene.entries[key], *rng.uniform(-0.6, 0.6, 2), yaw, scene.recolour()))
     if table:
         mix = chairs["dining"] if rng.random() < 0.25 else None
@@ -66,8 +54,8 @@ def _dining(scene: Scene, recolour: Recolour) -> None:
 def _living(scene: Scene, recolour: Recolour) -> None:
     """A sofa, a coffee table and one to three seats turned to the middle."""
     rng, chairs = scene.rng, scene.chairs
-    scene.put(scene.pick(roles.SOFAS), wall=True)
-    table = scene.put(scene.pick(roles.COFFEE_TABLES))
+    scene.put(scene.distractor("sofas"), wall=True)
+    table = scene.put(scene.distractor("coffee_tables"))
     if table:
         scene.put_on_top(table, int(rng.integers(0, 3)))
     for _ in range(int(rng.integers(1, 4))):
@@ -83,7 +71,7 @@ def _office(scene: Scene, recolour: Recolour) -> None:
     """One to four desks, each with a chair."""
     rng, chairs = scene.rng, scene.chairs
     for _ in range(int(rng.integers(1, 5))):
-        desk = scene.put(scene.pick(roles.DESKS), wall=rng.random() < 0.6)
+        desk = scene.put(scene.distractor("desks"), wall=rng.random() < 0.6)
         if not desk:
             continue
         key = scene.pick(chairs["office"] * 3 + chairs["dining"])
@@ -99,7 +87,7 @@ def _cafe(scene: Scene, recolour: Recolour) -> None:
     """Two to five tables of a kind, each with two to four chairs."""
     rng, chairs = scene.rng, scene.chairs
     chair = scene.pick(chairs["dining"] + chairs["arm"])
-    table_key = scene.pick(roles.SMALL_TABLES + roles.TABLES)
+    table_key = scene.distractor("small_tables", "tables")
     mix = chairs["dining"] if rng.random() < 0.3 else None
     for _ in range(int(rng.integers(2, 6))):
         table = scene.put(table_key)
@@ -136,11 +124,11 @@ def _bar(scene: Scene, recolour: Recolour) -> None:
     rng = scene.rng
     scale = (rng.uniform(1, 1.8), rng.uniform(1, 1.15), 1)
     place = (*rng.uniform(-0.4, 0.4, 2), rng.uniform(0, FULL_TURN))
-    table = scene.add(Item(scene.entries[scene.pick(roles.BAR_TABLES)], *place, scene.recolour(), scale=scale))
+    table = scene.add(Item(scene.entries[scene.distractor("bar_tables")], *place, scene.recolour(), scale=scale))
     if table:
         scene.put_around(table, scene.pick(scene.chairs["bar"]), int(rng.integers(1, 6)), recolour)
     for _ in range(2):
-        scene.put(scene.pick(roles.LOW_CABINETS), wall=True)
+        scene.put(scene.distractor("low_cabinets"), wall=True)
 
 
 def _scattered(scene: Scene, recolour: Recolour) -> None:
@@ -155,38 +143,25 @@ def _scattered(scene: Scene, recolour: Recolour) -> None:
 
 def _negative(scene: Scene, recolour: Recolour) -> None:
     """No chair: sofas, tables, beds and desks alone."""
-    keys = roles.SOFAS + roles.TABLES + roles.COFFEE_TABLES + roles.BEDS + roles.DESKS
     for _ in range(3):
-        scene.put(scene.pick(keys), wall=scene.rng.random() < 0.6)
-
-
-_FURNISH = {
-    "dining": _dining,
-    "living": _living,
-    "office": _office,
-    "cafe": _cafe,
-    "class": _class,
-    "hero": _hero,
-    "bar": _bar,
-    "clutter": _scattered,
-    "neg": _negative,
-}
+        key = scene.distractor("sofas", "tables", "coffee_tables", "beds", "desks")
+        scene.put(key, wall=scene.rng.random() < 0.6)
 
 
 def _clutter(scene: Scene) -> None:
     """Distractors in proportion to the scene's clutter, drawn from [0, 1]."""
     rng = scene.rng
     scene.clutter = float(rng.beta(1.3, 1.5))
-    against_walls = roles.STORAGE * 2 + roles.LOW_CABINETS + roles.DOORS + roles.SOFAS[:8]
+    shelves = DISTRACTORS["storage"] + DISTRACTORS["low_cabinets"]
+    against_walls = DISTRACTORS["storage"] + shelves + DISTRACTORS["doors"] + DISTRACTORS["sofas"][:8]
     for _ in range(int(scene.clutter * 6)):
         scene.put(scene.pick(against_walls), tries=6, wall=True)
     for _ in range(int(scene.clutter * rng.integers(1, 6))):
-        scene.put(scene.pick(roles.ON_FLOOR + roles.PLANTS + roles.FLOOR_LAMPS), tries=5)
+        scene.put(scene.distractor("on_floor", "plants", "floor_lamps"), tries=5)
     for _ in range(int(rng.integers(0, 3) * (scene.clutter + 0.4))):
-        scene.put(scene.pick(roles.PLANTS + roles.FLOOR_LAMPS), tries=5, wall=True)
+        scene.put(scene.distractor("plants", "floor_lamps"), tries=5, wall=True)
     for item in list(scene.items):
-        is_shelf = item.entry.key in roles.STORAGE or item.entry.key in roles.LOW_CABINETS
-        if is_shelf and item.height < 1.3 and rng.random() < 0.6:
+        if item.entry.key in shelves and item.height < 1.3 and rng.random() < 0.6:
             scene.put_on_top(item, 2)
 
 
@@ -195,12 +170,12 @@ def _people(scene: Scene) -> None:
     rng = scene.rng
     if scene.chair_items and rng.random() < 0.12:
         chair = scene.chair_items[int(rng.integers(len(scene.chair_items)))]
-        if chair.entry.key not in roles.CHAIRS["bar"] + roles.CHAIRS["other"]:
-            person = Item(scene.entries[scene.pick(roles.SEATED_PEOPLE)], 0, 0, chair.yaw, scene.recolour(0))
+        if chair.entry.key not in CHAIRS["bar"] + CHAIRS["other"]:
+            person = Item(scene.entries[scene.distractor("seated_people")], 0, 0, chair.yaw, scene.recolour(0))
             person.x, person.z = chair.point([0, 0, (person.depth - chair.depth) / 2 + 0.12])
             scene.items.append(person)
     if rng.random() < 0.15:
-        scene.put(scene.pick(roles.PEOPLE), tries=6)
+        scene.put(scene.distractor("people"), tries=6)
 
 
 def _hang(scene: Scene) -> None:
@@ -208,12 +183,27 @@ def _hang(scene: Scene) -> None:
     rng = scene.rng
     if rng.random() < 0.5:
         place = (*rng.uniform(-0.5, 0.5, 2), rng.uniform(0, FULL_TURN))
-        lamp = Item(scene.entries[scene.pick(roles.HANGING)], *place, scene.recolour(0.4))
+        lamp = Item(scene.entries[scene.distractor("hanging")], *place, scene.recolour(0.4))
         lamp.y = scene.height - lamp.height
         scene.items.append(lamp)
     if scene.recipe != "hero" and rng.random() < 0.5:
-        thing = Item(scene.entries[scene.pick(roles.ON_WALL)], 0, 0, YAW_OF_WALL[0], scene.recolour(0.1))
+        thing = Item(scene.entries[scene.distractor("on_wall")], 0, 0, YAW_OF_WALL[0], scene.recolour(0.1))
         scene.against_wall(thing, gap=0.01, reach=0.75)
         thing.y = 0.12 if "adiator" in thing.entry.key else rng.uniform(1.3, 1.6)
         if thing.y + thing.height < scene.height:
             scene.items.append(thing)
+
+
+# Each recipe's share of the scenes, and what furnishes its rooms.
+_RECIPES = {
+    "dining": (0.24, _dining),
+    "living": (0.15, _living),
+    "hero": (0.13, _hero),
+    "office": (0.12, _office),
+    "cafe": (0.12, _cafe),
+    "clutter": (0.08, _scattered),
+    "class": (0.06, _class),
+    "bar": (0.06, _bar),
+    "neg": (0.04, _negative),
+}
+RECIPES = {name: share for name, (share, _) in _RECIPES.items()}

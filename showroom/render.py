@@ -6,6 +6,7 @@ types, so every scene holds one hidden surface of each type; ``mi.Bitmap`` refus
 arrays; the v axis is flipped against OBJ; models disagree on winding, so all surfaces are two-sided.
 """
 
+import importlib
 import os
 from pathlib import Path
 
@@ -23,37 +24,30 @@ EMITTERS = 8  # of a scene, filled up with dark ones
 _GLASS_TINT = [0.92, 0.95, 0.94]
 
 
-def start(threads: int = 1) -> None:
-    """Load mitsuba's LLVM variant, once a process.
+def start() -> None:
+    """Load mitsuba's LLVM variant, once per process and for one thread.
 
     Raises:
         ShowroomError: the extra is not installed, or drjit finds no LLVM that it accepts.
     """
     if "DRJIT_LIBLLVM_PATH" not in os.environ:
         folders = (UNPACKED / "usr" / "lib", Path("/usr/lib"))
-        found = [p for n in (16, 15) for f in folders for p in f.glob(f"*/libLLVM-{n}.so.1")]
-        if found:
-            os.environ["DRJIT_LIBLLVM_PATH"] = str(found[0])
+        libraries = [path for n in (16, 15) for f in folders for path in f.glob(f"*/libLLVM-{n}.so.1")]
+        if libraries:
+            os.environ["DRJIT_LIBLLVM_PATH"] = str(libraries[0])
     try:
-        import cv2  # noqa: F401
-        import embreex  # noqa: F401
-        import mitsuba
-        import pyoidn  # noqa: F401
+        *_, mitsuba, drjit = map(importlib.import_module, ("cv2", "embreex", "pyoidn", "mitsuba", "drjit"))
     except ImportError as error:
-        raise ShowroomError(
-            f"{error.name or error} is not installed; run `pip install -r requirements-render.lock`"
-        ) from None
-    import drjit
-
+        message = f"{error.name or error} is not installed; run `pip install -r requirements-render.lock`"
+        raise ShowroomError(message) from None
     if mitsuba.variant() is None:
         try:
             mitsuba.set_variant("llvm_ad_rgb")
             drjit.eval(drjit.llvm.Float(1) + drjit.llvm.Float(drjit.arange(drjit.llvm.UInt, 2)))
         except (ImportError, RuntimeError) as error:
-            raise ShowroomError(
-                f"mitsuba finds no LLVM 15 or 16 ({error}); run `make furniture` or set DRJIT_LIBLLVM_PATH"
-            ) from None
-    drjit.set_thread_count(threads)
+            message = f"mitsuba finds no LLVM 15 or 16 ({error}); run `make furniture` or set DRJIT_LIBLLVM_PATH"
+            raise ShowroomError(message) from None
+    drjit.set_thread_count(1)
 
 
 def radiance(room: Room, camera: Camera, samples: int, seed: int) -> np.ndarray:
@@ -89,25 +83,15 @@ def _scene(room: Room, camera: Camera, samples: int) -> dict:
     surfaces = room.surfaces + _hidden(room)
     scene = {"type": "scene"} | {f"surface{k}": _mesh(surface, f"surface{k}") for k, surface in enumerate(surfaces)}
     scene["sun"] = _spot(room.sun)
-    scene["flash"] = {
-        "type": "point",
-        "sampling_weight": room.flash / 2,
-        "position": (camera.origin + [0, 0.1, 0]).tolist(),
-        "intensity": _rgb(np.full(3, room.flash)),
-    }
+    flash = {"type": "point", "sampling_weight": room.flash / 2, "intensity": _rgb(np.full(3, room.flash))}
+    scene["flash"] = flash | {"position": (camera.origin + [0, 0.1, 0]).tolist()}
+    film = {"type": "hdrfilm", "width": IMAGE_SIZE, "height": IMAGE_SIZE, "rfilter": {"type": "box"}}
     scene["sensor"] = {
         "type": "perspective",
         "fov": camera.fov_deg,
         "near_clip": 0.02,
         "to_world": mi.ScalarTransform4f().look_at(camera.origin.tolist(), camera.target.tolist(), [0, 1, 0]),
-        "film": {
-            "type": "hdrfilm",
-            "width": IMAGE_SIZE,
-            "height": IMAGE_SIZE,
-            "rfilter": {"type": "box"},
-            "pixel_format": "rgb",
-            "component_format": "float32",
-        },
+        "film": film | {"pixel_format": "rgb", "component_format": "float32"},
         "sampler": {"type": "independent", "sample_count": samples},
     }
     return scene
@@ -149,14 +133,8 @@ def _bsdf(surface: Surface) -> dict:
     colour = _bitmap(material.colour, raw=False) if is_texture else _rgb(linear(material.colour))
     if surface.emission is not None:
         return {"type": "diffuse", "reflectance": colour}
-    principled = {
-        "type": "principled",
-        "base_color": colour,
-        "roughness": float(material.roughness),
-        "specular": float(material.specular),
-        "metallic": float(material.metallic),
-    }
-    bsdf = {"type": "twosided", "bsdf": principled}
+    numbers = {name: float(getattr(material, name)) for name in ("roughness", "specular", "metallic")}
+    bsdf = {"type": "twosided", "bsdf": {"type": "principled", "base_color": colour} | numbers}
     if material.opacity is not None:
         bsdf = {"type": "mask", "opacity": _bitmap(material.opacity[..., None], raw=True), "bsdf": bsdf}
     return bsdf
@@ -176,20 +154,15 @@ def _mesh(surface: Surface, name: str):
             "radiance": _bitmap(light, raw=True) if np.ndim(light) == 3 else _rgb(light),
         }
         properties["emitter"] = mi.load_dict(emitter)
-    mesh = mi.Mesh(
-        name,
-        len(surface.vertices),
-        len(surface.faces),
-        has_vertex_normals=surface.normals is not None,
-        has_vertex_texcoords=True,
-        props=properties,
-    )
-    parameters = mi.traverse(mesh)
-    parameters["vertex_positions"] = np.ascontiguousarray(surface.vertices, np.float32).ravel()
-    parameters["vertex_texcoords"] = np.ascontiguousarray(surface.uvs * [1, -1] + [0, 1], np.float32).ravel()
-    parameters["faces"] = np.ascontiguousarray(surface.faces, np.uint32).ravel()
+    arrays = {"vertex_positions": surface.vertices, "vertex_texcoords": surface.uvs * [1, -1] + [0, 1]}
     if surface.normals is not None:
-        parameters["vertex_normals"] = np.ascontiguousarray(surface.normals, np.float32).ravel()
+        arrays["vertex_normals"] = surface.normals
+    sizes, has_normals = (len(surface.vertices), len(surface.faces)), surface.normals is not None
+    mesh = mi.Mesh(name, *sizes, has_vertex_normals=has_normals, has_vertex_texcoords=True, props=properties)
+    parameters = mi.traverse(mesh)
+    parameters["faces"] = np.ascontiguousarray(surface.faces, np.uint32).ravel()
+    for key, array in arrays.items():
+        parameters[key] = np.ascontiguousarray(array, np.float32).ravel()
     parameters.update()
     return mesh
 
@@ -204,8 +177,7 @@ def _spot(sun: Sun | None) -> dict:
         weight = 0.08 * float(sun.intensity[0])
     panes = np.zeros((32, 32, 3), np.float32)
     panes[4:28, 6:26] = 1
-    panes[15:17] = 0
-    panes[:, 15:17] = 0
+    panes[15:17] = panes[:, 15:17] = 0
     return {
         "type": "spot",
         "sampling_weight": weight,

@@ -6,30 +6,40 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from showroom import models, roles, textures
+from showroom import models, textures
 from showroom.catalogue import open_archive
 from showroom.layout import Item, Scene, rotation_y
 from showroom.materials import BRIGHTEST, Emission, Material, Surface, of_model
+from showroom.roles import DISTRACTORS
 
 NIGHT = 0.02  # light of a window at night, relative to the day
 
 
 @dataclass
 class Wall:
-    """The middle of a wall, its horizontal axis, the direction into the room and its length in metres."""
+    """The middle of a wall's foot, its horizontal axis, the direction into the room and its length in metres."""
 
     centre: np.ndarray
     along: np.ndarray
     inward: np.ndarray
     length: float
 
+    def panel(self, centre: np.ndarray, width: float, height: float, **surface) -> Surface:
+        """An upright rectangle that faces the room."""
+        return rectangle(centre, self.along * width / 2, (0, height / 2, 0), **surface)
+
+    def bar(self, centre: np.ndarray, half_size: tuple[float, float, float], material: Material) -> Surface:
+        """A box of half a width, height and depth."""
+        width, height, depth = half_size
+        return box(centre, np.abs(self.along) * width + [0, height, 0] + np.abs(self.inward) * depth, material)
+
 
 @dataclass
 class Window:
-    """A window's centre and size in metres, and the direction into the room."""
+    """A window's wall, and its centre and size in metres."""
 
+    wall: Wall
     centre: np.ndarray
-    inward: np.ndarray
     width: float
     height: float
 
@@ -56,8 +66,7 @@ def rectangle(centre, half_u, half_v, repeats=(1.0, 1.0), **surface) -> Surface:
     """A rectangle that faces half_u x half_v; its texture repeats so many times."""
     centre, half_u, half_v = (np.asarray(vector, float) for vector in (centre, half_u, half_v))
     corners = [centre - half_u - half_v, centre + half_u - half_v, centre + half_u + half_v, centre - half_u + half_v]
-    width, height = repeats
-    uvs = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
+    uvs = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * np.asarray(repeats, float)
     return Surface(np.array(corners), None, uvs, np.array([[0, 1, 2], [0, 2, 3]]), **surface)
 
 
@@ -78,19 +87,16 @@ def build(scene: Scene, rng: Generator) -> Room:
     Args:
         rng: draws of the room itself; the layout has its own.
     """
-    surfaces = _shell(scene, rng)
     walls = _walls(scene)
+    surfaces = _shell(scene, walls, rng)
     night = rng.random() < 0.2
     windows, daylight = _windows(scene, walls, night, surfaces, rng)
     _pictures(walls, windows, surfaces, rng)
     _rug(scene, surfaces, rng)
     _ceiling_lights(scene, daylight, surfaces, rng)
-    sun = None
-    if windows and not night and rng.random() < 0.45:
-        sun = _sun(windows[0], rng)
+    sun = _sun(windows[0], rng) if windows and not night and rng.random() < 0.45 else None
     flash = rng.uniform(1, 8) if rng.random() < 0.08 else rng.uniform(0.02, 0.15)
-    surfaces += [surface for item in scene.items for surface in furniture(item)]
-    return Room(surfaces, sun, flash)
+    return Room(surfaces + [part for item in scene.items for part in furniture(item)], sun, flash)
 
 
 def furniture(item: Item) -> list[Surface]:
@@ -111,16 +117,13 @@ def furniture(item: Item) -> list[Surface]:
 
 def _walls(scene: Scene) -> list[Wall]:
     x, z = scene.width / 2, scene.depth / 2
-    rows = [
-        ((0, 0, -z), (1, 0, 0), (0, 0, 1), scene.width),
-        ((-x, 0, 0), (0, 0, -1), (1, 0, 0), scene.depth),
-        ((0, 0, z), (-1, 0, 0), (0, 0, -1), scene.width),
-        ((x, 0, 0), (0, 0, 1), (-1, 0, 0), scene.depth),
-    ]
-    return [Wall(*(np.array(vector, float) for vector in row[:3]), row[3]) for row in rows]
+    centres = np.array([(0, 0, -z), (-x, 0, 0), (0, 0, z), (x, 0, 0)])
+    along = np.array([(1, 0, 0), (0, 0, -1), (-1, 0, 0), (0, 0, 1)], float)
+    inward = np.array([(0, 0, 1), (1, 0, 0), (0, 0, -1), (-1, 0, 0)], float)
+    return [*map(Wall, centres, along, inward, [scene.width, scene.depth] * 2)]
 
 
-def _shell(scene: Scene, rng: Generator) -> list[Surface]:
+def _shell(scene: Scene, walls: list[Wall], rng: Generator) -> list[Surface]:
     """Floor, ceiling, walls (one of them sometimes different) and baseboards."""
     floors = [textures.planks] * 3 + [textures.tiles, textures.carpet, textures.concrete]
     coverings = [textures.paint] * 3 + [textures.wallpaper, textures.brick, textures.concrete]
@@ -137,16 +140,13 @@ def _shell(scene: Scene, rng: Generator) -> list[Surface]:
     surfaces = [cover((0, 0, 0), (x, 0, 0), (0, 0, -z), floor, roughness, 0.4 if roughness < 0.7 else 0.1)]
     white = textures.Texture(np.full((4, 4, 3), int(rng.uniform(215, 250)), np.uint8), 1.0)
     surfaces.append(cover((0, 2 * y, 0), (x, 0, 0), (0, 0, z), white, 0.9, 0.1))
-    for side, wall in enumerate(_walls(scene)):
+    for side, wall in enumerate(walls):
         texture = accent if side == accent_side else covering
-        centre, half = wall.centre + [0, y, 0], wall.along * wall.length / 2
-        surfaces.append(cover(centre, half, (0, y, 0), texture, 0.8, 0.15))
+        surfaces.append(cover(wall.centre + [0, y, 0], wall.along * wall.length / 2, (0, y, 0), texture, 0.8, 0.15))
     if rng.random() < 0.75:
         height = rng.uniform(0.04, 0.08)
-        colour = textures.wood_colour(rng) if rng.random() < 0.4 else np.full(3, 0.9)
-        for wall in _walls(scene):
-            half = np.abs(wall.along) * wall.length / 2 + [0, height, 0] + np.abs(wall.inward) * 0.012
-            surfaces.append(box(wall.centre + [0, height, 0], half, Material(colour, 0.5, 0.3)))
+        wood = Material(textures.wood_colour(rng) if rng.random() < 0.4 else np.full(3, 0.9), 0.5, 0.3)
+        surfaces += [wall.bar(wall.centre + [0, height, 0], (wall.length / 2, height, 0.012), wood) for wall in walls]
     return surfaces
 
 
@@ -155,7 +155,7 @@ def _windows(
 ) -> tuple[list[Window], float]:
     """Up to three windows with frames and, at times, curtains; and how much light they bring."""
     windows: list[Window] = []
-    daylight = 0.0
+    daylight, light = 0.0, NIGHT if night else 1
     for _ in range(int(rng.integers(0, 4))):
         wall = walls[int(rng.integers(4))]
         width, height = rng.uniform(0.8, 2.2), rng.uniform(1.0, 1.6)
@@ -167,36 +167,34 @@ def _windows(
         centre = wall.centre + wall.along * along + wall.inward * 0.01 + [0, middle, 0]
         if any(np.linalg.norm((centre - other.centre)[[0, 2]]) < 1.6 for other in windows):
             continue
-        windows.append(Window(centre, wall.inward, width, height))
-        strength = rng.uniform(4, 14)
-        view = textures.outside(rng) * (NIGHT if night else 1)
-        daylight += strength * width * height * (NIGHT if night else 1)
+        windows.append(Window(wall, centre, width, height))
+        strength, view = rng.uniform(4, 14), textures.outside(rng) * light
+        daylight += strength * width * height * light
         emission = Emission((view * strength).astype(np.float32), view.mean() * strength * width * height + 0.02)
-        half_u, half_v = wall.along * width / 2, np.array([0, height / 2, 0])
-        surfaces.append(rectangle(centre, half_u, half_v, material=Material(np.full(3, 0.25)), emission=emission))
-        _frame(windows[-1], wall, surfaces, rng)
+        surfaces.append(wall.panel(centre, width, height, material=Material(np.full(3, 0.25)), emission=emission))
+        _frame(windows[-1], surfaces, rng)
         if rng.random() < 0.4:
-            _curtains(scene, windows[-1], wall, rng)
+            _curtains(scene, windows[-1], rng)
     return windows, daylight
 
 
-def _frame(window: Window, wall: Wall, surfaces: list[Surface], rng: Generator) -> None:
+def _frame(window: Window, surfaces: list[Surface], rng: Generator) -> None:
     """Four bars round a window and up to three within."""
     material = Material(np.full(3, 0.88) if rng.random() < 0.7 else textures.wood_colour(rng), 0.4, 0.4)
-    half_width, half_height = window.width / 2, window.height / 2
+    wall, half_width, half_height = window.wall, window.width / 2, window.height / 2
     bars = [(0, y, half_width + 0.04, 0.03) for y in (-half_height, half_height)]
     bars += [(x, 0, 0.03, half_height) for x in (-half_width, half_width)]
     bars += [(window.width * ((k + 1) / 3 - 0.5), 0, 0.018, half_height) for k in range(int(rng.integers(0, 3)))]
     if rng.random() < 0.4:
         bars.append((0, window.height * 0.15, half_width, 0.018))
     for along, up, half_along, half_up in bars:
-        half = np.abs(wall.along) * half_along + [0, half_up, 0] + np.abs(wall.inward) * 0.03
-        surfaces.append(box(window.centre + wall.along * along + [0, up, 0] + wall.inward * 0.02, half, material))
+        centre = window.centre + wall.along * along + [0, up, 0] + wall.inward * 0.02
+        surfaces.append(wall.bar(centre, (half_along, half_up, 0.03), material))
 
 
-def _curtains(scene: Scene, window: Window, wall: Wall, rng: Generator) -> None:
+def _curtains(scene: Scene, window: Window, rng: Generator) -> None:
     """One on either side of a window."""
-    entry = scene.entries[roles.CURTAINS[0]]
+    entry, wall = scene.entries[DISTRACTORS["curtains"][0]], window.wall
     top = min(window.centre[1] + window.height / 2 + 0.1, scene.height)
     for side in (-1, 1):
         scale = (rng.uniform(0.25, 0.5), rng.uniform(0.85, 1.0), 0.7)
@@ -215,11 +213,10 @@ def _pictures(walls: list[Wall], windows: list[Window], surfaces: list[Surface],
         centre = wall.centre + wall.along * along + [0, rng.uniform(1.3, 1.8), 0] + wall.inward * 0.02
         if any(np.linalg.norm(centre - w.centre) < (width + w.width) / 2 + 0.2 for w in windows):
             continue
-        canvas = Material(textures.picture(rng), 0.3, 0.4)
-        half_u, half_v = wall.along * width / 2, np.array([0, height / 2, 0])
-        surfaces.append(rectangle(centre + wall.inward * 0.006, half_u, half_v, material=canvas))
-        half = np.abs(wall.along) * (width / 2 + 0.03) + [0, height / 2 + 0.03, 0] + np.abs(wall.inward) * 0.012
-        surfaces.append(box(centre - wall.inward * 0.01, half, Material(textures.any_colour(rng), 0.4, 0.4)))
+        canvas, half_frame = Material(textures.picture(rng), 0.3, 0.4), (width / 2 + 0.03, height / 2 + 0.03, 0.012)
+        surfaces.append(wall.panel(centre + wall.inward * 0.006, width, height, material=canvas))
+        frame = Material(textures.any_colour(rng), 0.4, 0.4)
+        surfaces.append(wall.bar(centre - wall.inward * 0.01, half_frame, frame))
 
 
 def _rug(scene: Scene, surfaces: list[Surface], rng: Generator) -> None:
@@ -241,10 +238,8 @@ def _ceiling_lights(scene: Scene, daylight: float, surfaces: list[Surface], rng:
     is_on = rng.random() < (0.97 if daylight < 6 else 0.75)
     count = int(rng.choice([1, 1, 2, 4])) if is_on else 0
     for k in range(count):
-        x, z = 0.0, 0.0
-        if count > 1:
-            x = (k % 2 - 0.5) * scene.width / 2
-            z = (k // 2 - 0.5) * scene.depth / 2 if count == 4 else 0.0
+        x = (k % 2 - 0.5) * scene.width / 2 if count > 1 else 0.0
+        z = (k // 2 - 0.5) * scene.depth / 2 if count == 4 else 0.0
         half = rng.uniform(0.1, 0.4)
         strength = 0.4 * rng.uniform(6, 22) * 0.16 / half**2 / count**0.5  # the same power for any size
         emission = Emission(colour * strength, strength * 4 * half**2 * BRIGHTEST)
@@ -255,7 +250,8 @@ def _ceiling_lights(scene: Scene, daylight: float, surfaces: list[Surface], rng:
 
 def _sun(window: Window, rng: Generator) -> Sun:
     """Sunlight that falls on the floor behind a window."""
-    aim = window.centre + window.inward * rng.uniform(1.2, 3) + [rng.normal(0, 0.8), 0, rng.normal(0, 0.8)]
+    inward = window.wall.inward
+    aim = window.centre + inward * rng.uniform(1.2, 3) + [rng.normal(0, 0.8), 0, rng.normal(0, 0.8)]
     aim[1] = 0
-    origin = window.centre + window.inward * 0.1 + [0, window.height * 0.4, 0]
+    origin = window.centre + inward * 0.1 + [0, window.height * 0.4, 0]
     return Sun(origin, aim, rng.uniform(5, 30) * np.array([1, 0.93, 0.8]))

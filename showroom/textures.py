@@ -19,11 +19,9 @@ class Texture(NamedTuple):
     size_m: float
 
 
-def noise(
-    rng: Generator, side: int, falloff: float = 1.5, stretch_x: float = 1.0, stretch_y: float = 1.0
-) -> np.ndarray:
+def noise(rng: Generator, side: int, falloff: float, stretch_y: float = 1.0) -> np.ndarray:
     """Periodic noise of mean 0 and deviation 1, amplitude ~ frequency ** -falloff: float (side, side)."""
-    radius = np.hypot(np.fft.fftfreq(side)[None] * stretch_x, np.fft.fftfreq(side)[:, None] * stretch_y)
+    radius = np.hypot(np.fft.fftfreq(side)[None], np.fft.fftfreq(side)[:, None] * stretch_y)
     radius[0, 0] = 1
     amplitude = radius**-falloff
     amplitude[0, 0] = 0
@@ -72,7 +70,7 @@ def planks(rng: Generator) -> Texture:
     rows = int(rng.choice([6, 8, 10, 12, 14]))
     height = SIDE // rows
     base, image = wood_colour(rng), np.zeros((SIDE, SIDE, 3))
-    grain = noise(rng, SIDE, 1.2, 1, 12)
+    grain = noise(rng, SIDE, 1.2, stretch_y=12)
     spread, gap = rng.uniform(0.02, 0.09), rng.uniform(0.3, 0.9)
     for row in range(rows):
         top, bottom = row * height, (row + 1) * height if row < rows - 1 else SIDE

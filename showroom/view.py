@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import Generator
 
 from showroom import IMAGE_SIZE
-from showroom.layout import Scene, overlap
+from showroom.layout import SQUARE, Scene, overlap
 from showroom.materials import Surface
 
 _HOLES = 6  # transparent texels that a ray may pass through
@@ -65,15 +65,12 @@ class Caster:
         travelled = np.zeros(len(directions), np.float32)
         active = np.arange(len(directions))
         for _ in range(_HOLES if self.surfaces else 0):
-            hit = self.scene.run(
-                np.ascontiguousarray(origins[active]), np.ascontiguousarray(directions[active]), output=1
-            )
-            found = hit["geomID"] >= 0
-            hole = self._holes(hit, found)
-            solid = found & ~hole
+            hit = self.scene.run(origins[active], directions[active], output=1)
+            is_hit = hit["geomID"] >= 0
+            passed = self._holes(hit, is_hit)
+            solid = is_hit & ~passed
             instance[active[solid]] = self.instances[hit["geomID"][solid]]
             distance[active[solid]] = travelled[active[solid]] + hit["tfar"][solid]
-            passed = found & hole
             step = hit["tfar"][passed] + 1e-4
             active = active[passed]
             if not len(active):
@@ -83,10 +80,10 @@ class Caster:
         shape = (IMAGE_SIZE, IMAGE_SIZE)
         return instance.reshape(shape), distance.reshape(shape)
 
-    def _holes(self, hit: dict, found: np.ndarray) -> np.ndarray:
-        """Which hits fall on a transparent texel: bool, one a ray."""
-        hole = np.zeros(len(found), bool)
-        for geometry in np.unique(hit["geomID"][found]):
+    def _holes(self, hit: dict, is_hit: np.ndarray) -> np.ndarray:
+        """Which rays hit a transparent texel: bool, one per ray."""
+        hole = np.zeros(len(is_hit), bool)
+        for geometry in np.unique(hit["geomID"][is_hit]):
             surface = self.surfaces[geometry]
             opacity = surface.material.opacity
             if opacity is None:
@@ -144,7 +141,7 @@ def _draw(scene: Scene, rng: Generator) -> Camera | None:
     x = np.clip(target[0] + math.sin(angle) * distance, -limit_x, limit_x)
     z = np.clip(target[2] + math.cos(angle) * distance, -limit_z, limit_z)
     origin = np.array([x, height, z])
-    body = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.12 + [x, z]
+    body = SQUARE * 0.12 + [x, z]
     for item in scene.items:
         if item.y < height < item.y + item.height + 0.15 and overlap(body, item.corners()):
             return None
