@@ -5,6 +5,7 @@ the nearest known name, and so are settings that have no effect in combination w
 """
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -151,7 +152,9 @@ def validate(kind: type[BaseModel], values: object, source: str) -> BaseModel:
     try:
         return kind(**values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(kind, source, e) for e in error.errors())) from None
+        lines = [_explain(kind, source, e) for e in error.errors()]
+        more = [f"{source}: and {len(lines) - 5} more"] if len(lines) > 5 else []
+        raise ConfigError("\n".join(lines[:5] + more)) from None
 
 
 def migrate(values: dict) -> dict:
@@ -175,6 +178,14 @@ def migrate(values: dict) -> dict:
     known = {name: {k: v for k, v in old[name].items() if k in group.model_fields} for name, group in groups.items()}
     known["loss"]["exit_weights"] = loss["exit_weights"]
     return {"name": values["phase"], "seed": values.get("seed", 0), **known}
+
+
+def saved_config(state: Mapping, source: Path | str) -> Config:
+    """The configuration that a checkpoint was trained by; :class:`ConfigError` where it has none."""
+    values = state.get("config")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: checkpoint has no 'config'; expected the released.pth of a training run")
+    return parse(migrate(values), str(source))
 
 
 def override(values: dict, settings: dict[str, object]) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
-from eelib.config import ROOT, parse, resolve
+from eelib.config import ROOT, resolve, saved_config
 from eelib.data import DetectionDataset, build_transform, split_sha256
 from eelib.evaluate import evaluate_exits, provenance
 from eelib.files import file_sha256, write_atomic
@@ -53,9 +53,7 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
         TrainingError: no checkpoint, one without a configuration, or one over 16 MiB.
     """
     state, manifest = load_checkpoint(source), read_manifest(folder)
-    if not isinstance(state.get("config"), dict):
-        raise TrainingError(f"{source}: checkpoint has no 'config'; expected the released.pth of a training run")
-    config = parse(state["config"], str(source))
+    config = saved_config(state, source)
     dataset = DetectionDataset("test", open_source(config.data), build_transform(320), keep_crowd=True, limit=limit)
     ap = evaluate_exits(source, dataset)
     target = save_checkpoint(Path(folder) / name, {key: state[key] for key in ("model", "config", "history")})
@@ -77,7 +75,7 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
 
 def _stages(state: Mapping, manifest: Mapping) -> list[dict]:
     """The training runs behind a checkpoint, oldest first, as far as their checkpoints are there."""
-    config = parse(state["config"])
+    config = saved_config(state, "start")
     stage = {"epochs": len(state["history"]), "start": config.model.start, "start_sha256": None}
     earlier = []
     if config.model.start:
@@ -154,7 +152,7 @@ def retire(name: str, folder: Path | str = CHECKPOINTS, limit: int | None = None
     if name not in manifest:
         raise TrainingError(f"{name}: not released; expected one of {', '.join(manifest)}")
     weights, kept = folder / name, folder / "records" / f"{Path(name).stem}.pt"
-    source = open_source(parse(load_checkpoint(weights)["config"], name).data)
+    source = open_source(saved_config(load_checkpoint(weights), name).data)
     dataset = DetectionDataset("test", source, build_transform(320), keep_crowd=True, limit=limit)
     hashes = split_sha256("test", source), manifest[name]["sha256"]
     save_records(record(load_released(weights), dataset, "test", *hashes), kept)

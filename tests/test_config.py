@@ -1,32 +1,72 @@
 import pytest
 
-from eelib.config import ROOT, ConfigError, PhaseConfig, load, parse, read_yaml
+from eelib.checkpoints import load_checkpoint
+from eelib.config import Config, ConfigError, migrate, override, parse, read_yaml
 
-
-@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("phase_*.yaml")), ids=lambda p: p.stem)
-def test_every_phase_file_is_valid(path):
-    assert load(path).phase in path.read_text()
+MINIMAL = {"name": "t"}
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"phase": "1.4", "optim": {"lr": "1e-4"}}, "key 'optim.lr' is '1e-4'.*write 1.0e-4 without quotes"),
-        (
-            {"phase": "1.4", "targets": {"class_layuot": "permuted"}},
-            "unknown key 'targets.class_layuot'; did you mean 'class_layout'",
-        ),
-        ({"phase": "1.4", "optm": {}}, "unknown key 'optm'; did you mean 'optim'"),
-        ({"phase": 1.4}, "key 'phase' is 1.4"),
-        ({}, "key 'phase' is missing"),
-        ({"phase": "1.4", "loss": {"teacher": 2.0}}, "key 'loss.teacher' is 2.0"),
-        ([], "expected a mapping"),
+        ({"optim": {"lr": "1e-4"}}, "key 'optim.lr' is '1e-4'.*write 1.0e-4 without quotes"),
+        ({"loss": {"clasification": "giou"}}, "unknown key 'loss.clasification'; did you mean 'classification'"),
+        ({"optm": {}}, "unknown key 'optm'; did you mean 'optim'"),
+        ({"name": 1.4}, "key 'name' is 1.4"),
+        ({"loss": {"distillation": -1.0}}, "key 'loss.distillation' is -1.0"),
+        ({"optim": {"lr": float("inf")}}, "key 'optim.lr' is inf"),
+        ({"loss": {"iou_threshold": float("nan")}}, "key 'loss.iou_threshold' is nan"),
+        ({"data": {"size": 300}}, "key 'data.size' is 300.*multiple of 32"),
+        ({"data": {"size": 40_000}}, "key 'data.size' is 40000"),
+        ({"optim": {"accelerator": "tpu"}}, "key 'optim.accelerator' is 'tpu'"),
+        ({"optim": {"workers": 100_000}}, "key 'optim.workers' is 100000"),
+        ({"seed": 2**63}, "key 'seed' is 9223372036854775808"),
+        ({"model": {"exits": [4]}}, "key 'model.exits.0' is 4"),
+        ({"model": {"exits": [5, 6, 7, 8, 9, 10]}}, "key 'model.exits'.*at most 5"),
+        ({"data": {"root": ["x" * 1000] * 40}}, "key 'data.root' is list of 40"),
+        ({1: 2}, "key 1 is not text"),
     ],
 )
 def test_bad_values_are_named(values, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        parse(values, "f.yaml")
-    assert str(caught.value).startswith("f.yaml: ")
+        parse(MINIMAL | values, "f.yaml")
+    assert str(caught.value).startswith("f.yaml: ") and len(str(caught.value)) < 400
+
+
+def test_a_configuration_has_a_name():
+    with pytest.raises(ConfigError, match="key 'name' is missing"):
+        parse({})
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        parse([])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": {"exits": [12, 8]}}, r"'model.exits' is \[12, 8\]: expected cuts that rise"),
+        ({"model": {"exits": [8, 8]}}, "expected cuts that rise"),
+        ({"model": {"exits": [], "full": False}}, "'model.full'.*True where there is no exit"),
+        ({"model": {"exits": [], "train_trunk": False}}, "'model.train_trunk'.*no exit to train"),
+        ({"model": {"train_trunk": False, "blank_gate": True}}, "'model.blank_gate'.*trunk is frozen"),
+        ({"model": {"exits": [7], "full": False, "blank_gate": True}}, "'model.blank_gate'.*8th child"),
+        ({"loss": {"exit_weights": [1.0, 1.0]}}, "'loss.exit_weights'.*3 numbers, one for each exit"),
+        ({"model": {"exits": []}, "loss": {"distillation": 1.0}}, "'loss.distillation'.*no full path or no exit"),
+        ({"model": {"train_trunk": False}, "loss": {"gradient_rescaling": True}}, "'loss.gradient_rescaling'"),
+        (
+            {"data": {"root": "mine", "files": {"train": {"annotations": "a", "images": "b"}}}},
+            "'data.root'.*no root beside data.files",
+        ),
+    ],
+)
+def test_settings_without_effect_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(MINIMAL | values)
+
+
+def test_override_sets_dotted_keys():
+    assert override({"a": {"b": 1}}, {"a.b": 2, "c.d": 3}) == {"a": {"b": 2}, "c": {"d": 3}}
+    with pytest.raises(ConfigError, match="--set name.x: 'name' is 't', not a group"):
+        override(MINIMAL, {"name.x": 1})
 
 
 def test_bad_files(tmp_path):
@@ -37,8 +77,34 @@ def test_bad_files(tmp_path):
         read_yaml(tmp_path / "bad.yaml")
 
 
-def test_the_default_is_the_right_behaviour():
-    config = PhaseConfig(phase="x")
-    assert config.targets.assignment == "iou"
-    assert config.targets.class_layout == "permuted"
-    assert config.routing.unit == "image"
+OLD = {
+    "phase": "2.6",
+    "seed": 3,
+    "model": {"architecture": "ssdlite", "exits": True, "start": "a.pth", "train_trunk": False, "single_map": False},
+    "data": {"root": "data/showroom", "image_sizes": [[0, 192], [4, 256]], "augment": "ssd", "normalise": True},
+    "targets": {"iou_threshold": 0.4, "assignment": "iou"},
+    "loss": {"classification": "quality_focal", "exit_weights": [1.0, 2.0, 3.0], "distillation": 1.0, "teacher": 0.0},
+    "thresholds": {"exit1": 0.5},
+    "optim": {"epochs": 8, "lr": 1.4e-3, "decay_all": False, "cosine": "step", "clip_norm": 10.0},
+}
+
+
+def test_a_configuration_of_version_0_1_is_read():
+    config = parse(migrate(OLD))
+    assert (config.name, config.seed, config.model.exits, config.data.size) == ("2.6", 3, [8, 12], 256)
+    assert config.loss.iou_threshold == 0.4 and config.loss.exit_weights == [1.0, 2.0, 3.0]
+    assert config.optim.epochs == 8 and not config.model.train_trunk
+    baseline = OLD | {"model": {"architecture": "ssdlite", "exits": False}, "loss": {"exit_weights": [1.0, 1.0, 1.0]}}
+    assert parse(migrate(baseline)).model.exits == [] and parse(migrate(baseline)).loss.exit_weights is None
+    with pytest.raises(ConfigError, match="phase 2.6 is a recorded phase"):
+        migrate(OLD | {"model": {"architecture": "recorded"}})
+    today = Config(name="t").model_dump(mode="json")
+    assert migrate(today) == today
+
+
+@pytest.mark.parametrize("name", ["baseline", "exits"])
+def test_released_configurations_are_valid(name):
+    from eelib.config import ROOT
+
+    state = load_checkpoint(ROOT / "checkpoints" / f"{name}.pth")
+    assert parse(migrate(state["config"])).optim.epochs > 0

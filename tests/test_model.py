@@ -19,7 +19,7 @@ def test_full_path_equals_torchvision():
     torch.manual_seed(0)
     reference = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=2).eval()
     scales = DefaultBoxGenerator(RATIOS, min_ratio=0.2, max_ratio=0.95).scales
-    ours = EarlyExitSSDLite(early=False, scales=scales, aspect_ratios=RATIOS).eval()
+    ours = EarlyExitSSDLite((), scales=scales, aspect_ratios=RATIOS).eval()
     ours.load_state_dict(reference.state_dict())
     images = torch.rand(2, 3, 320, 320)
     detections = postprocess(ours(images)[-1], (320, 320))
@@ -30,7 +30,7 @@ def test_full_path_equals_torchvision():
 
 @torch.no_grad()
 def test_exits_leave_the_full_path_alone(model):
-    alone = EarlyExitSSDLite(early=False).eval()
+    alone = EarlyExitSSDLite(()).eval()
     alone.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("early.")})
     images = torch.rand(1, 3, 320, 320)
     torch.testing.assert_close(model(images)[-1].cls_logits, alone(images)[-1].cls_logits, atol=1e-5, rtol=0)
@@ -77,7 +77,7 @@ def test_an_exit_costs_at_most_five_percent(model):
             handle.remove()
         return sum(macs)
 
-    whole = total(EarlyExitSSDLite(early=False).eval(), torch.rand(1, 3, 320, 320))
+    whole = total(EarlyExitSSDLite(()).eval(), torch.rand(1, 3, 320, 320))
     for name, channels in (("exit1", 80), ("exit2", 112)):
         assert total(model.early[name], torch.rand(1, channels, 20, 20)) < 0.05 * whole
 

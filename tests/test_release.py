@@ -17,7 +17,7 @@ from studies.routing.breakdown import compare_detectors
 def trained(tmp_path):
     torch.manual_seed(0)
     config = parse({"phase": "t", "model": {"exits": False}}).model_dump(mode="json")
-    state = {"model": EarlyExitSSDLite(early=False).state_dict(), "config": config, "history": [{"epoch": 1}]}
+    state = {"model": EarlyExitSSDLite(()).state_dict(), "config": config, "history": [{"epoch": 1}]}
     return save_checkpoint(tmp_path / "run" / "released.pth", state), state
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from eelib.anchors import CODER_WEIGHTS, MAX_LOG_SCALE, default_boxes
 from eelib.checkpoints import TrainingError, load_checkpoint, load_released
-from eelib.config import parse
+from eelib.config import saved_config
 from eelib.data import load_split
 from eelib.deploy.runtime import FORMAT, MANIFEST, DeploymentError
 from eelib.evaluate import file_sha256
@@ -297,7 +297,7 @@ def export(checkpoint: Path | str, out: Path | str, source: Source | None = None
         raise DeploymentError(f"{out}: output is not a folder")
     model = load_released(checkpoint).eval()
     _check_trained(model, checkpoint)
-    settings = parse(load_checkpoint(checkpoint).get("config"), str(checkpoint))
+    settings = saved_config(load_checkpoint(checkpoint), checkpoint)
     category = load_split("val", source or open_source(settings.data)).dataset["categories"]
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)  # an interrupted export must not look whole

@@ -19,7 +19,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from eelib.config import parse
+from eelib.config import saved_config
 from eelib.data import DataError, DetectionDataset, as_input, build_transform
 from eelib.deploy.runtime import MANIFEST, EarlyExitSession
 from eelib.evaluate import file_sha256
@@ -78,7 +78,7 @@ def quantise(folder: Path | str, split: str = "calibrate", count: int = 64, sour
         raise DataError("split: nothing is calibrated on 'test'; use 'calibrate'")
     folder = Path(folder)
     session = EarlyExitSession(folder)
-    source = source or open_source(parse(session.manifest["config"], str(folder / MANIFEST)).data)
+    source = source or open_source(saved_config(session.manifest, folder / MANIFEST).data)
     dataset = DetectionDataset(split, source, build_transform(session.size), limit=count)
     features = np.ascontiguousarray(as_input(torch.stack([dataset[i][0] for i in range(len(dataset))])).numpy())
     entries = []

@@ -273,7 +273,7 @@ class RecordedDetector(nn.Module):
     def __init__(self, config: PhaseConfig):
         super().__init__()
         weights = None if config.model.weights == "none" else config.model.weights
-        whole = EarlyExitSSDLite(early=False, weights=weights).backbone
+        whole = EarlyExitSSDLite((), weights=weights).backbone
         tail = [] if config.model.full_truncated else [whole.features[1], *whole.extra]
         self.backbone = whole.features[0]
         self.backbone_tail = nn.ModuleList(tail[:1] if config.model.single_map else tail)

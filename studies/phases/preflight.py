@@ -84,7 +84,7 @@ def _grid(config: PhaseConfig) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Default boxes (A, 4), and class outputs, as leaves, and box outputs of an untrained exit for one image."""
     if config.model.architecture == "ssdlite":
         with torch.no_grad():
-            output = EarlyExitSSDLite(early=False).eval()(torch.zeros(1, 3, *SIZE_HW))[0]
+            output = EarlyExitSSDLite(()).eval()(torch.zeros(1, 3, *SIZE_HW))[0]
         defaults = output.default_boxes
         cls = torch.tensor([0.0, PRIOR_LOGIT]).expand(1, len(defaults), 2).clone()
         return defaults, [cls.requires_grad_()], [torch.zeros(1, len(defaults), 4)]

@@ -148,7 +148,7 @@ def test_the_map_and_the_tail_are_two_switches(single, truncated, head):
 
 
 def test_the_tail_comes_from_the_start_checkpoint(tmp_path):
-    donor = EarlyExitSSDLite(early=False)
+    donor = EarlyExitSSDLite(())
     path = save_checkpoint(tmp_path / "start.pth", {"model": donor.state_dict()})
     model = {"architecture": "recorded", "start": str(path), "train_trunk": False}
     detector = build_detector(parse({"phase": "t", "model": model, "data": {"augment": "flip"}}))

@@ -89,7 +89,7 @@ def write_graph(path, model, drop=""):
 @torch.no_grad()
 def test_the_wide_trunk_computes_what_the_narrow_one_did(narrow, tmp_path):
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    wide = EarlyExitSSDLite(early=False)
+    wide = EarlyExitSSDLite(())
     kept = widen(wide, read_graph(write_graph(tmp_path / "narrow.json", narrow)))
     measure_statistics(wide, kept, images)
     theirs, *expected = narrow[0](images * 255), *narrow[1:]
@@ -109,7 +109,7 @@ def test_the_wide_trunk_computes_what_the_narrow_one_did(narrow, tmp_path):
 
 def test_every_norm_of_the_trunk_normalises_its_input(narrow, tmp_path):
     images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    wide = EarlyExitSSDLite(early=False)
+    wide = EarlyExitSSDLite(())
     measure_statistics(wide, widen(wide, read_graph(write_graph(tmp_path / "n.json", narrow))), images)
     before = [b.detach().clone() for b in wide.buffers()]
     measure_statistics(wide, {}, images)  # what it measured is what its inputs are
@@ -124,7 +124,7 @@ def test_a_start_depends_on_graph_and_seed_alone(narrow, tmp_path):
     path = write_graph(tmp_path / "narrow.json", narrow)
     start = start_weights(path, seed=3)
     torch.manual_seed(3)
-    model = EarlyExitSSDLite(early=False)
+    model = EarlyExitSSDLite(())
     widen(model, read_graph(path))
     assert all(torch.equal(start["model"][name], value) for name, value in model.named_parameters() if value.ndim == 4)
     assert start["origin"] == f"narrow.json (SHA-256 {file_sha256(path)[:16]}), widened"
@@ -143,7 +143,7 @@ def test_bad_graphs_are_refused(narrow, tmp_path):
     name = "tower_0/MobilenetV3/expanded_conv_3/expand/Conv2D_weights"
     weights = read_graph(write_graph(tmp_path / "hole.json", narrow, drop=name))
     with pytest.raises(TrainingError, match="'MobilenetV3/expanded_conv_3/expand/Conv2D_weights' is missing"):
-        widen(EarlyExitSSDLite(early=False), weights)
+        widen(EarlyExitSSDLite(()), weights)
     weights[name.removeprefix("tower_0/")] = torch.zeros(1, 1, 24, 999)
     with pytest.raises(TrainingError, match=r"\(999, 24, 1, 1\) is no part of \(72, 24, 1, 1\)"):
-        widen(EarlyExitSSDLite(early=False), weights)
+        widen(EarlyExitSSDLite(()), weights)
