@@ -1,3 +1,31 @@
-"""Early-exit object detection: train, measure, route and explain."""
+"""Early-exit object detection: train a detector with exits, measure every exit, route, certify, export and detect.
+
+The names below are the public ones; each is imported when it is first used, so that
+``eelib.Session`` works where torch is not installed.
+"""
+
+import importlib
 
 __version__ = "0.1.0"
+
+# A public name, and the module that defines it.
+_PUBLIC = {
+    "load": "eelib.hub", "EarlyExitSSDLite": "eelib.model", "ExitOutput": "eelib.model",
+    "Detections": "eelib.detections", "Config": "eelib.config", "load_config": "eelib.config", "train": "eelib.train",
+    "Criterion": "eelib.losses", "open_source": "eelib.coco", "DetectionDataset": "eelib.data",
+    "evaluate": "eelib.evaluate", "record": "eelib.records", "ExitRecords": "eelib.records",
+    "RoutedAP": "eelib.routed_ap", "route": "eelib.routers", "certify": "eelib.routers",
+    "Router": "eelib.deploy.router", "POLICIES": "eelib.policies", "export": "eelib.deploy.export",
+    "Session": "eelib.deploy.runtime",
+}  # fmt: skip
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'eelib' has no attribute '{name}'; public are {', '.join(_PUBLIC)}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_PUBLIC]

@@ -24,6 +24,19 @@ def write_atomic(path: Path | str, write: Callable[[io.BufferedWriter], None]) -
     return path
 
 
+def look_up(path: Path | str) -> Path:
+    """A relative path where it exists: in the working folder, or in the nearest folder above it.
+
+    So a notebook finds ``data/showroom`` from its own folder, and a command from anywhere in a checkout. A path
+    that exists nowhere is given as it is: the error of whoever opens it then names it.
+    """
+    path = Path(path)
+    if path.is_absolute():
+        return path
+    here = Path.cwd()
+    return next((folder / path for folder in (here, *here.parents) if (folder / path).exists()), path)
+
+
 def file_sha256(path: Path | str) -> str:
     """SHA-256 of a file."""
     with Path(path).open("rb") as file:

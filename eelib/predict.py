@@ -1,0 +1,104 @@
+"""Detect in images with a detector in torch: what :meth:`eelib.model.EarlyExitSSDLite.predict` does."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from eelib.detections import Detections
+from eelib.model import EarlyExitSSDLite, class_scores, postprocess
+from eelib.preprocess import ImageError, read_image, resize, upright_rgb
+
+Source = str | Path | Image.Image | np.ndarray
+
+
+def predict(
+    model: EarlyExitSSDLite,
+    images: Source | list[Source],
+    *,
+    thresholds: Mapping[str, float] | None = None,
+    min_score: float = 0.05,
+) -> Detections | list[Detections]:
+    """Detect in one image or in a list of them.
+
+    Args:
+        model: a trained detector.
+        images: each a path, a PIL image, or an array (H, W, 3) or (H, W), uint8 in 0..255 or float in [0, 1].
+        thresholds: exit name to the best score in [0, 1] from which an image leaves there; None runs the full path.
+        min_score: least score of a detection that is returned, in [0, 1].
+
+    Returns:
+        Detections in pixels of the upright image, for a list one each.
+
+    Raises:
+        ValueError: an exit that the detector does not have, a threshold or score outside [0, 1], or an array that is
+            no image.
+        ImageError: a file that cannot be read.
+    """
+    thresholds = dict(thresholds or {})
+    for name, value in thresholds.items():
+        if name not in model.exit_names[:-1]:
+            early = ", ".join(model.exit_names[:-1]) or "none"
+            raise ValueError(f"thresholds: no early exit '{name}'; this detector has {early}")
+        _check_share(f"threshold of {name}", value)
+    _check_share("min_score", min_score)
+    if isinstance(images, list | tuple):
+        return [_detect(model, image, thresholds, min_score) for image in images]
+    return _detect(model, images, thresholds, min_score)
+
+
+def _check_share(what: str, value: float) -> None:
+    if not 0 <= value <= 1:  # NaN as well
+        raise ValueError(f"{what} is {value}; expected a number from 0 to 1")
+
+
+@torch.inference_mode()
+def _detect(model: EarlyExitSSDLite, source: Source, thresholds: Mapping[str, float], min_score: float) -> Detections:
+    image, size = as_image(source), model.size
+    pixels = torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None]  # (1, 3, S, S)
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        for output in model.exits(pixels.to(device).float().div_(255)):
+            best = float(class_scores(output.cls_logits).max())
+            if best >= thresholds.get(output.name, float("inf")):
+                break
+    finally:
+        model.train(training)
+    (detections,) = postprocess(output, (size, size), score_threshold=min_score)
+    detections = detections.scaled(image.width / size, image.height / size)
+    return Detections(
+        detections.boxes_xyxy, detections.scores, detections.labels, output.name, tuple(model.classes), image
+    )
+
+
+def as_image(source: Source) -> Image.Image:
+    """Any of the kinds of images as an upright RGB image.
+
+    Raises:
+        ValueError: an array of another shape, type or range, or something else altogether.
+        ImageError: a file that cannot be read.
+    """
+    if isinstance(source, str | Path):
+        return read_image(source)
+    if isinstance(source, Image.Image):
+        return upright_rgb(source)
+    if not isinstance(source, np.ndarray):
+        raise ValueError(f"image is of type {type(source).__name__}; expected a path, a PIL image or an array")
+    if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] != 3) or not source.size:
+        raise ValueError(f"image is an array of shape {source.shape}; expected (height, width, 3) or (height, width)")
+    if source.dtype != np.uint8:
+        if not np.issubdtype(source.dtype, np.floating):
+            raise ValueError(f"image is an array of {source.dtype}; expected uint8, or float in [0, 1]")
+        if not (np.isfinite(source).all() and source.min() >= 0 and source.max() <= 1):
+            raise ValueError(
+                f"image is a float array from {source.min():g} to {source.max():g}; expected [0, 1], or uint8 in 0..255"
+            )
+        source = np.round(source * 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(source)).convert("RGB")
+
+
+__all__ = ["ImageError", "as_image", "predict"]
