@@ -53,7 +53,7 @@ class DataConfig(_Group):
     """Which images, and what happens to them and to their boxes."""
 
     root: str = "data/showroom"  # a folder in eelib's layout or COCO 2017's
-    category: str = "chair"  # its name in the annotation files
+    category: str | list[str] | None = "chair"  # name in the annotation files, names in the order of labels, or all
     # own COCO files by split, instead of `root`; val and calibrate are drawn from train where they have none
     files: dict[Literal["train", "val", "calibrate", "test"], SplitFiles] = {}
     image_sizes: list[list[int]] = [[0, 320]]  # [first epoch, side in px]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from eelib.coco import Source, open_root
 from eelib.config import resolve
 from eelib.data import load_split
 from eelib.files import file_sha256
 from eelib.records import ExitRecords, records_of
 from eelib.routed_ap import bootstrap, interval
-from eelib.sources import Source, open_root
 from eelib.splits import PolicyError, Setting, Split
 
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from eelib.checkpoints import TrainingError, load_checkpoint, save_checkpoint
+from eelib.coco import open_source
 from eelib.config import ConfigError, PhaseConfig, parse, resolve
 from eelib.data import DetectionDataset, as_input, build_transform, loader
 from eelib.files import write_atomic
 from eelib.losses import joint_loss
 from eelib.model import EarlyExitSSDLite, ExitOutput
-from eelib.sources import open_source
 from eelib.supervision import mask_loss
 
 

@@ -4,8 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+from eelib.coco import read_coco
 from eelib.files import write_atomic
-from eelib.sources import read_index
 from showroom import ShowroomError
 
 HELD_OUT = ("val", "calibrate", "test")
@@ -32,7 +32,9 @@ def join(base: Path | str, more: Path | str, out: Path | str) -> dict:
     base, more, out = Path(base), Path(more), Path(out)
     if out.exists():
         raise ShowroomError(f"{out}: exists; expected a new folder")
-    content, added = (read_index(folder / "train.json").content for folder in (base, more))
+    content, added = (
+        read_coco(folder / "train.json", segmentations=True).content for folder in (base, more)
+    )
     settings = added["info"].get("settings") or {}
     if settings.get("split") != "train":
         raise ShowroomError(f"{more / 'train.json'}: key 'info.settings' is {settings}; expected renders of train")
