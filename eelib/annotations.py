@@ -84,9 +84,13 @@ class Contents:
 
 
 def examine(
-    path: Path | str, categories: str | Sequence[str] | None, images: Path | None, segmentations: bool
+    path: Path | str, categories: str | Sequence[str] | None, images: Path | None, segmentations: str | None
 ) -> tuple[Contents, list[Problem]]:
-    """A file's sound content and what is wrong with the rest; arguments as for :func:`read_coco`.
+    """A file's sound content and what is wrong with the rest.
+
+    Args:
+        path, categories, images: as for :func:`eelib.coco.read_coco`.
+        segmentations: severity of a fault in one; None leaves them out unseen.
 
     Raises:
         DataError: the file is missing, not JSON or without one of COCO's three lists.
@@ -145,7 +149,7 @@ def _fields_of_odd_json(path: Path, raw: bytes) -> dict[str, Raw]:
 
 def all_categories(path: Path) -> tuple[str, ...]:
     """Names of all categories of a file; Roboflow's root, which stands above the others and has no boxes, left out."""
-    reader = _Reader(None, None, False)
+    reader = _Reader(None)
     reader.read_categories(_sections(path)[0]["categories"])
     return reader.wanted
 
@@ -160,7 +164,9 @@ def as_names(categories: str | Sequence[str] | None) -> tuple[str, ...] | None:
 class _Reader:
     """The pass through a file: what was read, and what was found to be wrong."""
 
-    def __init__(self, categories: str | Sequence[str] | None, folder: Path | None, segmentations: bool):
+    def __init__(
+        self, categories: str | Sequence[str] | None, folder: Path | None = None, segmentations: str | None = None
+    ):
         self.categories, self.folder, self.segmentations = as_names(categories), folder, segmentations
         self.found = Problems()
         self.named: dict[int, dict] = {}  # categories by id
@@ -334,7 +340,8 @@ class _Reader:
         try:
             shape = segmentation.read(raw, (image["height"], image["width"]))
         except ValueError as error:
-            return self.error("segmentation", where, f"'segmentation' is {shown(bytes(raw))}: {error}")
+            message = f"'segmentation' is {shown(bytes(raw))}: {error}; training with `loss.mask` refuses it"
+            return self.found.add(self.segmentations, "segmentation", where, message)
         if shape is None:
             self.found.add("note", "no shape", where, "no 'segmentation'; training with `loss.mask` needs one")
         return shape

@@ -3,17 +3,22 @@
 No torch, no pycocotools: this module says which images, boxes and categories a split has.
 """
 
+import functools
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image
+
 from eelib.annotations import Contents, all_categories, as_names, examine
 from eelib.config import ROOT, DataConfig, resolve
 from eelib.faults import DataError, Problem
 from eelib.layouts import COCO_PARTS, SPLITS, foreign_format, split_files, whole_file
+from eelib.preprocess import read_image, read_sizes
 
 SHOWROOM = ROOT / "data" / "showroom"
 CATEGORY = "chair"
@@ -124,7 +129,7 @@ def read_coco(
     """Read and check a COCO annotation file.
 
     What is plain is put right: numbers as text, ``iscrowd`` and ``area`` that are missing (0, and the area of the
-    box), ids of annotations below 1, several categories of one name.
+    box), ids of annotations below 1, several categories of one name. What is likely wrong is logged, once.
 
     Args:
         path: of the file.
@@ -136,9 +141,17 @@ def read_coco(
     Raises:
         DataError: the first fault; :func:`problems` lists all.
     """
-    contents, found = examine(path, categories, images, segmentations)
+    contents, found = examine(path, categories, images, "error" if segmentations else None)
     refuse(path, found)
+    for doubt in _doubts(contents):
+        _tell(f"{doubt.severity}: {path}: {doubt}")
     return contents
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Log a line once in a process, however often a file is read."""
+    logging.getLogger(__name__).warning(line)
 
 
 def refuse(path: Path | str, found: Sequence[Problem]) -> None:
@@ -165,11 +178,22 @@ def inspect(
 ) -> tuple[Contents | None, list[Problem]]:
     """The sound content of a file, if it is COCO JSON at all, and :func:`problems`."""
     try:
-        contents, found = examine(path, categories, images, segmentations=True)
+        contents, found = examine(path, categories, images, segmentations="warning")
     except DataError as error:
         return None, [Problem("error", "", str(error).removeprefix(f"{path}: "))]
-    order = ("error", "warning", "note")
-    return contents, sorted([*found, *_doubts(contents)], key=lambda problem: order.index(problem.severity))
+    listed, order = [*found, *_emptiness(contents), *_doubts(contents)], ("error", "warning", "note")
+    return contents, sorted(listed, key=lambda problem: order.index(problem.severity))
+
+
+def _emptiness(contents: Contents) -> list[Problem]:
+    """A warning where no object is left; whoever trains or evaluates on it is refused anyway."""
+    annotations = contents.content["annotations"]
+    names = ", ".join(repr(row["name"]) for row in contents.content["categories"])
+    crowd = sum(row["iscrowd"] for row in annotations)
+    if not names or crowd < len(annotations):
+        return []
+    what = f"all {crowd} boxes are crowds ('iscrowd' 1)" if crowd else "there is no box"
+    return [Problem("warning", "", f"no object of {names} is left: {what}; nothing can be trained or evaluated")]
 
 
 def _doubts(contents: Contents) -> list[Problem]:
@@ -188,11 +212,6 @@ def _doubts(contents: Contents) -> list[Problem]:
         warn(f"box {list(twice[0][2:])} is there {boxes[twice[0]]} times on image {twice[0][0]}", len(twice))
     if annotations and _normalised(annotations):
         warn("every box lies in 0..1: shares of the image in place of pixels? `--fix` multiplies them")
-    names = ", ".join(repr(row["name"]) for row in contents.content["categories"])
-    crowd = sum(row["iscrowd"] for row in annotations)
-    if names and crowd == len(annotations):
-        what = f"all {crowd} boxes are crowds ('iscrowd' 1)" if crowd else "there is no box"
-        warn(f"no object of {names} is left: {what}; nothing can be trained or evaluated")
     used = {row["category_id"] for row in annotations}
     if annotations and (empty := [row for row in contents.content["categories"] if row["id"] not in used]):
         warn(f"category {empty[0]['name']!r} has no box", len(empty))
@@ -220,7 +239,7 @@ def cleaned(path: Path | str, categories: str | Sequence[str] | None, images: Pa
     Args:
         path, categories, images: as for :func:`read_coco`.
     """
-    content = examine(path, categories, images, segmentations=True)[0].content
+    content = examine(path, categories, images, segmentations="warning")[0].content
     by_name: dict[str, dict] = {}
     first = {image["id"]: by_name.setdefault(image["file_name"], image)["id"] for image in content["images"]}
     boxes: dict[tuple, dict] = {}
@@ -233,6 +252,29 @@ def cleaned(path: Path | str, categories: str | Sequence[str] | None, images: Pa
             row["area"] = row["bbox"][2] * row["bbox"][3]
         boxes.setdefault(_place(row), row)
     return content | {"images": list(by_name.values()), "annotations": list(boxes.values())}
+
+
+def read_picture(entry: dict, folder: Path, file: Path) -> Image.Image:
+    """The upright RGB image of an entry of ``images``.
+
+    Where the file states the size of the stored image, which an EXIF rotation turns, the entry gets the upright
+    one's: boxes and masks belong to that.
+
+    Args:
+        entry: of COCO content; ``file`` is where it was read, for the message.
+        folder: of the images.
+
+    Raises:
+        DataError: the image has another size.
+        ImageError: it is missing or broken.
+    """
+    path, stated = folder / entry["file_name"], (entry["width"], entry["height"])
+    image = read_image(path)
+    if image.size != stated and read_sizes(path)[1] != stated:
+        size, other = (f"{width} x {height}" for width, height in (image.size, stated))
+        raise DataError(f"{path}: image of {size} px; {file} says {other} (image id {entry['id']})")
+    entry["width"], entry["height"] = image.size
+    return image
 
 
 def read_split(split: str, source: Source, segmentations: bool = False) -> Contents:

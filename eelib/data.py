@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from eelib import preprocess, segmentation
-from eelib.coco import SHOWROOM, DataError, Source, open_root, read_coco, read_split
+from eelib.coco import SHOWROOM, DataError, Source, open_root, read_coco, read_picture, read_split
 from eelib.layouts import find_images
 
 IN_MEMORY_BYTES = 2 * 2**30  # decoded images of a split; a larger split is decoded image by image
@@ -232,18 +232,9 @@ class DetectionDataset(Dataset):
             self.images, self.masks = list(self.images), list(self.masks) if masks else None
 
     def _image(self, index: int) -> Tensor:
-        """Image of an index as it is on disk: uint8 (3, H, W)."""
+        """Upright image of an index: uint8 (3, H, W)."""
         entry = self.coco.imgs[self.image_ids[index]]
-        path = self.folder / entry["file_name"]
-        image = read_image(path)
-        size = (image.shape[2], image.shape[1])
-        if size != (entry["width"], entry["height"]):
-            if preprocess.read_sizes(path)[1] != (entry["width"], entry["height"]):
-                stated = f"{entry['width']} x {entry['height']} (image id {entry['id']})"
-                raise DataError(f"{path}: image of {size[0]} x {size[1]} px; {self.file} says {stated}")
-            # stated as it is stored; boxes and masks belong to the upright image
-            entry["width"], entry["height"] = size
-        return image
+        return F.pil_to_tensor(read_picture(entry, self.folder, self.file))
 
     def _mask(self, index: int) -> Tensor:
         """Union of all objects of an image, the tiny ones that are annotated as crowd too: uint8 (1, H, W)."""

@@ -44,7 +44,9 @@ def split_files(root: Path) -> Files:
 
 
 def whole_file(root: Path) -> tuple[Path, Path] | None:
-    """The COCO JSON and the folder of images of a tool that writes all images into one file, or None."""
+    """The COCO JSON and the folder of images where a tool wrote all images into one file, or None."""
+    if len(parts := [root / part for part in ROBOFLOW_PARTS.values() if (root / part / ROBOFLOW).is_file()]) == 1:
+        return parts[0] / ROBOFLOW, parts[0]
     for name, images in WHOLE.items():
         if (root / name).is_file():
             return root / name, root / images if (root / images).is_dir() else root

@@ -15,7 +15,6 @@ from eelib.coco import (
     SHOWROOM,
     Source,
     cleaned,
-    inspect,
     open_root,
     open_source,
     part_of,
@@ -77,7 +76,7 @@ def photos(tmp_path):
 
 def test_counts_of_the_fixture():
     source = open_root(COCO)
-    rows = {s: counts(s, source, inspect(*source.file_of(s)[:1], "chair", None)[0]) for s in SPLITS}
+    rows = {split: counts(source, split, read_split(split, source).content) for split in SPLITS}
     keys = ("images", "with_category", "boxes", "crowd", "missing_files")
     assert {split: tuple(row[key] for key in keys) for split, row in rows.items()} == {
         "train": (8, 6, 6, 1, 0),  # without a chair: no annotation at all, and a person beside a couch
@@ -492,8 +491,18 @@ def test_what_is_likely_wrong_is_a_warning(change, message, tmp_path):
     read_coco(path)  # legal
 
 
+def test_what_is_likely_wrong_is_logged_once(tmp_path, caplog):
+    path = write(tmp_path, normalise)
+    read_coco(path), read_coco(path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"warning: {path}: every box lies in 0..1: shares of the image in place of pixels? `--fix` multiplies them",
+        f"warning: {path}: 1 boxes of other categories are left out: 'stool' 1",
+    ]
+
+
 def test_a_sound_file_has_no_problem(tmp_path, photos):
     assert problems(write(tmp_path), None, photos) == []
+    assert problems(TRAIN, None, COCO / "train2017") == []
 
 
 def test_what_is_cleaned(tmp_path, photos):

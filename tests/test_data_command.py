@@ -7,7 +7,6 @@ from PIL import Image
 
 from eelib.__main__ import main
 from eelib.config import ROOT
-from eelib.preprocess import ImageError
 
 COCO = ROOT / "tests" / "fixtures" / "coco"
 OWN = ["--data", str(COCO / "annotations" / "instances_train2017.json"), "--images", str(COCO / "train2017")]
@@ -31,7 +30,7 @@ def test_a_sound_file(tiny, capsys):
     assert main(["data", "check", "--data", str(tiny / "test.json"), "--decode"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[1].split()[:6] == ["test", "2", "1", "2", "1", "0"]
-    assert "2 images decode" in out and "error" not in out and "warning" not in out
+    assert "counted and decoded in" in out and "error" not in out and "warning" not in out
 
 
 def test_all_faults_are_printed_and_the_first_is_the_error(changed, capsys):
@@ -91,6 +90,8 @@ def test_a_split_that_cannot_be_drawn_is_an_error(tiny, capsys):
     assert main(["data", "check", "--data", str(folder)]) == 0  # one file is the split that the command asks for
     (folder / "train").mkdir()
     (folder / "result.json").rename(folder / "train" / "_annotations.coco.json")
+    (folder / "test").mkdir()
+    (folder / "test" / "_annotations.coco.json").write_bytes((folder / "train" / "_annotations.coco.json").read_bytes())
     for path in (folder / "images").iterdir():
         path.rename(folder / "train" / path.name)
     capsys.readouterr()
@@ -134,14 +135,14 @@ def test_conversion(tiny, capsys):
     assert main(["data", "check", "--data", out, "--images", str(tiny / "test"), "--decode"]) == 0
 
 
-def test_a_broken_image_is_named(tiny, capsys):
-    Image.new("L", (5, 5)).save(tiny / "test" / "1.jpg")
-    assert main(["data", "check", "--data", str(tiny / "test.json"), "--decode"]) == 2
-    assert "1.jpg: image of 5 x 5 px" in capsys.readouterr().err
+def test_all_broken_images_are_told(tiny, capsys):
     (tiny / "test" / "1.jpg").write_bytes(b"x")
-    assert issubclass(ImageError, ValueError)
+    Image.new("L", (5, 5)).save(tiny / "test" / "2.jpg")
     assert main(["data", "check", "--data", str(tiny / "test.json"), "--decode"]) == 2
-    assert capsys.readouterr().err.startswith(f"eelib: {tiny / 'test' / '1.jpg'}: image cannot be decoded")
+    printed = capsys.readouterr()
+    assert f"image 1: {tiny / 'test' / '1.jpg'}: image cannot be decoded" in printed.out
+    assert f"image 2: {tiny / 'test' / '2.jpg'}: image of 5 x 5 px; {tiny / 'test.json'} says 64 x 48" in printed.out
+    assert printed.err.count("\n") == 1 and "and 1 more" in printed.err
 
 
 def test_several_categories_are_given_one_by_one(capsys):

@@ -59,6 +59,7 @@ def test_roboflow(tmp_path):
         ("result.json", "images", "../../label-studio/data/media/upload/1/"),
         ("labels.json", "data", ""),  # FiftyOne
         ("annotations.json", "JPEGImages", "JPEGImages/"),  # LabelMe's labelme2coco
+        ("train/_annotations.coco.json", "train", ""),  # Roboflow without a division
     ],
 )
 def test_tools_that_write_one_file(annotations, images, prefix, tmp_path):
