@@ -9,6 +9,8 @@ import math
 import msgspec
 import numpy as np
 
+from eelib.faults import shown
+
 Number = int | float
 MAX_PERIMETER = 1_000_000  # pixels; pycocotools walks along it in steps of a fifth of a pixel
 
@@ -46,12 +48,12 @@ def read(raw: bytes | msgspec.Raw, size_hw: tuple[int, int]) -> list | dict | No
             _check_polygon(polygon, size_hw)
         return polygons or None
     if segmentation.size != size_hw:
-        raise ValueError(f"run lengths of {list(segmentation.size)}; the image has [height, width] {list(size_hw)}")
+        raise ValueError(f"run lengths of {shown(list(segmentation.size))}; the image has [height, width] {list(size_hw)}")
     counts = segmentation.counts
     lengths = _decompressed(counts) if isinstance(counts, str) else counts
     total, pixels = sum(lengths), math.prod(size_hw)
     if total != pixels or min(lengths) < 0:
-        raise ValueError(f"run lengths cover {total} pixels of the image's {pixels}; expected all, none below 0")
+        raise ValueError(f"run lengths cover {shown(total)} pixels of the image's {pixels}; expected all, none below 0")
     return {"size": list(segmentation.size), "counts": counts}
 
 
