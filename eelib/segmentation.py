@@ -48,7 +48,9 @@ def read(raw: bytes | msgspec.Raw, size_hw: tuple[int, int]) -> list | dict | No
             _check_polygon(polygon, size_hw)
         return polygons or None
     if segmentation.size != size_hw:
-        raise ValueError(f"run lengths of {shown(list(segmentation.size))}; the image has [height, width] {list(size_hw)}")
+        raise ValueError(
+            f"run lengths of {shown(list(segmentation.size))}; the image has [height, width] {list(size_hw)}"
+        )
     counts = segmentation.counts
     lengths = _decompressed(counts) if isinstance(counts, str) else counts
     total, pixels = sum(lengths), math.prod(size_hw)
