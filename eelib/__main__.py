@@ -10,7 +10,8 @@ from eelib.config import ROOT
 # Errors that are bad input, by the module that raises them.
 BAD_INPUT = {
     "eelib.config": "ConfigError",
-    "eelib.sources": "DataError",
+    "eelib.faults": "DataError",
+    "eelib.preprocess": "ImageError",
     "eelib.checkpoints": "TrainingError",
     "eelib.deploy.runtime": "DeploymentError",
     "eelib.records": "RecordsError",
@@ -44,16 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--resume", action="store_true", help="continue from the folder's last.pth")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help_set)
     data_command.add_options(command)
-    command = add("data", commands.data, "eelib data coco --root data/coco")
-    kinds = command.add_subparsers(dest="what", required=True)
-    kind = kinds.add_parser("coco", help="COCO 2017 in a folder; how to obtain what is missing")
-    kind.add_argument("--root", required=True, help="folder of annotations/, train2017/ and val2017/")
-    kind.add_argument("--category", help="category to look for; by default chair")
-    kind = kinds.add_parser("check", help="any COCO JSON and its images, or a folder of splits; showroom by default")
-    data_command.add_options(kind)
-    for kind in kinds.choices.values():
-        kind.add_argument("--decode", action="store_true", help="decode every image too")
-        kind.add_argument("--json", action="store_true", help="a JSON list for machines")
+    command = add("data", commands.data, "eelib data check --data my.json --images my")
+    data_command.add_arguments(command)
     command = add("widen", commands.widen, "eelib widen runs/pretrained/package/models/centernet.json")
     command.add_argument("graph", help="JSON file of the narrow detector that `make pretrained` fetches")
     command.add_argument("--out", default=str(ROOT / "runs" / "pretrained" / "start.pth"), help="weights to start from")
@@ -108,7 +101,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--export", help="folder of `eelib export`; written afresh without it")
     command.add_argument("--quick", action="store_true", help="few repeats, no torch.compile, no int8: a minute")
     command.add_argument("--reports", default=str(ROOT / "reports"), help="folder of metrics/bench.json")
-    command.add_argument("--coco-index", action="store_true", help="time the index of a file of COCO's size instead")
     command = add("export", commands.export, "eelib export --out runs/deploy")
     command.add_argument("--checkpoint", default=checkpoint, help="a released detector with or without exits")
     command.add_argument("--out", required=True, help="folder of the graphs and the manifest")

@@ -19,9 +19,9 @@ def train(args: argparse.Namespace) -> int:
 
     from eelib import config, data_command, train
     from eelib.checkpoints import save_checkpoint
+    from eelib.coco import open_source
     from eelib.data import DetectionDataset, build_transform
     from eelib.evaluate import coco_ap, detect_exits
-    from eelib.sources import open_source
     from eelib.supervision import MaskSupervised
     from studies import batch
 
@@ -237,20 +237,20 @@ def _validate_detector(args: argparse.Namespace) -> int:
     with torch.inference_mode():
         exits = evaluate_exits(args.checkpoint, dataset)
     answer = {"checkpoint": args.checkpoint, "checkpoint_sha256": file_sha256(args.checkpoint), "split": "test"}
-    answer |= {"split_sha256": split_sha256("test", source), "category": source.category, "images": len(dataset)}
+    answer |= {"split_sha256": split_sha256("test", source), "categories": source.names, "images": len(dataset)}
     answer |= {"exits": exits, "decision": decision(exits["full"]["AP"])}
     if args.json:
         print(json.dumps(answer))
         return 0
     for name, ap in exits.items():
         values = ", ".join(f"{key} {value:.3f}" for key, value in ap.items() if value >= 0)
-        print(f"{name} on {len(dataset)} images, {source.category}: {values}")
+        print(f"{name} on {len(dataset)} images, {', '.join(source.names)}: {values}")
     print(f"Decision: {answer['decision']}.")
     return 0
 
 
 def data(args: argparse.Namespace) -> int:
-    """Check a data set and count what it holds: COCO 2017, or any COCO files."""
+    """Check a data set and count what it holds: COCO 2017, or any COCO files; convert others to COCO."""
     from eelib import data_command
 
     return data_command.run(args)
@@ -267,10 +267,6 @@ def report(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """Time every runtime, exit and batch size, interleaved; print the ratios, write bench.json."""
-    if args.coco_index:
-        from eelib import data_command
-
-        return data_command.print_index_speed()
     from eelib.deploy import export as deploy
     from eelib.deploy import int8 as quantise
     from studies import bench

@@ -15,25 +15,26 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from eelib.sources import SHOWROOM, DataError, Source, missing_images, open_root, read_index, split_index
+from eelib import preprocess, segmentation
+from eelib.coco import SHOWROOM, DataError, Source, open_root, read_coco, read_picture, read_split
+from eelib.layouts import find_images
 
-LABEL = 1  # the one foreground label inside eelib; 0 is background
 IN_MEMORY_BYTES = 2 * 2**30  # decoded images of a split; a larger split is decoded image by image
 
 
 def split_sha256(split: str, root: Path | str | Source = SHOWROOM) -> str:
     """The identity of a split in every metrics file: the SHA-256 of its annotation file, if it is the whole file."""
-    return split_index(split, open_root(root)).sha256
+    return read_split(split, open_root(root)).sha256
 
 
 def load_coco(path: Path | str) -> COCO:
-    """Read and check a COCO annotation file; :class:`DataError` as :func:`eelib.sources.read_index`."""
-    return _pycocotools(read_index(path).content)
+    """Read and check a COCO annotation file; :class:`DataError` as :func:`eelib.coco.read_coco`."""
+    return _pycocotools(read_coco(path).content)
 
 
-def load_split(split: str, root: Path | str | Source = SHOWROOM) -> COCO:
-    """A split's images and its annotations of the one category; errors as :func:`eelib.sources.split_index`."""
-    return _pycocotools(split_index(split, open_root(root)).content)
+def load_split(split: str, root: Path | str | Source = SHOWROOM, segmentations: bool = False) -> COCO:
+    """A split's images and its annotations of the wanted categories; errors as :func:`eelib.coco.read_split`."""
+    return _pycocotools(read_split(split, open_root(root), segmentations).content)
 
 
 def _pycocotools(content: dict) -> COCO:
@@ -45,21 +46,8 @@ def _pycocotools(content: dict) -> COCO:
 
 
 def read_image(path: Path | str) -> Tensor:
-    """Decode an image of any mode to RGB.
-
-    Returns:
-        uint8, shape (3, H, W).
-
-    Raises:
-        DataError: the file is missing, truncated or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return F.pil_to_tensor(image.convert("RGB"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: image file is missing") from None
-    except (OSError, SyntaxError) as error:
-        raise DataError(f"{path}: image cannot be decoded ({error})") from None
+    """Decode an image as :func:`eelib.preprocess.read_image` does, errors included: uint8 (3, H, W)."""
+    return F.pil_to_tensor(preprocess.read_image(path))
 
 
 class ColourDistortion(v2.Transform):
@@ -112,7 +100,7 @@ def build_transform(
         rescale_boxes, flip_boxes: boxes follow the image. False repeats defects 7 and 8 of
             the record: the transform then sees the image alone.
     """
-    resize = v2.Resize((image_size, image_size), antialias=True)
+    resize = (_Resize if augment == "none" else v2.Resize)((image_size, image_size), antialias=True)
     if not rescale_boxes:
         resize = ImageOnly(resize)
     flip = v2.RandomHorizontalFlip(0.5)
@@ -132,6 +120,16 @@ def build_transform(
     if augment not in steps:
         raise DataError(f"augment: {augment!r} is unknown; expected one of {', '.join(steps)}")
     return v2.Compose([*steps[augment], v2.ClampBoundingBoxes(), _SanitizeBoxes(min_size=2)])
+
+
+class _Resize(v2.Resize):
+    """Resizes images as deployment does, by Pillow."""
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        if not isinstance(inpt, tv_tensors.Image) or list(inpt.shape[-2:]) == self.size:
+            return super().transform(inpt, params)
+        image = preprocess.resize(Image.fromarray(inpt.permute(1, 2, 0).numpy()), self.size[0])
+        return tv_tensors.wrap(torch.from_numpy(image).permute(2, 0, 1), like=inpt)
 
 
 class _SanitizeBoxes(v2.SanitizeBoundingBoxes):
@@ -181,13 +179,14 @@ class DetectionDataset(Dataset):
 
     Items are ``(image, target)``: image uint8 (3, S, S); target a dict of ``boxes`` (G, 4)
     xyxy float32 in pixels of the image returned, ``labels`` (G,) int64 and ``image_id``; with
-    ``masks`` also ``mask`` (1, S, S) uint8, 1 where a chair is visible.
+    ``masks`` also ``mask`` (1, S, S) uint8, 1 where an object is visible. Label k + 1 is category k of the
+    source, whose id in the annotations is ``category_ids[k]``; 0 is background.
     The draw of an item depends on (seed, epoch, index) alone, so any number of workers and
     any resumed run sees the same images, kept in memory or not.
 
     Raises:
-        DataError: bad annotations, or an image file that is missing, broken or of another size
-            than its annotations say. What is decoded on access is found broken on access.
+        DataError: bad annotations, or an image file that is missing or of another size than its annotations say.
+        ImageError: an image file is broken. What is decoded on access is found broken on access.
     """
 
     def __init__(
@@ -205,7 +204,7 @@ class DetectionDataset(Dataset):
     ):
         source = open_root(root)
         self.file, self.folder = source.file_of(split)
-        self.coco = load_split(split, source)
+        self.coco = load_split(split, source, segmentations=masks)
         self.transform, self.seed, self.epoch = transform, seed, 0
         self.category_ids = self.coco.getCatIds()
         ids = sorted(self.coco.imgs)
@@ -218,9 +217,14 @@ class DetectionDataset(Dataset):
             chosen = ids if sample == "first" else [ids[i] for i in order]
             ids = sorted(chosen[:limit])
         self.image_ids = ids
-        missing = missing_images(self.folder, [self.coco.imgs[i]["file_name"] for i in ids])
+        names = [self.coco.imgs[i]["file_name"] for i in ids]
+        files = find_images(self.folder, names)
+        missing = [name for name in names if name not in files]
         if missing:
             raise DataError(f"{self.folder / missing[0]}: image file is missing ({len(missing)} of {len(ids)} in all)")
+        for annotation in (a for i in ids for a in self.coco.imgToAnns[i]) if masks else ():
+            if "segmentation" not in annotation:
+                raise DataError(f"{self.file}: annotation {annotation['id']} has no 'segmentation'")
         self.images = OnAccess(len(ids), self._image)
         self.masks = OnAccess(len(ids), self._mask) if masks else None
         pixels = sum(self.coco.imgs[i]["width"] * self.coco.imgs[i]["height"] for i in ids)
@@ -228,24 +232,20 @@ class DetectionDataset(Dataset):
             self.images, self.masks = list(self.images), list(self.masks) if masks else None
 
     def _image(self, index: int) -> Tensor:
-        """Image of an index as it is on disk: uint8 (3, H, W)."""
+        """Upright image of an index: uint8 (3, H, W)."""
         entry = self.coco.imgs[self.image_ids[index]]
-        path = self.folder / entry["file_name"]
-        image = read_image(path)
-        if image.shape[1:] != (entry["height"], entry["width"]):
-            size = f"{image.shape[2]} x {image.shape[1]}"
-            expected = f"{entry['width']} x {entry['height']}"
-            raise DataError(f"{path}: image of {size} px; {self.file} says {expected} (image id {entry['id']})")
-        return image
+        return F.pil_to_tensor(read_picture(entry, self.folder, self.file))
 
     def _mask(self, index: int) -> Tensor:
-        """Union of all chairs of an image, the tiny ones that are annotated as crowd too: uint8 (1, H, W)."""
+        """Union of all objects of an image, the tiny ones that are annotated as crowd too: uint8 (1, H, W)."""
         image = self.coco.imgs[self.image_ids[index]]
-        mask = torch.zeros(1, image["height"], image["width"], dtype=torch.uint8)
+        size_hw = (image["height"], image["width"])
+        mask = torch.zeros(1, *size_hw, dtype=torch.uint8)
         for annotation in self.coco.imgToAnns[image["id"]]:
-            if not annotation.get("segmentation"):
-                raise DataError(f"{self.file}: annotation {annotation['id']} has no 'segmentation'")
-            mask |= torch.from_numpy(self.coco.annToMask(annotation))
+            try:
+                mask |= torch.from_numpy(segmentation.mask(annotation["segmentation"], size_hw))
+            except ValueError as error:
+                raise DataError(f"{self.file}: annotation {annotation['id']}: {error}") from None
         return mask
 
     def __len__(self) -> int:
@@ -260,9 +260,11 @@ class DetectionDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, dict]:
         image = tv_tensors.Image(self.images[index])
         boxes = self.objects(index)
+        objects = self.annotations[self.image_ids[index]]
+        labels = [self.category_ids.index(annotation["category_id"]) + 1 for annotation in objects]
         target = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=image.shape[-2:]),
-            "labels": torch.full((len(boxes),), LABEL),
+            "labels": torch.tensor(labels, dtype=torch.int64),
         }
         if self.masks is not None:
             target["mask"] = tv_tensors.Mask(self.masks[index])

@@ -1,35 +1,69 @@
-"""``eelib data``, the options ``--data --images --category``, and the speed of the index on a file of COCO's size."""
+"""``eelib data``, and the options ``--data --images --category`` of the commands that read a data set."""
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+import msgspec
 
-from eelib.config import ConfigError, DataConfig
-from eelib.sources import (
-    COCO_PARTS,
+from eelib.coco import (
+    CATEGORY,
+    DRAWN,
     HOW_TO_OBTAIN,
-    SPLITS,
-    DataError,
     Source,
-    missing_images,
+    cleaned,
+    inspect,
     missing_parts,
     open_root,
     open_source,
-    split_index,
+    part_of,
+    read_picture,
+    refuse,
+    refuse_foreign,
 )
+from eelib.config import ConfigError, DataConfig
+from eelib.faults import DataError, Problem, Problems
+from eelib.files import write_atomic
+from eelib.layouts import SPLITS, find_images, images_beside, whole_file
+from eelib.preprocess import ImageError
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """The three options that name a data set; :func:`data_settings` reads them."""
     command.add_argument("--data", help="COCO JSON (train's when training, else test's) or a folder of splits")
     command.add_argument("--images", help="folder of a JSON's images; by default the one beside it with its name")
-    command.add_argument("--category", help="category of the annotation file to look for; by default chair")
+    add_category(command)
+
+
+def add_category(command: argparse.ArgumentParser) -> None:
+    """The option that names what to look for."""
+    command.add_argument(
+        "--category", action="append", help="category of the annotation file to look for, one or more; by default chair"
+    )
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The kinds of ``eelib data`` and their options."""
+    kinds = command.add_subparsers(dest="what", required=True)
+    kind = kinds.add_parser("coco", help="COCO 2017 in a folder; how to obtain what is missing")
+    kind.add_argument("--root", required=True, help="folder of annotations/, train2017/ and val2017/")
+    add_category(kind)
+    kind = kinds.add_parser("check", help="any COCO JSON and its images, or a folder of splits; showroom by default")
+    add_options(kind)
+    kind.add_argument("--fix", metavar="OUT.json", help="write the --data JSON without its faults")
+    for kind in kinds.choices.values():
+        kind.add_argument("--decode", action="store_true", help="decode every image too")
+        kind.add_argument("--json", action="store_true", help="a JSON list for machines")
+    kind = kinds.add_parser("convert", help="YOLO, Pascal VOC or LabelMe files as one COCO JSON")
+    kind.add_argument("folder", help="folder of the annotations, and of the images unless --images names theirs")
+    kind.add_argument("--from", dest="kind", required=True, choices=("yolo", "voc", "labelme"))
+    kind.add_argument("--images", help="folder of the images")
+    kind.add_argument("--out", required=True, help="COCO JSON that is written")
 
 
 def given(args: argparse.Namespace) -> bool:
@@ -46,7 +80,7 @@ def data_settings(args: argparse.Namespace, split: str) -> dict[str, object]:
 
     Raises:
         ConfigError: ``--images`` without a JSON.
-        DataError: there is nothing at ``--data``.
+        DataError: there is nothing at ``--data``, or files of another format.
     """
     settings: dict[str, object] = {} if args.category is None else {"data.category": args.category}
     path = Path(args.data).resolve() if args.data else None
@@ -56,11 +90,16 @@ def data_settings(args: argparse.Namespace, split: str) -> dict[str, object]:
         return settings
     if not path.exists():
         raise DataError(f"--data {args.data}: neither a COCO JSON nor a folder of splits")
-    if path.is_dir():
+    if path.is_file():
+        refuse_foreign(path)
+        files = (path, Path(args.images).resolve() if args.images else images_beside(path))
+    else:
+        files = whole_file(path)
+    if files is None:
+        open_root(path)  # refuses a folder of another format
         return settings | {"data.root": str(path), "data.files": {}}
-    images = Path(args.images).resolve() if args.images else path.with_suffix("")
-    files = {split: {"annotations": str(path), "images": str(images)}}
-    return settings | {"data.root": DataConfig().root, "data.files": files}
+    named = {split: {"annotations": str(files[0]), "images": str(files[1])}}
+    return settings | {"data.root": DataConfig().root, "data.files": named}
 
 
 def option_source(args: argparse.Namespace, split: str = "test") -> Source:
@@ -69,43 +108,96 @@ def option_source(args: argparse.Namespace, split: str = "test") -> Source:
     return open_source(DataConfig(**{key.removeprefix("data."): value for key, value in settings.items()}))
 
 
-def counts(split: str, source: Source) -> dict:
-    """What a split holds, and which of its image files are missing."""
-    index, (path, folder) = split_index(split, source), source.file_of(split)
-    objects = [a for a in index.content["annotations"] if not a["iscrowd"]]
-    missing = missing_images(folder, [image["file_name"] for image in index.content["images"]])
+def counts(source: Source, split: str, content: dict) -> dict:
+    """What a split holds, and which of its image files are missing.
+
+    Args:
+        source, split: whose it is.
+        content: as :func:`eelib.coco.part_of` gives it.
+    """
+    path, folder = source.file_of(split)
+    objects = [a for a in content["annotations"] if not a["iscrowd"]]
+    files = [image["file_name"] for image in content["images"]]
+    missing = sorted(set(files) - find_images(folder, files).keys())
+    by_id = Counter(a["category_id"] for a in objects)
     return {
         "split": split,
-        "images": len(index.content["images"]),
+        "images": len(files),
         "with_category": len({a["image_id"] for a in objects}),
         "boxes": len(objects),
-        "crowd": len(index.content["annotations"]) - len(objects),
+        "crowd": len(content["annotations"]) - len(objects),
         "missing_files": len(missing),
         "first_missing": str(folder / missing[0]) if missing else None,
         "annotations": str(path),
-        "kept_index": index.cached,
+        "categories": {category["name"]: by_id[category["id"]] for category in content["categories"]},
     }
 
 
+def undecodable(source: Source, split: str, content: dict) -> list[Problem]:
+    """Images of a split that are there, and that are broken or of another size than annotated."""
+    (path, folder), found = source.file_of(split), Problems()
+    for entry in content["images"]:
+        try:
+            if (folder / entry["file_name"]).exists():
+                read_picture(entry, folder, path)
+        except (DataError, ImageError) as error:
+            found.add("error", type(error).__name__, f"image {entry['id']}", str(error))
+    return list(found.values())
+
+
 def run(args: argparse.Namespace) -> int:
-    """Run ``eelib data coco`` or ``eelib data check``; 0 whole, 1 image files are missing."""
+    """Run ``eelib data``; 0 whole, 1 image files are missing."""
+    if args.what == "convert":
+        from eelib.convert import convert
+
+        images = Path(args.images) if args.images else None
+        print(f"wrote {args.out}: {convert(Path(args.folder), args.kind, Path(args.out), images)}")
+        return 0
     if args.what == "coco":
         missing = missing_parts(args.root)
         if missing:
             print(HOW_TO_OBTAIN.format(root=args.root))
             raise DataError(f"{args.root}: not COCO 2017 yet; missing {', '.join(missing)}")
-        source, splits = open_root(args.root, args.category or DataConfig().category), SPLITS
+        source, splits = open_root(args.root, args.category or CATEGORY), SPLITS
     else:
         source = option_source(args)
-        splits = [s for s in SPLITS if s in source.files or (args.data and "train" in source.files)]
+        splits = [s for s in SPLITS if s in source.files or (s in DRAWN and "train" in source.files)]
+        if args.fix:
+            return _fix(args, source)
+    return _check(args, replace(source, categories=source.names), splits)
+
+
+def _check(args: argparse.Namespace, source: Source, splits: Sequence[str]) -> int:
     began = time.perf_counter()
-    rows = [counts(split, source) for split in splits]
-    seconds = time.perf_counter() - began
+    files = {source.file_of(split)[0]: source.file_of(split)[1] for split in splits}
+    inspected = {path: inspect(path, source.names, folder) for path, folder in files.items()}
+    broken = {path for path, (_, found) in inspected.items() for problem in found if problem.severity == "error"}
+    rows = []
+    for split in splits:
+        contents, found = inspected[path := source.file_of(split)[0]]
+        rows.append({"split": split, "annotations": str(path), "problems": found})
+        if path in broken:
+            continue
+        try:
+            content = part_of(contents, split, source).content
+        except DataError as error:  # it cannot be drawn
+            found.append(Problem("error", "", str(error).removeprefix(f"{path}: ")))
+            continue
+        rows[-1] |= counts(source, split, content)
+        if split in DRAWN and not rows[-1]["boxes"]:
+            text = f"'{split}' has no object: no epoch can be chosen by it, and nothing calibrated"
+            found.append(Problem("warning", "", text))
+        found += undecodable(source, split, content) if args.decode else ()
     if args.json:
-        print(json.dumps(rows))
+        print(json.dumps([row | {"problems": [problem._asdict() for problem in row["problems"]]} for row in rows]))
     else:
-        print(table(rows, source.category))
-        print(f"counted in {seconds:.1f} s; {'kept index' if rows[0]['kept_index'] else 'annotation files read'}")
+        print(table([row for row in rows if "images" in row], source.names))
+        print(f"counted{' and decoded' if args.decode else ''} in {time.perf_counter() - began:.1f} s")
+        for path, (_, found) in inspected.items():
+            for problem in found:
+                print(f"{problem.severity}: {path}: {problem}")
+    for path, (_, found) in inspected.items():
+        refuse(path, found)
     lacking = [row for row in rows if row["missing_files"]]
     for row in lacking:
         print(
@@ -113,89 +205,32 @@ def run(args: argparse.Namespace) -> int:
             "training and evaluation refuse this split",
             file=sys.stderr,
         )
-    if args.decode:
-        for split in splits:
-            _decode(split, source)
     return 1 if lacking else 0
 
 
-def table(rows: list[dict], category: str) -> str:
-    """Counts as aligned text, one line a split."""
-    names = {"images": "images", "with_category": f"with {category}", "boxes": "boxes", "crowd": "crowd"}
+def _fix(args: argparse.Namespace, source: Source) -> int:
+    if not args.data or Path(args.data).is_dir() and whole_file(Path(args.data)) is None:
+        raise ConfigError("--fix: needs --data with one COCO JSON")
+    (path, folder), out = source.file_of("test"), Path(args.fix)
+    if out.exists() and out.samefile(path):
+        raise ConfigError(f"--fix {out}: is the file that is read; expected another one")
+    content = cleaned(path, args.category, folder)
+    write_atomic(out, lambda file: file.write(msgspec.json.encode(content)))
+    boxes = len(content["annotations"])
+    print(f"wrote {out}: {len(content['images'])} images, {boxes} boxes; `--images {folder}` has its images")
+    return 0
+
+
+def table(rows: list[dict], categories: Sequence[str]) -> str:
+    """Counts as aligned text, one line a split, and the objects of each category where there are several."""
+    what = categories[0] if len(categories) == 1 else "an object"
+    names = {"images": "images", "with_category": f"with {what}", "boxes": "boxes", "crowd": "crowd"}
     names["missing_files"] = "missing files"
     lines = ["  ".join(["split    ", *names.values(), "from"])]
     for row in rows:
         cells = [f"{row[key]:>{len(title)},}" for key, title in names.items()]
         lines.append("  ".join([f"{row['split']:9}", *cells, row["annotations"]]))
+    for row in rows if len(categories) > 1 else ():
+        objects = ", ".join(f"{name} {count:,}" for name, count in row["categories"].items())
+        lines.append(f"{row['split']:9}  objects: {objects}")
     return "\n".join(lines)
-
-
-def _decode(split: str, source: Source) -> None:
-    from eelib.data import DetectionDataset  # torch, which counting does without
-
-    dataset = DetectionDataset(split, source, keep_crowd=True)
-    for image in dataset.images:
-        del image
-    print(f"{split}: {len(dataset)} images decode, each of the size annotated")
-
-
-def synthesise(path: Path, images: int = 118_000, annotations: int = 860_000, seed: int = 0) -> Path:
-    """Write an instances file of COCO's size and shape: 80 categories, polygons, categories last.
-
-    Args:
-        path: written; 500 MB at the default numbers.
-        images, annotations: how many of each.
-        seed: of the random boxes.
-    """
-    rng = np.random.default_rng(seed)
-    # COCO's chairs: 38,073 of 860,001; the other ids are all that matters of the rest
-    category = np.where(rng.random(annotations) < 38_073 / 860_001, 62, rng.integers(1, 62, annotations))
-    image, corner = rng.integers(1, images + 1, annotations), rng.integers(0, 300, (annotations, 2))
-    size = rng.integers(4, 170, (annotations, 2))
-    points = [rng.uniform(0, 480, 2 * rng.integers(8, 50)).round(2).tolist() for _ in range(2000)]
-    shapes = [json.dumps([p]) for p in points]
-    with path.open("w") as file:
-        file.write('{"info": {"year": 2017}, "images": [')
-        for i in range(1, images + 1):
-            url = f'"coco_url": "http://images.example.org/{i:012}.jpg", "date_captured": "2013-11-14 11:18:45"'
-            head = f'{{"license": 3, "file_name": "{i:012}.jpg", {url}, "height": 480, "width": 640, "id": {i}}}'
-            file.write(head if i == 1 else f", {head}")
-        file.write('], "annotations": [')
-        rows = zip(category.tolist(), image.tolist(), corner.tolist(), size.tolist(), strict=True)
-        for k, (kind, i, (x, y), (w, h)) in enumerate(rows, 1):
-            shape = f'"segmentation": {shapes[k % len(shapes)]}, "area": {w * h / 2}, "iscrowd": 0'
-            tail = f'"image_id": {i}, "bbox": [{x}.5, {y}.25, {w}, {h}], "category_id": {kind}, "id": {k}'
-            file.write(f"{', ' if k > 1 else ''}{{{shape}, {tail}}}")
-        names = ", ".join(f'{{"id": {i}, "name": "{"chair" if i == 62 else f"other {i}"}"}}' for i in range(1, 81))
-        file.write(f'], "categories": [{names}]}}')
-    return path
-
-
-_TIMED = """
-import re, sys, time
-from pathlib import Path
-from eelib import sources
-sources.INDEX = Path(sys.argv[2])
-began, cpu = time.perf_counter(), time.process_time()
-found = sources.read_index(sys.argv[1])
-seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-# Linux: getrusage's peak would be that of the parent where that was larger
-peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-print(seconds, cpu, peak, len(found.content["images"]), len(found.content["annotations"]))
-"""
-
-
-def print_index_speed() -> int:
-    """Time and peak memory of indexing a synthetic file of COCO's size, from the file and from the kept index."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = synthesise(Path(folder) / "instances_train2017.json")
-        print(f"file: {path.stat().st_size / 2**20:.0f} MiB, shape of {COCO_PARTS['train']}")
-        for what in ("from the file", "from the kept index"):
-            call = [sys.executable, "-c", _TIMED, str(path), str(Path(folder) / "index")]
-            answer = subprocess.run(call, check=True, capture_output=True, text=True).stdout.split()
-            seconds, cpu, peak = map(float, answer[:3])
-            print(
-                f"{what:20} {seconds:5.1f} s ({cpu:.1f} s of CPU), peak {peak:5.0f} MiB: "
-                f"{answer[3]} images, {answer[4]} annotations of the category"
-            )
-    return 0

@@ -84,7 +84,7 @@ class Detections:
         return canvas
 
 
-def _write(pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, font: ImageFont.ImageFont, colour: str) -> None:
+def _write(pen: ImageDraw.ImageDraw, at: tuple, text: str, font: ImageFont.FreeTypeFont, colour: str) -> None:
     left, top, right, bottom = pen.textbbox(at, text, font=font)
     margin = font.size / 5
     pen.rectangle((left - margin, top - margin, right + margin, bottom + margin), fill=colour)

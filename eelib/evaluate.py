@@ -13,12 +13,12 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from eelib.checkpoints import load_released
+from eelib.coco import DataError, open_source
 from eelib.config import Config
 from eelib.data import DetectionDataset, split_sha256
 from eelib.files import file_sha256
 from eelib.model import Detections
 from eelib.records import detections_of_exits
-from eelib.sources import DataError, open_source
 
 # Names of pycocotools' summary, in its order.
 AP_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")

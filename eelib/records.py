@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from eelib.checkpoints import load_released
+from eelib.coco import Source
 from eelib.data import DetectionDataset, batches, build_transform, split_sha256
 from eelib.deploy.evidence import EVIDENCE, SCORE_CUTS
 from eelib.files import file_sha256, write_atomic
 from eelib.model import Detections, ExitOutput, class_scores, postprocess
-from eelib.sources import Source
 
 MAX_DETECTIONS = 100  # an image and exit; COCO's AP looks at no more
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
+from eelib.coco import Source, open_source
 from eelib.config import ROOT, resolve, saved_config
 from eelib.data import DetectionDataset, build_transform, split_sha256
 from eelib.evaluate import evaluate_exits, provenance
 from eelib.files import file_sha256, write_atomic
 from eelib.records import ExitRecords, load_records, record, save_records
-from eelib.sources import Source, open_source
 from eelib.train import selection_score
 
 CHECKPOINTS = ROOT / "checkpoints"

@@ -13,6 +13,7 @@ import torch
 
 from eelib.calibrate import refuse_test
 from eelib.checkpoints import load_released
+from eelib.coco import Source, open_root
 from eelib.config import ROOT, resolve
 from eelib.data import DetectionDataset, as_input, build_transform, load_split
 from eelib.deploy.evidence import Never
@@ -22,7 +23,6 @@ from eelib.policies import check_policy, settings_of
 from eelib.records import ExitRecords, records_of
 from eelib.routed_ap import resample
 from eelib.routing import PolicyError, Setting, Split, check_thresholds, choose, full_samples, point, prepare
-from eelib.sources import Source, open_root
 from eelib.timing import exit_times
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from eelib.augment import PRESETS, augment
 from eelib.batches import Batch, EpochBatches, ResidentBatches, Share, StreamedBatches, fits, pool_of, seed_of
 from eelib.checkpoints import TrainingError, load_checkpoint, save_checkpoint
+from eelib.coco import open_source
 from eelib.config import Config, ConfigError, load, resolve
 from eelib.data import DetectionDataset, build_transform, split_sha256
 from eelib.evaluate import coco_ap, detect_exits
@@ -17,7 +18,6 @@ from eelib.files import locked
 from eelib.fit import Step, Trainer, fit, parameter_groups
 from eelib.losses import Criterion
 from eelib.model import EarlyExitSSDLite, ExitOutput, rebuild
-from eelib.sources import open_source
 
 
 def build_model(config: Config) -> EarlyExitSSDLite:

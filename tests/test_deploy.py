@@ -10,12 +10,12 @@ import torch
 from eelib.__main__ import main
 from eelib.anchors import default_boxes
 from eelib.checkpoints import load_released, save_checkpoint
+from eelib.coco import open_root
 from eelib.config import ROOT
 from eelib.data import DetectionDataset, as_input, build_transform
 from eelib.deploy.export import Decoder, build_stages, export
 from eelib.deploy.runtime import EarlyExitSession, forced
 from eelib.model import EarlyExitSSDLite, ExitOutput, flatten_predictions, postprocess
-from eelib.sources import open_root
 
 CHECKPOINT = ROOT / "checkpoints" / "exits.pth"
 

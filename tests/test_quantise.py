@@ -6,9 +6,9 @@ from eelib.__main__ import main
 from eelib.config import ROOT
 from eelib.data import SHOWROOM, DataError
 from eelib.deploy import export as deploy
-from eelib.deploy.images import as_input, read_image
 from eelib.deploy.int8 import quantise
 from eelib.deploy.runtime import DeploymentError, EarlyExitSession, forced
+from eelib.preprocess import read_image, to_input
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 def test_int8_detects_nearly_what_float_does(folder):
-    images = np.stack([as_input(read_image(f), 320) for f in sorted((SHOWROOM / "val").glob("*.jpg"))[:12]])
+    images = np.stack([to_input(read_image(f), 320) for f in sorted((SHOWROOM / "val").glob("*.jpg"))[:12]])
     whole, small = EarlyExitSession(folder), EarlyExitSession(folder, stages="stages_int8")
     assert small.exits == whole.exits
     for name in whole.exits:

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from eelib.checkpoints import TrainingError, save_checkpoint
+from eelib.coco import SHOWROOM
 from eelib.config import parse
 from eelib.evaluate import file_sha256
 from eelib.model import EarlyExitSSDLite
 from eelib.records import RecordsError
 from eelib.release import choose, find_released, read_manifest, release, retire, stages_table
-from eelib.sources import SHOWROOM
 from studies.routing.breakdown import compare_detectors
 
 

@@ -15,8 +15,9 @@ from eelib.__main__ import main
 from eelib.config import ROOT
 from eelib.data import SHOWROOM
 from eelib.deploy.export import export
-from eelib.deploy.images import as_input, find_images, read_image
+from eelib.deploy.images import find_images
 from eelib.deploy.runtime import DeploymentError, EarlyExitSession, Evidence, fixed, forced, make_policy
+from eelib.preprocess import read_image, to_input
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def session(folder):
 @pytest.fixture(scope="module")
 def images():
     files = sorted((SHOWROOM / "val").glob("*.jpg"))[:13]
-    return np.stack([as_input(read_image(file), 320) for file in files])
+    return np.stack([to_input(read_image(file), 320) for file in files])
 
 
 @pytest.fixture(scope="module")

@@ -21,13 +21,12 @@ from torch import Tensor, nn
 
 from eelib.anchors import CODER_WEIGHTS, MAX_LOG_SCALE, default_boxes
 from eelib.checkpoints import TrainingError, load_checkpoint, load_released
+from eelib.coco import Source, open_source
 from eelib.config import saved_config
-from eelib.data import load_split
 from eelib.deploy.runtime import FORMAT, MANIFEST, DeploymentError
 from eelib.evaluate import file_sha256
 from eelib.files import write_atomic
 from eelib.model import SIZE, EarlyExitSSDLite
-from eelib.sources import Source, open_source
 
 OPSET = 18
 POSTPROCESS = {"score_threshold": 0.001, "nms_threshold": 0.55, "topk": 300}
@@ -281,7 +280,7 @@ def export(checkpoint: Path | str, out: Path | str, source: Source | None = None
     Args:
         checkpoint: a file of :func:`eelib.checkpoints.save_checkpoint`, with or without early exits.
         out: folder, created; graphs of an earlier export are replaced.
-        source: data set whose category the manifest names; by default the one of the checkpoint's configuration.
+        source: data set whose categories the manifest names; by default the one of the checkpoint's configuration.
 
     Returns:
         The manifest.
@@ -298,7 +297,7 @@ def export(checkpoint: Path | str, out: Path | str, source: Source | None = None
     model = load_released(checkpoint).eval()
     _check_trained(model, checkpoint)
     settings = saved_config(load_checkpoint(checkpoint), checkpoint)
-    category = load_split("val", source or open_source(settings.data)).dataset["categories"]
+    categories = (source or open_source(settings.data)).category_rows()
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)  # an interrupted export must not look whole
     stages, start, entries = build_stages(model), 0, []
@@ -324,7 +323,7 @@ def export(checkpoint: Path | str, out: Path | str, source: Source | None = None
             "evidence": "max_score",
             "thresholds": {name: getattr(settings.thresholds, name) for name in model.early},
         },
-        "categories": [{"id": c["id"], "name": c["name"]} for c in category],
+        "categories": categories,
         "checkpoint_sha256": file_sha256(checkpoint),
         "config": settings.model_dump(mode="json"),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from eelib.deploy.runtime import DeploymentError, Detections, EarlyExitSession, Policy
+from eelib.preprocess import ImageError, read_image, to_input
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 # Okabe and Ito's colour-blind palette, one colour an exit throughout.
@@ -55,41 +56,6 @@ def _coco_ids(folder: Path) -> dict[str, int]:
         return {image["file_name"]: image["id"] for image in json.loads(beside.read_text())["images"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # no annotations beside the folder: nothing to agree with
-
-
-def read_image(path: Path | str) -> Image.Image:
-    """Decode a file of any mode to 8-bit RGB, upright.
-
-    An EXIF rotation is applied, transparency is laid on white, 16 and 32 bit are scaled to 8, the
-    first frame of an animation is taken.
-
-    Raises:
-        DeploymentError: missing, empty, truncated or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            image = ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise DeploymentError(f"{path}: image file is missing") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DeploymentError(f"{path}: image cannot be decoded ({error})") from None
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow's own conversion cuts at 255, which turns a 16-bit image white
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        scale = 255 / 65535 if values.max(initial=0) > 255 else 1.0
-        return Image.fromarray((values * scale).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def as_input(image: Image.Image, size: int) -> np.ndarray:
-    """An RGB image as the network takes it: float32 (3, size, size) in [0, 1]."""
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1), dtype=np.float32) / np.float32(255)
 
 
 def to_results(source: Source, size_wh: tuple[int, int], found: Detections, category_id: int, size: int) -> list[dict]:
@@ -141,7 +107,7 @@ def detect_files(
     policy: Policy,
     *,
     batch_size: int = 8,
-    on_broken: Callable[[DeploymentError], None],
+    on_broken: Callable[[ImageError], None],
 ) -> Iterator[tuple[Source, Image.Image, Detections, list[dict]]]:
     """Detect in files, a batch at a time; a broken one is reported and skipped.
 
@@ -154,10 +120,10 @@ def detect_files(
         for source in sources[first : first + batch_size]:
             try:
                 batch.append((source, read_image(source.path)))
-            except DeploymentError as error:
+            except ImageError as error:
                 on_broken(error)
         if not batch:
             continue
-        inputs = np.stack([as_input(image, session.size) for _, image in batch])
+        inputs = np.stack([to_input(image, session.size) for _, image in batch])
         for (source, image), found in zip(batch, session.detect(inputs, policy), strict=True):
             yield source, image, found, to_results(source, image.size, found, category_id, session.size)

@@ -19,12 +19,12 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from eelib.coco import Source, open_source
 from eelib.config import saved_config
 from eelib.data import DataError, DetectionDataset, as_input, build_transform
 from eelib.deploy.runtime import MANIFEST, EarlyExitSession
 from eelib.evaluate import file_sha256
 from eelib.files import write_atomic
-from eelib.sources import Source, open_source
 from eelib.timing import part_of
 
 PERCENTILE = 99.9  # of an activation's values inside its range; chosen on val among 99.5 to 99.999

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eelib.coco import open_source
 from eelib.config import ConfigError, PhaseConfig
 from eelib.data import split_sha256
 from eelib.evaluate import provenance
@@ -18,7 +19,6 @@ from eelib.files import write_json
 from eelib.model import EXIT_NAMES
 from eelib.records import EVIDENCE, ExitRecords
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
-from eelib.sources import open_source
 from eelib.train import training_set
 from studies.phases.causal import ladder
 from studies.phases.trainer import identity, route_split, train_phase, weights_path

@@ -3,10 +3,10 @@
 import torch
 from torchvision.ops import box_iou
 
+from eelib.coco import open_source
 from eelib.config import PhaseConfig
 from eelib.data import DetectionDataset, batches, build_transform
 from eelib.model import EXIT_NAMES, Detections, keep_best
-from eelib.sources import open_source
 from studies.phases.confidence import probability_of_maps
 from studies.phases.detector import RecordedDetector, decoded_boxes
 from studies.phases.trainer import NMS_THRESHOLD, SIZE_HW, confidences

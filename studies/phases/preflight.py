@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from eelib.matching import matching_quality
 from torch import Tensor
 
+from eelib.coco import open_source
 from eelib.config import PhaseConfig
 from eelib.data import DetectionDataset, build_transform
 from eelib.losses import detection_loss, match_batch
-from eelib.matching import matching_quality
 from eelib.model import EarlyExitSSDLite, ExitOutput, flatten_predictions
-from eelib.sources import open_source
 from studies.phases.confidence import confidence
 from studies.phases.detector import BOXES_PER_CELL, ExitMaps, RecordedExits, prior_boxes
 from studies.phases.loss import SIZE_HW, assign, recorded_loss

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from eelib.checkpoints import TrainingError, load_checkpoint, load_weights, save_checkpoint
+from eelib.coco import open_source
 from eelib.config import PhaseConfig, resolve
 from eelib.data import DetectionDataset, batches, build_transform, split_sha256
 from eelib.evaluate import coco_ap, file_sha256, to_results
 from eelib.files import write_atomic, write_json
 from eelib.model import EXIT_NAMES, keep_best
 from eelib.routing import exit_shares
-from eelib.sources import open_source
 from eelib.train import fit, require_architecture, training_set
 from studies.phases.cache import FeatureDataset, collate_images, collate_maps
 from studies.phases.confidence import confidence, probability_of_maps

@@ -1,0 +1,104 @@
+"""Image files as the networks take them: one decoder and one resizer for training, evaluation and deployment.
+
+numpy and Pillow alone.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 100_000_000  # decoded, such an image takes 400 MB; Pillow itself stops at 179 million
+ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that exchange width and height
+TIFF_MAXIMA = (281, 341)  # MaxSampleValue and SMaxSampleValue: the value that is white
+# White of a file that does not state it: the smallest of these that no pixel exceeds. Cameras of 12 bits store
+# them in 16 without saying so.
+WHITES = (255, 4095, 65535, 2**31 - 1)
+
+
+class ImageError(ValueError):
+    """An image file is missing, broken or too large; the message names it."""
+
+
+@contextlib.contextmanager
+def _opened(path: Path | str, max_pixels: int) -> Iterator[Image.Image]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's: of large images, which are bounded here, and of odd metadata
+            with Image.open(path) as image:
+                if image.width * image.height > max_pixels:
+                    size = f"{image.width} x {image.height} px"
+                    raise ImageError(f"{path}: image of {size}; expected at most {max_pixels / 1e6:g} million pixels")
+                yield image
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{path}: image file is missing") from None
+    except Exception as error:  # decoders of foreign bytes raise whatever they stumble over
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ImageError(f"{path}: image cannot be decoded ({reason})") from None
+
+
+def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a file of any mode to 8-bit RGB, upright.
+
+    An EXIF rotation is applied, transparency is laid on white, 16 and 32 bit and float are scaled so that white
+    is 255, the first frame of an animation is taken.
+
+    Args:
+        path: of the file.
+        max_pixels: a larger image is refused before it is decoded.
+
+    Raises:
+        ImageError: missing, empty, truncated, too large or no image.
+    """
+    with _opened(path, max_pixels) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I") or image.mode == "F":
+            return _to_8_bit(image).convert("RGB")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return image.convert("RGB")
+
+
+def read_sizes(path: Path | str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) of the upright image and of the stored one in pixels, from the file's head.
+
+    Raises:
+        ImageError: as :func:`read_image`.
+    """
+    with _opened(path, MAX_PIXELS) as image:
+        lying = image.getexif().get(ORIENTATION) in LYING
+        return (image.size[::-1] if lying else image.size), image.size
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Grey of mode I, I;16 or F; Pillow's own conversion cuts at 255, which turns a 16-bit image white."""
+    values = np.asarray(image)
+    highest = np.max(values, where=np.isfinite(values), initial=0)
+    tags = getattr(image, "tag_v2", {})
+    stated = [np.max(tags[tag]) for tag in TIFF_MAXIMA if tag in tags]
+    whites = (*stated, *((1,) if image.mode == "F" else ()), *WHITES, highest)
+    white = float(next(white for white in whites if white > 0 and white >= highest))
+    grey = np.empty(values.shape, np.uint8)
+    for first in range(0, len(values), 256):  # in strips, so that float copies stay small
+        strip = np.nan_to_num(values[first : first + 256].astype(np.float32), nan=0, posinf=white, neginf=0)
+        grey[first : first + 256] = np.rint(strip.clip(0, white) * (255 / white))
+    return Image.fromarray(grey)
+
+
+def resize(image: Image.Image, size: int) -> np.ndarray:
+    """An RGB image at the network's size, bilinear with antialiasing: uint8 (size, size, 3)."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.array(image)
+
+
+def to_input(image: Image.Image, size: int) -> np.ndarray:
+    """An RGB image as the network takes it: float32 (3, size, size) in [0, 1]."""
+    return np.ascontiguousarray(resize(image, size).transpose(2, 0, 1), dtype=np.float32) / np.float32(255)
