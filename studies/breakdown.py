@@ -10,7 +10,7 @@ import numpy as np
 
 from eelib.config import resolve
 from eelib.data import load_split
-from eelib.records import ExitRecords, records_of
+from eelib.records import records_of
 from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, only_model, resample, scenes_of
 from eelib.splits import Split
 
@@ -78,7 +78,7 @@ def _rows(group, evaluator, routings, weights, once) -> list[dict]:
 
 
 def compare_detectors(
-    detectors: Mapping[str, Path | str | ExitRecords],
+    detectors: Mapping[str, Path | str | RoutedAP],
     baseline: Path | str,
     root: Path | str,
     folder: Path | str,
@@ -90,7 +90,7 @@ def compare_detectors(
     """AP of every exit of several detectors on ``test``, paired by scene.
 
     Args:
-        detectors: name to released detector with exits, or to its records on ``test``; the others are
+        detectors: name to released detector with exits, or to its match flags on ``test``; the others are
             compared with the first.
         baseline: released detector without exits: the measure of the full paths.
         root: data set.
@@ -104,24 +104,22 @@ def compare_detectors(
         ``minus_first``, each with its ``_interval``; the baseline is the first row.
     """
     coco = load_split("test", resolve(root))
-    rows, first, weights = [], {}, None
+    rows, first, weights, image_ids = [], {}, None, set()
     for training, one in {"baseline": baseline, **detectors}.items():
-        kept = isinstance(one, ExitRecords)
-        records = one if kept else records_of("test", resolve(one), resolve(root), folder, limit, progress)
+        if isinstance(one, RoutedAP):  # of all images, whatever the limit
+            evaluator = one.rows([row for row, i in enumerate(one.image_ids) if i in image_ids])
+        else:
+            evaluator = RoutedAP(records_of("test", resolve(one), resolve(root), folder, limit, progress), coco)
         if weights is None:
-            image_ids = set(records.image_ids)
-        elif kept:  # of all images, whatever the limit
-            records = records.rows([row for row, i in enumerate(records.image_ids) if i in image_ids])
-        evaluator = RoutedAP(records, coco)
-        if weights is None:
-            weights = resample(scenes_of(coco, records.image_ids), resamples, seed=0)
-        routings = [np.full(len(records), k) for k in range(evaluator.exits)]
+            image_ids = set(evaluator.image_ids)
+            weights = resample(scenes_of(coco, evaluator.image_ids), resamples, seed=0)
+        routings = [np.full(evaluator.images, k) for k in range(evaluator.exits)]
         samples = bootstrap(evaluator, routings, weights)
         scores = [evaluator.scores(chosen) for chosen in routings]
         ap = [values["AP"] for values in scores]
         if training == "baseline":
             whole, whole_samples = ap[-1], samples[:, -1]
-        for k, name in enumerate(records.exit_names):
+        for k, name in enumerate(evaluator.exit_names):
             row = {"training": training, "exit": name} | scores[k]
             row |= {"AP_interval": interval(samples[:, k])}
             row |= _ratio("share_of_full", ap[k], ap[-1], samples[:, k], samples[:, -1])

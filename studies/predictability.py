@@ -17,7 +17,7 @@ from eelib.curves import priced, recovered
 from eelib.data import DetectionDataset, batches
 from eelib.model import EarlyExitSSDLite
 from eelib.policies import Features, fit_gain, known_at
-from eelib.records import ExitRecords, records_of
+from eelib.records import records_of
 from eelib.release import find_released
 from eelib.routed_ap import RoutedAP
 from eelib.splits import Split
@@ -144,10 +144,9 @@ def gains_of(
     """
     found = {}
     for name, one in find_released(trainings, root).items():
-        records = one if isinstance(one, ExitRecords) else records_of("test", one, root, folder, limit)
+        flags = one if isinstance(one, RoutedAP) else RoutedAP(records_of("test", one, root, folder, limit), test.coco)
         kept = set(test.records.image_ids)
-        rows = [row for row, image_id in enumerate(records.image_ids) if image_id in kept]
-        found[name] = RoutedAP(records.rows(rows), test.coco).gains()
+        found[name] = flags.rows([row for row, i in enumerate(flags.image_ids) if i in kept]).gains()
     return found
 
 
