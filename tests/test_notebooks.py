@@ -19,7 +19,7 @@ DRIVES = {
     "report_matching": "02_anchor_matching",
     "report_preflight": "02b_preflight",
     "report_detector": "06b_detector",
-    "report_full": "03_baseline",
+    "report_baseline": "03_baseline",
     "report_exits": "04_exits",
     "report_acceleration": "07_acceleration",
     "report_policies": "05d_policies",
