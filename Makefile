@@ -1,4 +1,4 @@
-# The two commands of the README: `make reproduce` and `make test`.
+# The two commands of the README: `make reproduce` and `make test`. `make publish` is the maintainer's.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ CORES ?= 2
 PROFILE ?= default
 SEEDS ?= 0
 
-.PHONY: reproduce test lab lint furniture pretrained clean
+.PHONY: reproduce publish test lab lint hooks furniture pretrained clean
 .DEFAULT_GOAL := reproduce
 
 # Installed from the lock alone; a changed lock installs again.
@@ -17,21 +17,33 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+# Into runs/reports, then compared with reports/: status 1 where something is different. A stopped run goes on.
 reproduce: $(VENV)/ready
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/snakemake --cores $(CORES) --rerun-incomplete --quiet rules \
 		--config profile=$(PROFILE) seeds=$(SEEDS)
+	$(BIN)/python -m studies.compare runs/reports reports
+
+# Makes the reproduced results the committed ones.
+publish:
+	cp -R runs/reports/. reports/
 
 test: $(VENV)/ready
 	$(BIN)/ruff check eelib studies showroom tests
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q -n 2
 	$(BIN)/pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=240 --timeout=900 notebooks
 
 lab: $(VENV)/ready
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check eelib studies showroom tests
 	$(BIN)/ruff format --check eelib studies showroom tests
+
+# Git compares and commits notebooks without their outputs, so that opening or running one changes nothing. Once a clone.
+hooks: $(VENV)/ready
+	git config filter.nbstripout.clean "$(abspath $(BIN))/nbstripout --keep-id --extra-keys metadata.language_info"
+	git config filter.nbstripout.smudge cat
 
 # The furniture models and an LLVM that mitsuba accepts, from Debian's packages and without root; 145 MB to fetch.
 # Only packages with the hashes of showroom/furniture.sha256 are unpacked: those of Debian 12 on amd64.

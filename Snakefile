@@ -1,351 +1,181 @@
-# Rebuilds what changed: `make reproduce`. The stamps under runs/ are not in git, so a fresh clone runs everything.
-# Executed notebooks are logs, so a failed one keeps its traceback.
-import os
+# Rebuilds what changed: `make reproduce`. Everything is written to runs/reports; no output of a rule is a tracked file.
+# What `all` does not make, because it takes hours or belongs to a seed that was not asked for, is copied there from
+# reports/, unless runs/reports has a newer one. So the rules read runs/reports alone, with one exception: routing rests
+# on the committed times of the exits, as long as they are of the released weights, so that its results can be compared.
+import json
+import shutil
+from glob import glob
+from pathlib import Path
 
+from studies.rebuild import alone, code, committed, forget, parameters
+
+ALIVE = alone("runs/alive", ".snakemake/locks")
+OUT = "runs/reports"
 PHASES = sorted(glob_wildcards("params/{phase,phase_1_.*}.yaml").phase)
-# --config profile=full trains the trunk on all images; --config seeds=0,1,2 repeats each phase.
+# --config profile=full trains the phases' trunk, on all images; --config seeds=0,1,2 repeats each phase.
 SEEDS = str(config.get("seeds", "0")).split(",")
-METRICS = "reports/metrics"
-REPORTS = sorted(glob_wildcards("eelib/templates/{name}.md.j2").name)
-PHASE_METRICS = expand(METRICS + "/phases/{phase}_seed{seed}.json", phase=PHASES, seed=SEEDS)
-# asked for beside the metrics: those are in git, and a fresh clone must run the phases all the same
-PHASE_STAMPS = expand("runs/stamps/{phase}_seed{seed}", phase=PHASES, seed=SEEDS)
-PHASE_CODE = [
-    *("data", "anchors", "matching", "model", "losses", "confidence", "routing", "recorded", "recorded_loss"),
-    *("checkpoints", "train", "feature_cache", "phases", "mechanisms", "scorecard"),
-]
-WHOLE = {"model.train_trunk": "true", "optim.trunk_lr_factor": "0.1", "data.limit": "null", "data.val_limit": "null"}
-FULL = " ".join(f"--set {k}={v}" for k, v in WHOLE.items()) if config.get("profile") == "full" else ""
-RUN = "eelib run {input.notebook} --params {input.params} --out {log}"
+WHOLE = " model.train_trunk=true optim.trunk_lr_factor=0.1 data.limit=null data.val_limit=null"
+# With setpriv a job dies with Snakemake and its kernel follows, so that no orphan writes beside the next run.
+JOB = "exec " + ("setpriv --pdeathsig KILL " if shutil.which("setpriv") else "")
 
 
-wildcard_constraints:
-    phase=r"phase_1_\w+",
-    seed=r"\d+",
-    part=r"\d+",
+def made(names):
+    """Files of runs/reports: a table where the name says so, or metrics."""
+    return [f"{OUT}/tables/{name}" if name.endswith(".csv") else f"{OUT}/metrics/{name}.json" for name in names.split()]
 
 
-STAGES = [
-    *("record", "data", "matching", "preflight", "baseline", "exits", "scorecard", "causal", "policies"),
-    *("validation", "detector", "acceleration", "dissertation", "reports"),
-]
+def stage(notebook, makes, needs=(), settings="", params=None, caches=(), threads=1, priority=0):
+    """What a notebook makes, what it reads besides code, images and its parameter file, and KEY=VALUE for its parameters.
+
+    Caches of its own are deleted where the code is newer.
+    """
+    return locals()
+
+
+BASELINE, EXITS, MANIFEST = "checkpoints/baseline.pth", "checkpoints/exits.pth", "checkpoints/manifest.json"
+RELEASED = [BASELINE, EXITS, MANIFEST, *glob("checkpoints/matches/*")]
+measured, released = (json.loads(Path(file).read_text()) for file in ("reports/metrics/exits.json", MANIFEST))
+same = measured["checkpoint_sha256"] == released["exits.pth"]["sha256"]
+TIMES = f"{'reports' if same else OUT}/metrics/exits.json"
+LONG = committed(f"metrics/{name}.json" for name in ("ablation", "compress", "generalisation", "learning_curve", "static"))
+RUNS = {f"{phase}_seed{seed}": (phase, seed) for phase in PHASES for seed in SEEDS}
+OTHERS = [name for name in glob_wildcards("reports/metrics/phases/{name}.json").name if name.split("_seed")[1] not in SEEDS]
+committed(f"phases/{name}/*.csv" for name in OTHERS)
+SUMMARIES = [*made(" ".join(f"phases/{name}" for name in RUNS)), *committed(f"metrics/phases/{name}.json" for name in OTHERS)]
+REPORTS = [f"{OUT}/{name}" for name in glob_wildcards("studies/report/templates/{name}.j2").name]
+READ = f"metrics={OUT}/metrics"
+
+STAGES = {
+    "record": stage("00_record", "record_outcomes.csv", glob("data/record/*")),
+    "data": stage("01_data", "data_counts.csv"),
+    "matching": stage("02_anchor_matching", "matching_quality.csv"),
+    "preflight": stage("02b_preflight", "preflight.csv", glob("params/**/*.yaml", recursive=True)),
+    "baseline": stage("03_baseline", "baseline", RELEASED + LONG, READ),
+    "exits": stage("04_exits", "exits training", RELEASED, threads=workflow.cores),  # alone: neighbours would be timed too
+    "scorecard": stage("05b_scorecard", "phases", SUMMARIES, READ),
+    "causal": stage(
+        "05c_causal", "causal", RELEASED + parameters("params/phase_1_4.yaml"), params="causal",
+        caches=["runs/causal/*/identity.json"], priority=1,  # one long job: it starts first
+    ),
+    "policies": stage(
+        "05d_policies", "routing calibration guarantee predictability", [*RELEASED, *LONG, TIMES], f"times={TIMES}"
+    ),
+    "validation": stage(
+        "06_validation", "validation validation.csv", settings=f"{READ} times={TIMES}",
+        needs=[*RELEASED, *SUMMARIES, *made("baseline exits routing"), TIMES, "params/report_policies.yaml"],
+    ),
+    "detector": stage("06b_detector", "detector_1_4", made("phases/phase_1_4_seed0")),
+    "acceleration": stage(
+        "07_acceleration", "acceleration", [*RELEASED, *LONG, *made("bench")],
+        f"measured={OUT}/metrics/bench.json compressed={OUT}/metrics/compress.json",
+    ),
+    "dissertation": stage(
+        "08_dissertation", "phases_quick_reference.csv", made("exits phases"), f"{READ} published={OUT}/phases"
+    ),
+    **{
+        name: stage(
+            "05_routing", f"phases/{name}", [BASELINE], f"seed={seed}{WHOLE if config.get('profile') == 'full' else ''}",
+            params=phase, caches=[f"runs/{phase}/seed{seed}/identity.json"],
+        )
+        for name, (phase, seed) in RUNS.items()
+    },
+}
+ALL = [file for row in STAGES.values() for file in made(row["makes"])]
+# Not in `all`: 25 minutes on two cores.
+STAGES["ablation"] = stage("05e_ablation", "ablation.csv", ["runs/stamps/ablation_1", "runs/stamps/ablation_2"], params="ablation")
 
 
 rule all:
     input:
-        expand("runs/stamps/{stage}", stage=STAGES),
+        ALL,
+        REPORTS,
 
 
-rule record:
-    input:
-        notebook="notebooks/00_record.ipynb",
-        params="params/report_record.yaml",
-        code=expand("eelib/{module}.py", module=["record", "record_figures", "architecture", "confidence"]),
-        data=expand("data/record/{file}", file=sorted(glob_wildcards("data/record/{file,[^/]+}").file)),
-    output:
-        "reports/tables/record_outcomes.csv",
-        touch("runs/stamps/record"),
-    log:
-        "reports/executed/00_record.ipynb",
-    shell:
-        RUN
+for name, row in STAGES.items():
+    notebook, file = f"notebooks/{row['notebook']}.ipynb", f"params/{row['params'] or 'report_' + name}.yaml"
+    params, sources = parameters(file) if Path(file).exists() else [], code(notebook)
+    # of the executed copies of 05_routing one is published, the others are its likes; a failed one keeps its traceback
+    published = name not in RUNS or name == "phase_1_4_seed0"
+    executed = f"05_routing_{name}" if name in RUNS else row["notebook"]
 
-
-rule data:
-    input:
-        notebook="notebooks/01_data.ipynb",
-        params="params/report_data.yaml",
-    output:
-        "reports/tables/data_counts.csv",
-        touch("runs/stamps/data"),
-    log:
-        "reports/executed/01_data.ipynb",
-    shell:
-        RUN
-
-
-rule matching:
-    input:
-        notebook="notebooks/02_anchor_matching.ipynb",
-        params="params/report_matching.yaml",
-        code=["eelib/anchors.py", "eelib/matching.py"],
-    output:
-        "reports/tables/matching_quality.csv",
-        touch("runs/stamps/matching"),
-    log:
-        "reports/executed/02_anchor_matching.ipynb",
-    shell:
-        RUN
-
-
-rule preflight:
-    input:
-        notebook="notebooks/02b_preflight.ipynb",
-        params="params/report_preflight.yaml",
-        phases=expand("params/{p}.yaml", p=PHASES),
-        code=["eelib/diagnose.py", "eelib/recorded_loss.py", "eelib/confidence.py", "eelib/routing.py"],
-    output:
-        "reports/tables/preflight.csv",
-        touch("runs/stamps/preflight"),
-    log:
-        "reports/executed/02b_preflight.ipynb",
-    shell:
-        RUN
-
-
-rule baseline:
-    input:
-        notebook="notebooks/03_baseline.ipynb",
-        params="params/report_full.yaml",
-        weights=expand("checkpoints/{name}", name=sorted(glob_wildcards("checkpoints/{name,baseline.*pth|records/baseline.*}").name)),
-    output:
-        f"{METRICS}/baseline.json",
-        touch("runs/stamps/baseline"),
-    log:
-        "reports/executed/03_baseline.ipynb",
-    shell:
-        RUN
-
-
-# Not a stage of `all`: `snakemake --cores 2 learning_curve` trains for half an hour. It continues what is in runs/.
-rule learning_curve:
-    input:
-        params="params/learning_curve.yaml",
-        start="runs/pretrained/start.pth",  # of `make pretrained`
-        code="eelib/learning_curve.py",
-        data=["data/showroom/train.json", "data/showroom/val.json"],
-    output:
-        f"{METRICS}/learning_curve.json",
-    threads: workflow.cores
-    shell:
-        "eelib learning-curve {input.params}"
-
-
-# Not a stage of `all`: it renders for four minutes. Needs requirements-render.lock and `make furniture`.
-rule generalisation:
-    input:
-        weights="checkpoints/baseline.pth",
-        code="eelib/generalisation.py",
-        data=["data/showroom/train.json", "data/showroom/val.json"],
-    output:
-        f"{METRICS}/generalisation.json",
-    threads: workflow.cores
-    shell:
-        "python -m showroom render --split train --scenes 90 --seed 777 --out runs/new_scenes"
-        " && eelib generalisation --rendered runs/new_scenes"
-
-
-rule exits:
-    input:
-        notebook="notebooks/04_exits.ipynb",
-        params="params/report_exits.yaml",
-        weights=expand("checkpoints/{name}", name=sorted(glob_wildcards("checkpoints/{name,exits.*pth|records/.*}").name)),
-        code=["eelib/validation.py", "eelib/records.py", "eelib/routed_ap.py"],
-    output:
-        f"{METRICS}/exits.json",
-        f"{METRICS}/training.json",
-        touch("runs/stamps/exits"),
-    log:
-        "reports/executed/04_exits.ipynb",
-    threads: 2
-    shell:
-        RUN
-
-
-rule phase:
-    input:
-        notebook="notebooks/05_routing.ipynb",
-        params="params/{phase}.yaml",
-        weights="checkpoints/baseline.pth",
-        code=expand("eelib/{module}.py", module=PHASE_CODE),
-    output:
-        METRICS + "/phases/{phase}_seed{seed}.json",
-        touch("runs/stamps/{phase}_seed{seed}"),
-    log:
-        "reports/executed/05_routing_{phase}_seed{seed}.ipynb",
-    threads: 1  # two phases side by side are faster than one on two cores
-    shell:
-        "OMP_NUM_THREADS={threads} " + RUN + " --set seed={wildcards.seed} " + FULL
-
-
-rule scorecard:
-    input:
-        notebook="notebooks/05b_scorecard.ipynb",
-        params="params/report_tables.yaml",
-        metrics=PHASE_METRICS,
-        stamps=PHASE_STAMPS,
-    output:
-        f"{METRICS}/phases.json",
-        touch("runs/stamps/scorecard"),
-    log:
-        "reports/executed/05b_scorecard.ipynb",
-    shell:
-        RUN
-
-
-rule causal:
-    input:
-        notebook="notebooks/05c_causal.ipynb",
-        params="params/causal.yaml",
-        base="params/phase_1_4.yaml",
-        weights="checkpoints/baseline.pth",
-        code=expand("eelib/{module}.py", module=[*PHASE_CODE, "causal"]),
-    output:
-        f"{METRICS}/causal.json",
-        touch("runs/stamps/causal"),
-    log:
-        "reports/executed/05c_causal.ipynb",
-    threads: 1
-    priority: 1  # one long job: start it first
-    shell:
-        "OMP_NUM_THREADS={threads} " + RUN
-
-
-# Not in `all`: some 25 minutes on two cores. `snakemake --cores 2 ablation`; a stopped run goes on.
-rule ablation_part:
-    input:
-        params="params/ablation.yaml",
-        base="params/phase_2_0_recorded.yaml",
-        weights="checkpoints/baseline.pth",
-        code=expand("eelib/{module}.py", module=[*PHASE_CODE, "causal", "ablation"]),
-    output:
-        touch("runs/stamps/ablation_{part}"),
-    threads: 1  # two parts side by side
-    shell:
-        "OMP_NUM_THREADS={threads} eelib ablate {input.params} --part {wildcards.part}/2"
-
-
-rule ablation:
-    input:
-        notebook="notebooks/05e_ablation.ipynb",
-        params="params/ablation.yaml",
-        parts=expand("runs/stamps/ablation_{part}", part=[1, 2]),
-    output:
-        f"{METRICS}/ablation.json",
-        touch("runs/stamps/ablation"),
-    log:
-        "reports/executed/05e_ablation.ipynb",
-    shell:
-        RUN
-
-
-rule policies:
-    input:
-        notebook="notebooks/05d_policies.ipynb",
-        params="params/report_policies.yaml",
-        weights="checkpoints/exits.pth",
-        seeds=sorted(f"checkpoints/{n}" for n in glob_wildcards("checkpoints/{name,exits_seed.*pth|records/exits_seed.*}").name),
-        times=f"{METRICS}/exits.json",
-        peers=[path for path in [f"{METRICS}/static.json"] if os.path.exists(path)],  # of `compress`, if run
-        code=expand("eelib/{m}.py", m=["records", "routed_ap", "calibrate", "gates", "splits", "policies", "curves", "guarantee", "predictability"]),
-    output:
-        expand(METRICS + "/{m}.json", m=["routing", "calibration", "guarantee", "predictability"]),
-        touch("runs/stamps/policies"),
-    log:
-        "reports/executed/05d_policies.ipynb",
-    shell:
-        RUN
-
-
-rule validation:
-    input:
-        notebook="notebooks/06_validation.ipynb",
-        params="params/report_validation.yaml",
-        options="params/report_policies.yaml",
-        weights="checkpoints/exits.pth",
-        metrics=[f"{METRICS}/baseline.json", f"{METRICS}/exits.json", *PHASE_METRICS],
-        stamps=PHASE_STAMPS,
-        records=f"{METRICS}/routing.json",  # 05d leaves the exit records behind
-        code=["eelib/validation.py", "eelib/splits.py", "eelib/policies.py"],
-    output:
-        "reports/tables/validation.csv",
-        f"{METRICS}/validation.json",
-        touch("runs/stamps/validation"),
-    log:
-        "reports/executed/06_validation.ipynb",
-    shell:
-        RUN
+    rule:
+        name:
+            name
+        input:
+            notebook=notebook,
+            code=sources,
+            data=glob("data/showroom/*.json"),
+            params=params,
+            needs=row["needs"],
+        output:
+            made(row["makes"]),
+        log:
+            f"{OUT if published else 'runs'}/executed/{executed}.ipynb",
+        params:
+            forget=forget(row["caches"], sources + params) + forget(["runs/records/*.pt"], code()),
+            settings=" ".join(f"--set {setting}" for setting in f"reports={OUT} {row['settings']}".split()),
+            file=f"--params {file}" if params else "",
+        threads: row["threads"]
+        priority: row["priority"]
+        shell:
+            "{params.forget}" + JOB + "eelib run {input.notebook} {params.file} --out {log} {params.settings}"
 
 
 rule bench:
     input:
-        weights="checkpoints/exits.pth",
-        code=["eelib/runtime.py", "eelib/deploy.py", "eelib/bench.py"],
+        RELEASED,
+        code("studies/bench.py"),
     output:
-        f"{METRICS}/bench.json",
-        touch("runs/stamps/bench"),
-    threads: workflow.cores  # alone: a neighbour would be measured too
+        made("bench"),
+    threads: workflow.cores  # alone, as `exits`
     shell:
-        "eelib bench"  # five minutes; --quick would replace the whole one in reports/
-
-
-rule acceleration:
-    input:
-        notebook="notebooks/07_acceleration.ipynb",
-        params="params/report_acceleration.yaml",
-        metrics=f"{METRICS}/bench.json",
-        stamp="runs/stamps/bench",
-        alternatives=[path for path in [f"{METRICS}/compress.json"] if os.path.exists(path)],  # of `compress`, if run
-    output:
-        f"{METRICS}/acceleration.json",
-        touch("runs/stamps/acceleration"),
-    log:
-        "reports/executed/07_acceleration.ipynb",
-    shell:
-        RUN
-
-
-# Not part of `all`: it trains for four hours. `snakemake --cores 2 compress`; a killed run goes on.
-rule compress:
-    input:
-        params="params/compress.yaml",
-        weights=["checkpoints/baseline.pth", "checkpoints/exits.pth"],
-        code=expand("eelib/{m}.py", m=["prune", "variants", "search", "systems", "compress", "losses"]),
-    output:
-        # not the metrics: `all` reads the committed ones and must never train for them
-        touch("runs/stamps/compress"),
-    threads: workflow.cores  # alone: a neighbour would be measured too
-    shell:
-        "eelib compress {input.params}"
-
-
-rule detector:
-    input:
-        notebook="notebooks/06b_detector.ipynb",
-        params="params/report_detector.yaml",
-        phase=f"{METRICS}/phases/phase_1_4_seed0.json",
-        stamp="runs/stamps/phase_1_4_seed0",
-        code="eelib/inference.py",
-    output:
-        f"{METRICS}/detector_1_4.json",
-        touch("runs/stamps/detector"),
-    log:
-        "reports/executed/06b_detector.ipynb",
-    shell:
-        RUN
-
-
-rule dissertation:
-    input:
-        notebook="notebooks/08_dissertation.ipynb",
-        params="params/report_tables.yaml",
-        metrics=[f"{METRICS}/exits.json", f"{METRICS}/phases.json"],
-    output:
-        touch("runs/stamps/dissertation"),
-    log:
-        "reports/executed/08_dissertation.ipynb",
-    shell:
-        RUN
+        JOB + "eelib bench --reports " + OUT
 
 
 rule reports:
     input:
-        metrics=expand(METRICS + "/{name}.json", name=["baseline", "exits", "phases", "causal", "detector_1_4"]),
-        routing=expand(METRICS + "/{name}.json", name=["routing", "guarantee", "predictability"]),
-        alternatives=[path for path in [f"{METRICS}/compress.json"] if os.path.exists(path)],  # of `compress`, if run
-        templates=expand("eelib/templates/{name}.md.j2", name=REPORTS),
-        code=["eelib/reports.py", "eelib/alternatives.py"],
+        made("baseline exits training phases causal detector_1_4 routing guarantee predictability"),
+        LONG,
+        code("studies/report/reports.py"),
+        glob("studies/report/templates/*"),
     output:
-        touch("runs/stamps/reports"),
+        REPORTS,
     shell:
-        "eelib report"
+        JOB + "eelib report --reports " + OUT
+
+
+# Hours of work, so never part of `all`: `snakemake --cores 2 compress`. What was stopped goes on, by what is in runs/;
+# metrics are no outputs, so that nobody waits for hours to read them.
+for name, (command, module, needs) in {
+    "ablation_1": ("ablate params/ablation.yaml --part 1/2", "phases/ablation", parameters("params/phase_2_0_recorded.yaml")),
+    "ablation_2": ("ablate params/ablation.yaml --part 2/2", "phases/ablation", parameters("params/phase_2_0_recorded.yaml")),
+    "compress": (f"compress params/compress.yaml --reports {OUT}", "compress/study", ["params/compress.yaml"]),
+    "learning_curve": (  # after `make pretrained`
+        f"learning-curve params/learning_curve.yaml --reports {OUT}", "learning_curve", ["runs/pretrained/start.pth"]
+    ),
+    "generalisation": (f"generalisation --rendered runs/new_scenes --reports {OUT}", "generalisation", ["runs/new_scenes"]),
+}.items():
+
+    rule:
+        name:
+            name
+        input:
+            RELEASED,
+            code(f"studies/{module}.py"),
+            needs,
+        output:
+            touch(f"runs/stamps/{name}"),
+        params:
+            command=command,
+        threads: 1 if name.startswith("ablation") else workflow.cores
+        shell:
+            JOB + "eelib {params.command}"
+
+
+# Four minutes; needs requirements-render.lock and `make furniture`.
+rule new_scenes:
+    output:
+        directory("runs/new_scenes"),
+    threads: workflow.cores
+    shell:
+        JOB + "eelib showroom render --split train --scenes 90 --seed 777 --out {output}"

@@ -243,8 +243,21 @@ def _number_hint(value: str) -> str:
     return f"; YAML reads {value} as text, write {proper} without quotes"
 
 
-def read_yaml(path: Path | str) -> dict:
-    """A YAML mapping; :class:`ConfigError` when the file is missing or is none."""
+def read_yaml(path: Path | str, above: tuple[Path, ...] = ()) -> dict:
+    """A YAML mapping, merged over the file that its key ``extends`` names.
+
+    ``extends: base/record.yaml`` is relative to the file. Groups are merged key by key, everything else is
+    replaced, and ``extends`` itself is dropped. A base may extend another.
+
+    Args:
+        path: of the parameter file.
+        above: files that extend this one, the first one last; callers leave it empty.
+
+    Raises:
+        ConfigError: the file is missing, is no mapping, or extends what is missing or extends it in turn.
+    """
+    if above and not Path(path).is_file():
+        raise ConfigError(f"{above[0]}: key 'extends' names {path}; expected an existing parameter file")
     try:
         values = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
@@ -253,7 +266,22 @@ def read_yaml(path: Path | str) -> dict:
         raise ConfigError(f"{path}: not valid YAML ({error})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of groups, got {type(values).__name__}")
-    return values
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: key 'extends' is {base!r}; expected a path relative to the file")
+    chain = (Path(path), *above)
+    if (Path(path).parent / base).resolve() in [file.resolve() for file in chain]:
+        circle = ", ".join(file.name for file in reversed(chain))
+        raise ConfigError(f"{path}: key 'extends' is '{base}', which closes a circle; the chain so far is {circle}")
+    return merged(read_yaml(Path(path).parent / base, chain), values)
+
+
+def merged(base: dict, values: dict) -> dict:
+    """``values`` over ``base``: mappings that both have are merged, everything else is replaced."""
+    both = {k: merged(base[k], v) for k, v in values.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return base | values | both
 
 
 # Keys of a parameter file that belong to the notebook, not to the run's configuration.

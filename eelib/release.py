@@ -12,7 +12,8 @@ from eelib.config import ROOT, resolve, saved_config
 from eelib.data import DetectionDataset, build_transform, split_sha256
 from eelib.evaluate import evaluate_exits, provenance
 from eelib.files import file_sha256, write_atomic
-from eelib.records import ExitRecords, load_records, record, save_records
+from eelib.records import record
+from eelib.routed_ap import RoutedAP
 from eelib.train import selection_score
 
 CHECKPOINTS = ROOT / "checkpoints"
@@ -47,7 +48,7 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
     Returns:
         The manifest's entry: hash and size of the file, configuration, AP and AP50 of every
         exit on ``test``, split and versions, and ``stages``: the training runs behind the
-        weights, oldest first. A run continues the list of the weights that it started from.
+        weights that are not behind other released weights, see :func:`stages_of`.
 
     Raises:
         TrainingError: no checkpoint, one without a configuration, or one over 16 MiB.
@@ -69,28 +70,59 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
         "stages": _stages(state, manifest),
         **provenance("test", config, target),
     }
+    if name in manifest:  # what started from the weights that are replaced keeps their history
+        replaced = manifest[name]["sha256"]
+        for other in manifest.values():
+            if other["stages"][0]["start_sha256"] == replaced:
+                other["stages"] = [*_behind(manifest[name], manifest), *other["stages"]]
     _write_manifest(folder, manifest | {name: entry})
     return entry
 
 
 def _stages(state: Mapping, manifest: Mapping) -> list[dict]:
-    """The training runs behind a checkpoint, oldest first, as far as their checkpoints are there."""
+    """The training runs behind a checkpoint since a released one, oldest first, as far as checkpoints are there."""
     config = saved_config(state, "start")
     stage = {"epochs": len(state["history"]), "start": config.model.start, "start_sha256": None}
     earlier = []
     if config.model.start:
         path = resolve(config.model.start)
-        released = manifest.get(path.name)
-        if released:
-            stage["start_sha256"], earlier = released["sha256"], released["stages"]
+        if path.name in manifest:
+            stage["start_sha256"] = manifest[path.name]["sha256"]
         elif path.exists():  # never released: an earlier stage in runs/, or the weights of `eelib widen`
             start = load_checkpoint(path)
             stage["start_sha256"] = file_sha256(path)
             if "config" in start:
                 earlier = _stages(start, manifest)
+                earlier[-1]["config"] = parse(start["config"]).model_dump(mode="json")
             elif "origin" in start:
                 stage["origin"] = start["origin"]
-    return [*earlier, stage | {"config": config.model_dump(mode="json")}]
+    return [*earlier, stage]
+
+
+def _behind(entry: Mapping, manifest: Mapping) -> list[dict]:
+    """All stages of an entry: its own, the last with the entry's configuration, after those of its start."""
+    stages = [*entry["stages"][:-1], entry["stages"][-1] | {"config": entry["config"]}]
+    starts = (other for other in manifest.values() if other["sha256"] == stages[0]["start_sha256"])
+    start = next(starts, None)
+    return [*_behind(start, manifest), *stages] if start else stages
+
+
+def stages_of(name: str, folder: Path | str = CHECKPOINTS) -> list[dict]:
+    """The training runs behind released weights, oldest first.
+
+    The manifest lists with each weights only the runs since the released ones that they started from, which
+    ``start_sha256`` of the first run names.
+
+    Returns:
+        ``epochs``, ``start``, ``start_sha256``, ``config`` and, where the start is no training of ours, ``origin``.
+
+    Raises:
+        TrainingError: the manifest has no entry of this name.
+    """
+    manifest = read_manifest(folder)
+    if name not in manifest:
+        raise TrainingError(f"{Path(folder) / 'manifest.json'}: no entry '{name}'; expected one of {list(manifest)}")
+    return _behind(manifest[name], manifest)
 
 
 def _write_manifest(folder: Path | str, manifest: dict) -> None:
@@ -135,15 +167,15 @@ def choose(name: str, candidates: Sequence[str], folder: Path | str = CHECKPOINT
 
 
 def retire(name: str, folder: Path | str = CHECKPOINTS, limit: int | None = None) -> Path:
-    """Replace released weights by their exit records on ``test``: what a comparison needs, in a seventh of the space.
+    """Replace released weights by the match flags of their detections on ``test``, which a comparison needs.
 
     Args:
-        name: released file name. Its entry stays in the manifest and gets ``records``.
+        name: released file name. Its entry stays in the manifest and gets ``matches``.
         folder: of the released weights and of ``manifest.json``.
         limit: test images; None takes all, as a comparison must.
 
     Returns:
-        The records' file, in ``folder / "records"``.
+        The flags' file, in ``folder / "matches"``.
 
     Raises:
         TrainingError: the weights were not released, or are no longer there.
@@ -151,27 +183,27 @@ def retire(name: str, folder: Path | str = CHECKPOINTS, limit: int | None = None
     folder, manifest = Path(folder), read_manifest(folder)
     if name not in manifest:
         raise TrainingError(f"{name}: not released; expected one of {', '.join(manifest)}")
-    weights, kept = folder / name, folder / "records" / f"{Path(name).stem}.pt"
+    weights, flags = folder / name, folder / "matches" / f"{Path(name).stem}.npz"
     source = open_source(saved_config(load_checkpoint(weights), name).data)
     dataset = DetectionDataset("test", source, build_transform(320), keep_crowd=True, limit=limit)
     hashes = split_sha256("test", source), manifest[name]["sha256"]
-    save_records(record(load_released(weights), dataset, "test", *hashes), kept)
-    _write_manifest(folder, manifest | {name: manifest[name] | {"records": f"records/{kept.name}"}})
+    RoutedAP(record(load_released(weights), dataset, "test", *hashes), dataset.coco).save(flags, *hashes)
+    _write_manifest(folder, manifest | {name: manifest[name] | {"matches": f"matches/{flags.name}"}})
     weights.unlink()
-    return kept
+    return flags
 
 
-def find_released(paths: Mapping[str, Path | str], root: Path | str | Source) -> dict[str, Path | ExitRecords]:
-    """Released detectors as far as they are there: weights, wherever ``choose`` put them, or records of retired ones.
+def find_released(paths: Mapping[str, Path | str], root: Path | str | Source) -> dict[str, Path | RoutedAP]:
+    """Released detectors as far as they are there: weights, wherever ``choose`` put them, or flags of retired ones.
 
     Args:
         paths: name to the path that the weights were released under.
-        root: data set whose ``test`` the records must be of.
+        root: data set whose ``test`` the flags must be of.
 
     Raises:
-        RecordsError: the records are of another checkpoint or data set.
+        RecordsError: the flags are of another checkpoint or data set.
     """
-    found: dict[str, Path | ExitRecords] = {}
+    found: dict[str, Path | RoutedAP] = {}
     for key, path in paths.items():
         folder, name = resolve(path).parent, Path(path).name
         manifest = read_manifest(folder)
@@ -180,8 +212,8 @@ def find_released(paths: Mapping[str, Path | str], root: Path | str | Source) ->
         entry = manifest.get(name, {})
         if weights.exists():
             found[key] = weights
-        elif "records" in entry:
-            found[key] = load_records(folder / entry["records"], split_sha256("test", root), entry["sha256"])
+        elif "matches" in entry:
+            found[key] = RoutedAP.load(folder / entry["matches"], split_sha256("test", root), entry["sha256"])
     return found
 
 
@@ -191,11 +223,8 @@ def stages_table(name: str, folder: Path | str = CHECKPOINTS) -> pd.DataFrame:
     Raises:
         TrainingError: the manifest has no entry of this name.
     """
-    manifest = read_manifest(folder)
-    if name not in manifest:
-        raise TrainingError(f"{Path(folder) / 'manifest.json'}: no entry '{name}'; expected one of {list(manifest)}")
     rows = []
-    for stage in manifest[name]["stages"]:
+    for stage in stages_of(name, folder):
         config = stage["config"]
         optim, sizes = config["optim"], config["data"]["image_sizes"]
         reached = [side for first, side in sizes if first < stage["epochs"]]

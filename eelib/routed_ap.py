@@ -8,7 +8,9 @@ AP of a routing is then its own accumulation over the detections of the exits ta
 import contextlib
 import copy
 import io
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from eelib.evaluate import to_results
-from eelib.records import MAX_DETECTIONS, ExitRecords
+from eelib.files import write_atomic
+from eelib.records import MAX_DETECTIONS, ExitRecords, RecordsError
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
@@ -33,11 +36,12 @@ class RoutedAP:
         matched, ignored: bool (10, D): right at an IoU threshold; not counted there.
         positives: (N,) objects of each image that count.
         counts: detections of each exit.
+        exit_names, image_ids: of the records.
     """
 
     def __init__(self, records: ExitRecords, coco: COCO, area: tuple[float, float] = ALL_AREAS):
         self.exits, self.images = len(records.exit_names), len(records)
-        self.image_ids = records.image_ids
+        self.exit_names, self.image_ids = records.exit_names, records.image_ids
         matches = [_match(records, index, coco, area) for index in range(self.exits)]
         self.positives = matches[0][-1]
         self.counts = [len(image) for image, *_ in matches]
@@ -72,6 +76,66 @@ class RoutedAP:
         other._by_exit = image, score, matched, ignored
         other._rank()
         return other
+
+    def rows(self, rows: Sequence[int]) -> "RoutedAP":
+        """The flags of some images, by their rows in rising order."""
+        inside, (image, score, matched, ignored) = np.zeros(self.images, bool), self._by_exit
+        inside[rows] = True
+        kept, other = inside[image], copy.copy(self)
+        other.images, other.image_ids = len(rows), tuple(self.image_ids[row] for row in rows)
+        other.positives = self.positives[inside]
+        other.counts = [int(part.sum()) for part in np.split(kept, np.cumsum(self.counts)[:-1])]
+        other._by_exit = (np.cumsum(inside) - 1)[image[kept]], score[kept], matched[:, kept], ignored[:, kept]
+        other._rank()
+        return other
+
+    def save(self, path: Path | str, split_hash: str, checkpoint_hash: str) -> Path:
+        """Write the flags atomically: a fifth of the records that they come from."""
+        image, score, matched, ignored = self._by_exit
+        values = {
+            "split_sha256": split_hash,
+            "checkpoint_sha256": checkpoint_hash,
+            "exit_names": self.exit_names,
+            "image_ids": self.image_ids,
+            "positives": self.positives.astype(np.uint16),
+            "counts": self.counts,
+            "image": image.astype(np.uint16),
+            "score": score.astype(np.float32),  # as the network gives them
+            "matched": np.packbits(matched, 1),
+            "ignored": np.packbits(ignored, 1),
+        }
+        return write_atomic(path, lambda file: np.savez_compressed(file, **values))
+
+    @classmethod
+    def load(cls, path: Path | str, split_hash: str, checkpoint_hash: str) -> "RoutedAP":
+        """Read flags and check that they are of this data set and this checkpoint.
+
+        Raises:
+            RecordsError: no such file, no flags, or flags of something else.
+        """
+        try:
+            with np.load(path) as file:
+                values = dict(file)
+        except FileNotFoundError:
+            raise RecordsError(f"{path}: no such match flags") from None
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise RecordsError(f"{path}: not match flags ({error})") from None
+        for key, what, expected in (
+            ("checkpoint_sha256", "checkpoint", checkpoint_hash),
+            ("split_sha256", "data set", split_hash),
+        ):
+            if str(values[key]) != expected:
+                raise RecordsError(
+                    f"{path}: match flags of another {what}; {key} is {values[key]!s:.12}…, expected {expected[:12]}…"
+                )
+        new, total = cls.__new__(cls), len(values["score"])
+        new.exit_names, new.image_ids = tuple(values["exit_names"].tolist()), tuple(values["image_ids"].tolist())
+        new.exits, new.images = len(new.exit_names), len(new.image_ids)
+        new.positives, new.counts = values["positives"].astype(np.int64), values["counts"].tolist()
+        flags = (np.unpackbits(values[key], 1, total).astype(bool) for key in ("matched", "ignored"))
+        new._by_exit = values["image"].astype(np.int64), values["score"].astype(np.float64), *flags
+        new._rank()
+        return new
 
     def per_iou(self, chosen: Sequence[int], weights: np.ndarray | None = None) -> np.ndarray:
         """AP at each of the ten IoU thresholds when image i leaves at exit ``chosen[i]``.

@@ -6,7 +6,9 @@ from pathlib import Path
 import papermill
 import yaml
 
-from eelib.config import NOTEBOOK_KEYS, ConfigError, PhaseConfig, override, parse, read_yaml
+from eelib.config import NOTEBOOK_KEYS, ConfigError, PhaseConfig, merged, override, parse, read_yaml, resolve
+
+SMOKE = "base/smoke.yaml"  # what a notebook of phases runs without a phase
 
 
 def read_settings(settings: Sequence[str]) -> dict[str, object]:
@@ -68,5 +70,15 @@ def run_notebook(
 
 
 def phase_values(names: dict) -> dict:
-    """The configuration's part of a notebook's namespace; an empty group takes its defaults."""
-    return {key: names[key] for key in PhaseConfig.model_fields if names.get(key, {}) != {}}
+    """The configuration in a notebook's namespace, merged over the parameter file that it extends.
+
+    `eelib run` hands over merged parameters. papermill does not know ``extends`` and hands it over as it
+    stands, so the file that it names is read here.
+
+    Args:
+        names: ``extends``, relative to ``params/``, and the fields of PhaseConfig, where an empty one is not given.
+            Without a ``phase`` they are merged over the smoke run.
+    """
+    given = {key: names[key] for key in PhaseConfig.model_fields if names[key] not in ({}, None, "")}
+    extends = names["extends"] if names["phase"] else SMOKE
+    return merged(read_yaml(resolve("params") / extends), given) if extends else given

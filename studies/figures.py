@@ -18,6 +18,8 @@ from eelib.files import write_atomic
 TEXT_WIDTH_IN = 5.9
 # Okabe and Ito's colour-blind palette; the exits' colours are in eelib.deploy.images.
 RECORDED_COLOUR, OURS_COLOUR = "#999999", "#0072B2"
+# What README.md and the reports show: a browser draws no PDF. tests/test_links.py holds the two together.
+SHOWN = ("ablation", "acceleration_alternatives", "causal", "detector_1_4", "policies_predictability", "preflight")
 HOLDS_COLOUR, FAILS_COLOUR = "#BFDDEE", "#EFA47A"
 
 
@@ -40,15 +42,16 @@ def style() -> None:
 
 
 def save(figure: Figure, name: str, reports: Path | str) -> None:
-    """Write ``figures/<name>.pdf`` and ``.png``, byte for byte repeatable."""
-    save_to(figure, Path(reports) / "figures" / name)
+    """Write ``figures/<name>.pdf``, and a PNG of what a page shows."""
+    for suffix in (".pdf", ".png") if name in SHOWN else (".pdf",):
+        save_to(figure, Path(reports) / "figures" / f"{name}{suffix}")
 
 
-def save_to(figure: Figure, stem: Path) -> None:
-    """Write ``<stem>.pdf`` and ``.png``."""
-    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
-        path = stem.with_name(f"{stem.name}.{suffix}")
-        write_atomic(path, lambda file, s=suffix, m=metadata: figure.savefig(file, format=s, metadata=m))
+def save_to(figure: Figure, path: Path) -> None:
+    """Write a PDF or a PNG, byte for byte repeatable."""
+    suffix = path.suffix.removeprefix(".")
+    metadata = {"pdf": {"CreationDate": None}, "png": {"Software": None}}[suffix]
+    write_atomic(path, lambda file: figure.savefig(file, format=suffix, metadata=metadata))
 
 
 def image_grid(images: Sequence[Tensor], boxes: Sequence[Mapping[str, Tensor]], titles: Sequence[str]) -> Figure:

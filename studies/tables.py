@@ -1,10 +1,17 @@
-"""Tables in three formats with one rounding rule: CSV, Markdown, LaTeX (booktabs)."""
+"""Tables with one rounding rule: CSV, LaTeX (booktabs), and Markdown for those that a page links to."""
 
 from pathlib import Path
 
 import pandas as pd
 
 from eelib.files import write_atomic
+
+# What README.md and the reports link to; tests/test_links.py holds the two together.
+LINKED = (
+    *("acceleration_goals", "alternatives", "alternatives_seeds", "baseline_stages", "baseline_starts", "exits"),
+    *("exits_seeds", "phases_quick_reference", "policies", "policies_predictability", "record_architecture"),
+    *("record_claims", "trainings", "validation"),
+)
 
 
 def rounded(value: object) -> str:
@@ -27,15 +34,13 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def write(frame: pd.DataFrame, name: str, reports: Path | str) -> None:
-    """Write ``tables/<name>.csv`` (full precision), ``.md`` and ``.tex`` (rounded)."""
+    """Write ``tables/<name>.csv`` (full precision), ``.tex`` and, of what is linked to, ``.md`` (rounded)."""
     folder = Path(reports) / "tables"
     text = frame.map(rounded)
     tex = text.replace("–", "--").style.hide(axis=0).format(escape="latex").format_index(escape="latex", axis=1)
-    contents = {
-        "csv": frame.to_csv(index=False),
-        "md": markdown(frame),
-        "tex": tex.to_latex(hrules=True),
-    }
+    contents = {"csv": frame.to_csv(index=False), "tex": tex.to_latex(hrules=True)}
+    if name in LINKED:
+        contents["md"] = markdown(frame)
     for suffix, content in contents.items():
         write_atomic(folder / f"{name}.{suffix}", lambda file, c=content: file.write(c.encode()))
 

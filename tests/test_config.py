@@ -108,3 +108,45 @@ def test_released_configurations_are_valid(name):
 
     state = load_checkpoint(ROOT / "checkpoints" / f"{name}.pth")
     assert parse(migrate(state["config"])).optim.epochs > 0
+
+
+def files(folder, **texts):
+    """Parameter files by stem, one text each; the path of the first."""
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder / f"{next(iter(texts))}.yaml"
+
+
+def test_a_file_says_what_it_changes_of_its_base(tmp_path):
+    (tmp_path / "base").mkdir()
+    far = "a: 1\nb: {x: 1, y: {p: 1, q: 2}}\nc: [1, 2]"
+    files(tmp_path / "base", near="extends: far.yaml\nb: {y: 3}\nd: {z: 1}", far=far)
+    path = files(tmp_path, top="extends: base/near.yaml\nb: {x: 5}\nc: [3]\nd: 7\ne: {}")
+    assert read_yaml(path) == {"a": 1, "b": {"x": 5, "y": 3}, "c": [3], "d": 7, "e": {}}
+    assert read_yaml(tmp_path / "base" / "far.yaml")["b"] == {"x": 1, "y": {"p": 1, "q": 2}}
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"a": "extends: none.yaml"}, r"a.yaml: key 'extends' names .*none.yaml; expected an existing"),
+        ({"a": "extends: a.yaml"}, r"a.yaml: key 'extends' is 'a.yaml', which closes a circle; .* is a.yaml"),
+        (
+            {"a": "extends: b.yaml", "b": "extends: c.yaml", "c": "extends: b.yaml"},
+            r"c.yaml: key 'extends' is 'b.yaml', which closes a circle; .* is a.yaml, b.yaml, c.yaml",
+        ),
+        ({"a": "extends: [b.yaml]", "b": "x: 1"}, r"a.yaml: key 'extends' is \['b.yaml'\]; expected a path"),
+        ({"a": "extends: b.yaml", "b": "x: [1"}, r"b.yaml: not valid YAML"),
+        ({"a": "extends: b.yaml", "b": "- 1"}, r"b.yaml: expected a mapping"),
+    ],
+)
+def test_bad_bases_are_named(tmp_path, texts, message):
+    with pytest.raises(ConfigError, match=message):
+        read_yaml(files(tmp_path, **texts))
+
+
+def test_the_default_is_the_right_behaviour():
+    config = PhaseConfig(phase="x")
+    assert config.targets.assignment == "iou"
+    assert config.targets.class_layout == "permuted"
+    assert config.routing.unit == "image"

@@ -3,11 +3,14 @@
 import nbformat
 import papermill
 import pytest
+import yaml
 
-from eelib.config import ROOT, ConfigError, read_yaml
-from studies.batch import check_parameters
+from eelib.config import ROOT, ConfigError, PhaseConfig, load, parse, read_yaml
+from studies.batch import SMOKE, check_parameters, phase_values
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# What the parameters cell of 05_routing gives where no parameter file does.
+DEFAULTS = {key: {} for key in PhaseConfig.model_fields} | {"extends": "", "phase": "", "seed": None}
 # Which notebook a parameter file drives.
 DRIVES = {
     "phase_1": "05_routing",
@@ -16,12 +19,11 @@ DRIVES = {
     "report_matching": "02_anchor_matching",
     "report_preflight": "02b_preflight",
     "report_detector": "06b_detector",
-    "report_full": "03_baseline",
+    "report_baseline": "03_baseline",
     "report_exits": "04_exits",
     "report_acceleration": "07_acceleration",
     "report_policies": "05d_policies",
     "report_validation": "06_validation",
-    "report_tables": "08_dissertation",
     "causal": "05c_causal",
     "ablation": "05e_ablation",
 }
@@ -54,3 +56,16 @@ def test_an_unknown_parameter_is_refused(tmp_path):
     (tmp_path / "p.yaml").write_text("limitt: 3\n")
     with pytest.raises(ConfigError, match="key 'limitt' is not a parameter"):
         check_parameters(ROOT / "notebooks" / "03_baseline.ipynb", tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("phase_1_*.yaml")), ids=lambda p: p.stem)
+def test_papermill_and_eelib_run_the_same_phase(path):
+    by_papermill = DEFAULTS | yaml.safe_load(path.read_text())
+    by_eelib = DEFAULTS | check_parameters(ROOT / "notebooks" / "05_routing.ipynb", path)
+    assert parse(phase_values(by_papermill)) == parse(phase_values(by_eelib)) == load(path)
+
+
+def test_without_a_phase_the_smoke_run_takes_the_values_that_are_given():
+    assert parse(phase_values(DEFAULTS)) == load(ROOT / "params" / SMOKE)
+    config = parse(phase_values(DEFAULTS | {"seed": 3, "optim": {"epochs": 1}}))
+    assert (config.seed, config.optim.epochs, config.optim.batch_size) == (3, 1, 4)

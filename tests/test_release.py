@@ -9,7 +9,7 @@ from eelib.config import parse
 from eelib.evaluate import file_sha256
 from eelib.model import EarlyExitSSDLite
 from eelib.records import RecordsError
-from eelib.release import choose, find_released, read_manifest, release, retire, stages_table
+from eelib.release import choose, find_released, read_manifest, release, retire, stages_of, stages_table
 from studies.routing.breakdown import compare_detectors
 
 
@@ -31,7 +31,26 @@ def test_the_manifest_says_what_was_released(tmp_path, trained):
     release(save_checkpoint(path, state), "second.pth", tmp_path, limit=2)
     manifest = read_manifest(tmp_path)
     assert manifest.keys() == {"first.pth", "second.pth"}
-    assert [stage["start_sha256"] for stage in manifest["second.pth"]["stages"]] == [None, first["sha256"]]
+    assert [stage["start_sha256"] for stage in manifest["second.pth"]["stages"]] == [first["sha256"]]
+    stages = stages_of("second.pth", tmp_path)
+    assert [stage["start_sha256"] for stage in stages] == [None, first["sha256"]]
+    assert [stage["config"]["model"]["start"] for stage in stages] == [None, "checkpoints/first.pth"]
+    state["config"]["model"]["start"] = None  # other weights take the first's name: the second keeps its history
+    state["history"] = state["history"] * 3
+    release(save_checkpoint(path, state), "first.pth", tmp_path, limit=2)
+    assert stages_of("second.pth", tmp_path) == stages
+    assert [stage["epochs"] for stage in stages_of("first.pth", tmp_path)] == [3]
+
+
+def test_a_manifest_that_repeats_the_stages_of_the_start_is_read(tmp_path, trained):
+    path, state = trained
+    release(path, "first.pth", tmp_path, limit=2)
+    state["config"]["model"]["start"] = "checkpoints/first.pth"
+    release(save_checkpoint(path, state), "second.pth", tmp_path, limit=2)
+    manifest = read_manifest(tmp_path)
+    stages = manifest["second.pth"]["stages"] = stages_of("second.pth", tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert stages_of("second.pth", tmp_path) == stages
 
 
 def test_stages_lead_back_over_weights_that_were_never_released(tmp_path, trained):
@@ -42,7 +61,8 @@ def test_stages_lead_back_over_weights_that_were_never_released(tmp_path, traine
     state["config"]["model"]["start"] = str(first)
     state["history"] = state["history"] * 2
     release(save_checkpoint(tmp_path / "2" / "released.pth", state), "b.pth", tmp_path, limit=2)
-    stages = read_manifest(tmp_path)["b.pth"]["stages"]
+    stages = stages_of("b.pth", tmp_path)
+    assert [stage["config"]["model"]["start"] for stage in stages] == [str(origin), str(first)]
     assert [(s["epochs"], s["start_sha256"], s.get("origin")) for s in stages] == [
         (1, file_sha256(origin), "a graph"), (2, file_sha256(first), None)
     ]  # fmt: skip
@@ -115,7 +135,7 @@ def test_a_retired_detector_is_still_found_and_compared(tmp_path):
 
     before = compare()
     kept = retire("frozen.pth", tmp_path, limit=6)  # of more images than are compared
-    assert not (tmp_path / "frozen.pth").exists() and kept == tmp_path / "records" / "frozen.pt"
+    assert not (tmp_path / "frozen.pth").exists() and kept == tmp_path / "matches" / "frozen.npz"
     assert set(find_released(paths, SHOWROOM)) == {"frozen", "joint"} and compare() == before
     with pytest.raises(TrainingError, match="frozen.pth: no such checkpoint"):
         retire("frozen.pth", tmp_path)
@@ -124,5 +144,11 @@ def test_a_retired_detector_is_still_found_and_compared(tmp_path):
     manifest = read_manifest(tmp_path)
     manifest["frozen.pth"]["sha256"] = "0" * 64
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RecordsError, match="records of another checkpoint"):
+    with pytest.raises(RecordsError, match="match flags of another checkpoint"):
+        find_released(paths, SHOWROOM)
+    kept.write_bytes(b"PK")
+    with pytest.raises(RecordsError, match="frozen.npz: not match flags"):
+        find_released(paths, SHOWROOM)
+    kept.unlink()
+    with pytest.raises(RecordsError, match="frozen.npz: no such match flags"):
         find_released(paths, SHOWROOM)

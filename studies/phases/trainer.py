@@ -215,10 +215,9 @@ def write_metrics(history: list[dict], phase: str, out: Path | str) -> None:
 
 
 def publish(config: PhaseConfig, out: Path | str, folder: Path | str) -> None:
-    """Copy a run's small files (JSON, CSV, PNG under the record's names) to the reports; weights stay."""
-    name = f"phase{tag(config.phase)}"
-    files = (f"final_summary_{name}.json", f"train_metrics_{name}.csv", f"val_metrics_{name}.csv")
-    for file_name in (*files, f"training_plots_{name}.png"):
+    """Copy a run's curves by epoch, under the record's file names, to the reports; its plots can be drawn from them."""
+    for split in ("train", "val"):
+        file_name = f"{split}_metrics_phase{tag(config.phase)}.csv"
         content = (Path(out) / file_name).read_bytes()
         write_atomic(Path(folder) / file_name, lambda file, content=content: file.write(content))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from eelib.config import ROOT, ConfigError
+from eelib.config import ConfigError
 from eelib.evaluate import decision
 from eelib.files import write_atomic
 from eelib.model import EXIT_NAMES
@@ -260,7 +260,7 @@ def render(name: str, metrics: Path | str, published: Path | str) -> str:
         raise ConfigError(f"{TEMPLATES / name}.j2: {error.message}") from None
 
 
-def write_all(reports: Path | str = ROOT / "reports") -> list[Path]:
+def write_all(reports: Path | str) -> list[Path]:
     """Write the four reports from ``metrics`` and ``phases`` under ``reports``."""
     folder = Path(reports)
     texts = {name: render(name, folder / "metrics", folder / "phases") for name in REPORTS}

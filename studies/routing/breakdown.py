@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 
 from eelib.config import resolve
 from eelib.data import load_split
-from eelib.records import ExitRecords, records_of
+from eelib.records import records_of
 from eelib.routed_ap import ALL_AREAS, AREAS, RoutedAP, bootstrap, interval, resample, scenes_of
 from eelib.routing import Split
 from studies.figures import EXIT_COLOURS, TEXT_WIDTH_IN
@@ -103,7 +103,7 @@ def _rows(group, evaluator, routings, weights, once) -> list[dict]:
 
 
 def compare_detectors(
-    detectors: Mapping[str, Path | str | ExitRecords],
+    detectors: Mapping[str, Path | str | RoutedAP],
     baseline: Path | str,
     root: Path | str,
     folder: Path | str,
@@ -115,7 +115,7 @@ def compare_detectors(
     """AP of every exit of several detectors on ``test``, paired by scene.
 
     Args:
-        detectors: name to released detector with exits, or to its records on ``test``; the others are
+        detectors: name to released detector with exits, or to its match flags on ``test``; the others are
             compared with the first.
         baseline: released detector without exits: the measure of the full paths.
         root: data set.
@@ -129,27 +129,22 @@ def compare_detectors(
         ``minus_first``, each with its ``_interval``; the baseline is the first row.
     """
     coco = load_split("test", resolve(root))
-    rows, first, weights = [], {}, None
+    rows, first, weights, image_ids = [], {}, None, set()
     for training, released in {"baseline": baseline, **detectors}.items():
-        is_records = isinstance(released, ExitRecords)
-        if is_records:
-            records = released
+        if isinstance(released, RoutedAP):  # of all images, whatever the limit
+            evaluator = released.rows([row for row, i in enumerate(released.image_ids) if i in image_ids])
         else:
-            records = records_of("test", resolve(released), resolve(root), folder, limit, progress)
+            evaluator = RoutedAP(records_of("test", resolve(released), resolve(root), folder, limit, progress), coco)
         if weights is None:
-            image_ids = set(records.image_ids)
-        elif is_records:  # of all images, whatever the limit
-            records = records.rows([row for row, i in enumerate(records.image_ids) if i in image_ids])
-        evaluator = RoutedAP(records, coco)
-        if weights is None:
-            weights = resample(scenes_of(coco, records.image_ids), resamples, seed=0)
-        routings = [np.full(len(records), k) for k in range(evaluator.exits)]
+            image_ids = set(evaluator.image_ids)
+            weights = resample(scenes_of(coco, evaluator.image_ids), resamples, seed=0)
+        routings = [np.full(evaluator.images, k) for k in range(evaluator.exits)]
         samples = bootstrap(evaluator, routings, weights)
         scores = [evaluator.scores(chosen) for chosen in routings]
         ap = [values["AP"] for values in scores]
         if training == "baseline":
             whole, whole_samples = ap[-1], samples[:, -1]
-        for k, name in enumerate(records.exit_names):
+        for k, name in enumerate(evaluator.exit_names):
             row = {"training": training, "exit": name} | scores[k]
             row |= {"AP_interval": interval(samples[:, k])}
             row |= _ratio("share_of_full", ap[k], ap[-1], samples[:, k], samples[:, -1])

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from eelib.data import DetectionDataset, batches
 from eelib.model import EarlyExitSSDLite
 from eelib.policies import Features, evidence_features, fit_gain
-from eelib.records import ExitRecords, records_of
+from eelib.records import records_of
 from eelib.release import find_released
 from eelib.routed_ap import RoutedAP
 from eelib.routing import Setting, Split
@@ -163,10 +163,10 @@ def gains_of(
     """
     gains, image_ids = {}, set(test.records.image_ids)
     for name, released in find_released(trainings, root).items():
-        is_records = isinstance(released, ExitRecords)
-        records = released if is_records else records_of("test", released, root, folder, limit)
-        rows = [row for row, image_id in enumerate(records.image_ids) if image_id in image_ids]
-        gains[name] = RoutedAP(records.rows(rows), test.coco).gains()
+        if not isinstance(released, RoutedAP):
+            released = RoutedAP(records_of("test", released, root, folder, limit), test.coco)
+        rows = [row for row, image_id in enumerate(released.image_ids) if image_id in image_ids]
+        gains[name] = released.rows(rows).gains()
     return gains
 
 

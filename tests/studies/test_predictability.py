@@ -125,9 +125,8 @@ def test_richer_features_that_hold_the_gain_foresee_it(splits):
 def test_gains_of_released_and_retired_detectors_are_of_the_same_images(splits, monkeypatch, tmp_path):
     test = splits["test"]
     few = replace(test, records=test.records.rows(range(20)))
-    monkeypatch.setattr(
-        predictability, "find_released", lambda *_: {"weights": tmp_path / "a.pth", "retired": test.records}
-    )
+    flags = RoutedAP(test.records, test.coco)
+    monkeypatch.setattr(predictability, "find_released", lambda *_: {"weights": tmp_path / "a.pth", "retired": flags})
     monkeypatch.setattr(predictability, "records_of", lambda *_: few.records)
     found = gains_of({}, few, tmp_path, tmp_path, 20)
     assert found["weights"].shape == (20, 2) and (found["weights"] == found["retired"]).all()
