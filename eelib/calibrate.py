@@ -11,16 +11,16 @@ Workshops 2020; Zadrozny and Elkan, KDD 2002 (isotonic); Platt, 1999 (logistic).
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
 from eelib.deploy.evidence import Calibrator, Isotonic, Platt, Raw, logit
+from eelib.files import InputError
 from eelib.records import ExitRecords
 from eelib.routed_ap import RoutedAP
 
 
-class CalibrationError(ValueError):
+class CalibrationError(InputError):
     """Nothing can be fitted here; the message names the split and what was expected."""
 
 
@@ -96,4 +96,4 @@ def fit_calibrators(records: ExitRecords, evaluator: RoutedAP, method: str = "is
 def calibrated(records: ExitRecords, calibrators: Sequence[Calibrator]) -> ExitRecords:
     """The records under calibrated scores."""
     pairs = zip(calibrators, records.scores, strict=True)
-    return records.with_scores([torch.from_numpy(calibrator(scores.double().numpy())) for calibrator, scores in pairs])
+    return records.with_scores([calibrator(scores.astype(np.float64)) for calibrator, scores in pairs])

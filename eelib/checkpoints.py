@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from eelib.files import write_atomic
+from eelib.files import InputError, write_atomic
 from eelib.model import EarlyExitSSDLite, rebuild
 
 
-class TrainingError(RuntimeError):
+class TrainingError(InputError):
     """Training cannot go on or a checkpoint does not fit; the message says where and why."""
 
 

@@ -12,10 +12,12 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from eelib.files import InputError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A configuration is not valid; the message names file, key, value and what was expected."""
 
 

@@ -17,22 +17,11 @@ from eelib.coco import DataError, open_source
 from eelib.config import Config
 from eelib.data import DetectionDataset, split_sha256
 from eelib.files import file_sha256
-from eelib.model import Detections
 from eelib.records import detections_of_exits
 
 # Names of pycocotools' summary, in its order.
 AP_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 PACKAGES = ("torch", "torchvision", "pycocotools", "numpy", "lightning-fabric")
-
-
-def to_results(image_id: int, detections: Detections, category_id: int) -> list[dict]:
-    """Detections of one image as COCO results: bbox [x, y, width, height] in pixels."""
-    boxes = detections.boxes.clone()
-    boxes[:, 2:] -= boxes[:, :2]
-    return [
-        {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
-        for box, score in zip(boxes.tolist(), detections.scores.tolist(), strict=True)
-    ]
 
 
 def coco_ap(coco: COCO, results: Sequence[dict], image_ids: Sequence[int] | None = None) -> dict[str, float]:
@@ -108,7 +97,7 @@ def detect_exits(model: nn.Module, dataset: DetectionDataset, batch_size: int = 
     results: dict[str, list[dict]] = {name: [] for name in model.exit_names}
     for name, ids, found, _ in detections_of_exits(model, dataset, batch_size):
         for image_id, detections in zip(ids, found, strict=True):
-            results[name] += to_results(image_id, detections, dataset.category_ids[0])
+            results[name] += detections.to_coco(image_id, dataset.category_ids)
     return results
 
 

@@ -2,10 +2,12 @@
 
 from typing import NamedTuple
 
+from eelib.files import InputError
+
 EXAMPLES, SHOWN = 3, 80  # places named with a problem, characters of a value in a message
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """The data set is not what it should be; the message, one line, names the file and the key."""
 
     def __init__(self, message: str):

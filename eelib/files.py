@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+class InputError(ValueError):
+    """Something given to eelib is not what it should be; the message, one line, names it and what was expected."""
+
+
 def write_atomic(path: Path | str, write: Callable[[io.BufferedWriter], None]) -> Path:
     """Write a file whole or not at all: to a neighbour first, then renamed over the target."""
     path = Path(path)

@@ -18,11 +18,12 @@ import numpy as np
 from scipy.stats import binom
 
 from eelib.calibrate import refuse_test
+from eelib.files import InputError
 from eelib.policies import fit_benefit
 from eelib.routing import Setting, Split
 
 
-class GuaranteeError(ValueError):
+class GuaranteeError(InputError):
     """No guarantee can be given; the message says what was expected."""
 
 

@@ -10,6 +10,7 @@ from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights, 
 from torchvision.ops import Conv2dNormActivation, clip_boxes_to_image, nms
 
 from eelib.anchors import decode, default_boxes
+from eelib.detections import Detections
 
 SIZE = 320  # side of the network input in pixels
 CUTS = (8, 12)  # children of torchvision's features[0] before exit1 and exit2
@@ -33,14 +34,6 @@ class ExitOutput(NamedTuple):
     cls_logits: Tensor
     bbox_regression: Tensor
     default_boxes: Tensor
-
-
-class Detections(NamedTuple):
-    """Detections of one image, best first: ``boxes`` (N, 4) xyxy pixels, ``scores`` (N,), ``labels`` (N,) from 1."""
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -394,9 +387,13 @@ def postprocess(
         score_threshold: scores at or below it are dropped, in [0, 1].
         nms_threshold: IoU above which the weaker of two boxes of a class goes, in [0, 1].
         topk: boxes that enter the suppression, and at most leave it.
+
+    Returns:
+        One for each image, in pixels of the network input.
     """
     boxes = decode(output.bbox_regression, output.default_boxes)
-    return keep_best(boxes, class_scores(output.cls_logits), size_hw, score_threshold, nms_threshold, topk)
+    scores = class_scores(output.cls_logits)
+    return keep_best(output.name, boxes, scores, size_hw, score_threshold, nms_threshold, topk)
 
 
 def class_scores(cls_logits: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
@@ -408,6 +405,7 @@ def class_scores(cls_logits: Tensor, temperature: Tensor | float = 1.0) -> Tenso
 
 
 def keep_best(
+    exit_name: str,
     boxes_xyxy: Tensor,
     scores: Tensor,
     size_hw: tuple[int, int],
@@ -424,5 +422,6 @@ def keep_best(
         labels, candidates = chosen % classes, image_boxes[chosen // classes]
         # far apart, so that boxes of different classes never overlap
         kept = nms(candidates + (labels * 2 * max(size_hw))[:, None], best, nms_threshold)
-        detections.append(Detections(candidates[kept], best[kept], labels[kept] + 1))
+        parts = (part.cpu().numpy() for part in (candidates[kept], best[kept], labels[kept] + 1))
+        detections.append(Detections(*parts, exit_name))
     return detections

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from eelib.files import InputError
+
 MAX_PIXELS = 100_000_000  # decoded, such an image takes 400 MB; Pillow itself stops at 179 million
 ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that exchange width and height
 TIFF_MAXIMA = (281, 341)  # MaxSampleValue and SMaxSampleValue: the value that is white
@@ -19,7 +21,7 @@ TIFF_MAXIMA = (281, 341)  # MaxSampleValue and SMaxSampleValue: the value that i
 WHITES = (255, 4095, 65535, 2**31 - 1)
 
 
-class ImageError(ValueError):
+class ImageError(InputError):
     """An image file is missing, broken or too large; the message names it."""
 
 

@@ -4,27 +4,27 @@ One pass runs all exits. Every routing policy, threshold and bound is afterwards
 this file, which belongs to one checkpoint and one data set and says so by their hashes.
 """
 
-import io
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torchvision.ops import box_iou
+from torch import nn
 
 from eelib.checkpoints import load_released
 from eelib.coco import Source
 from eelib.data import DetectionDataset, batches, build_transform, split_sha256
-from eelib.deploy.evidence import EVIDENCE, SCORE_CUTS
-from eelib.files import file_sha256, write_atomic
-from eelib.model import Detections, ExitOutput, class_scores, postprocess
+from eelib.deploy.evidence import EVIDENCE
+from eelib.deploy.observe import box_certainty, evidence_of
+from eelib.detections import Detections
+from eelib.files import InputError, file_sha256, write_atomic
+from eelib.model import ExitOutput, class_scores, postprocess
 
 MAX_DETECTIONS = 100  # an image and exit; COCO's AP looks at no more
 
 
-class RecordsError(ValueError):
+class RecordsError(InputError):
     """Exit records do not fit; the message names the file and what was expected."""
 
 
@@ -42,7 +42,11 @@ class ExitRecords:
         counts: int64 (E, N), detections of each exit and image.
         boxes_xyxy: for each exit float32 (D, 4), pixels of the original image.
         scores: for each exit float32 (D,), in [0, 1].
+        labels: for each exit int64 (D,), from 1.
         evidence: float32 (N, E, F), columns :data:`eelib.deploy.evidence.EVIDENCE`.
+
+    Raises:
+        RecordsError: a field of another shape, type, range or order.
     """
 
     split: str
@@ -50,23 +54,50 @@ class ExitRecords:
     checkpoint_sha256: str
     exit_names: tuple[str, ...]
     image_ids: tuple[int, ...]
-    counts: Tensor
-    boxes_xyxy: tuple[Tensor, ...]
-    scores: tuple[Tensor, ...]
-    evidence: Tensor
+    counts: np.ndarray
+    boxes_xyxy: tuple[np.ndarray, ...]
+    scores: tuple[np.ndarray, ...]
+    labels: tuple[np.ndarray, ...]
+    evidence: np.ndarray
 
     def __post_init__(self):
-        for name, scores in zip(self.exit_names, self.scores, strict=True):
+        exits, images = len(self.exit_names), len(self.image_ids)
+        self._expect(exits and len(set(self.exit_names)) == exits, "exit_names", "different names")
+        rising = all(a < b for a, b in zip(self.image_ids, self.image_ids[1:], strict=False))
+        self._expect(rising, "image_ids", "rising")
+        self._shaped("counts", self.counts, (exits, images), "i")
+        self._expect(bool(((self.counts >= 0) & (self.counts <= MAX_DETECTIONS)).all()), "counts", "0 to 100 each")
+        self._shaped("evidence", self.evidence, (images, exits, len(EVIDENCE)), "f")
+        if np.isnan(self.evidence).any():
+            image, exit_, column = np.argwhere(np.isnan(self.evidence))[0]
+            where = f"'{EVIDENCE[column]}' of image {self.image_ids[image]} at {self.exit_names[exit_]}"
+            raise RecordsError(f"records of {self.split}: evidence {where} is NaN")
+        for field in ("boxes_xyxy", "scores", "labels"):
+            self._expect(len(getattr(self, field)) == exits, field, f"one array for each of {exits} exits")
+        for k, name in enumerate(self.exit_names):
+            total = int(self.counts[k].sum())
+            boxes, scores, labels = self.boxes_xyxy[k], self.scores[k], self.labels[k]
+            self._shaped(f"boxes_xyxy of {name}", boxes, (total, 4), "f")
+            self._shaped(f"scores of {name}", scores, (total,), "f")
+            self._shaped(f"labels of {name}", labels, (total,), "iu")
             bad = ~((scores >= 0) & (scores <= 1))  # NaN fails both comparisons
-            if bad.any():
-                value = scores[bad][0].item()
-                raise RecordsError(f"records of {self.split}: a score of {name} is {value}; expected [0, 1]")
-        if self.evidence.isnan().any():
-            image, exit_, column = self.evidence.isnan().nonzero()[0].tolist()
-            raise RecordsError(
-                f"records of {self.split}: evidence '{EVIDENCE[column]}' of image {self.image_ids[image]} "
-                f"at {self.exit_names[exit_]} is NaN"
-            )
+            self._expect(not bad.any(), f"a score of {name}", f"[0, 1], not {scores[bad][:1]}")
+            inside = np.isfinite(boxes).all() and (boxes[:, 2:] >= boxes[:, :2]).all() and (abs(boxes) < 1e6).all()
+            self._expect(bool(inside), f"boxes_xyxy of {name}", "corners in pixels, the lesser first")
+            ends = np.cumsum(self.counts[k])[:-1]
+            rises = np.diff(scores) > 0
+            rises[ends[(ends > 0) & (ends < total)] - 1] = False  # from one image to the next
+            self._expect(not rises.any(), f"scores of {name}", "the best first in every image")
+            self._expect(not total or labels.min() >= 1, f"labels of {name}", "1 or more")
+
+    def _expect(self, holds: bool, field: str, expected: str) -> None:
+        if not holds:
+            raise RecordsError(f"records of {self.split}: {field}: expected {expected}")
+
+    def _shaped(self, field: str, values: np.ndarray, shape: tuple[int, ...], kinds: str) -> None:
+        fits = isinstance(values, np.ndarray) and values.shape == shape and values.dtype.kind in kinds
+        actual = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+        self._expect(fits, field, f"{'whole numbers' if 'i' in kinds else 'floats'} {shape}, not {actual}")
 
     @classmethod
     def of(
@@ -74,7 +105,7 @@ class ExitRecords:
         identity: tuple[str, str, str],
         image_ids: Sequence[int],
         detections: Mapping[str, Sequence[Detections]],
-        evidence: Tensor | None = None,
+        evidence: np.ndarray | None = None,
     ) -> "ExitRecords":
         """Records from the detections of each image.
 
@@ -85,15 +116,22 @@ class ExitRecords:
             evidence: (N, E, F); None is zero, for records that only AP is computed from.
         """
         if evidence is None:
-            evidence = torch.zeros(len(image_ids), len(detections), len(EVIDENCE))
+            evidence = np.zeros((len(image_ids), len(detections), len(EVIDENCE)))
+        best = {name: [image.rows(slice(MAX_DETECTIONS)) for image in images] for name, images in detections.items()}
+
+        def joined(field: str, kind: type, empty: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+            parts = ([getattr(image, field) for image in images] for images in best.values())
+            return tuple(np.concatenate([np.zeros(empty, kind), *arrays]).astype(kind) for arrays in parts)
+
         return cls(
             *identity,
-            exit_names=tuple(detections),
-            image_ids=tuple(image_ids),
-            counts=torch.tensor([[len(image.scores) for image in images] for images in detections.values()]),
-            boxes_xyxy=tuple(torch.cat([image.boxes for image in images]) for images in detections.values()),
-            scores=tuple(torch.cat([image.scores for image in images]) for images in detections.values()),
-            evidence=evidence,
+            exit_names=tuple(best),
+            image_ids=tuple(map(int, image_ids)),
+            counts=np.array([[len(image) for image in images] for images in best.values()], np.int64),
+            boxes_xyxy=joined("boxes_xyxy", np.float32, (0, 4)),
+            scores=joined("scores", np.float32, (0,)),
+            labels=joined("labels", np.int64, (0,)),
+            evidence=np.asarray(evidence, np.float32),
         )
 
     def __len__(self) -> int:
@@ -103,34 +141,40 @@ class ExitRecords:
         """Detections of one exit on the image of a row."""
         start = int(self.counts[exit_index, :row].sum())
         rows = slice(start, start + int(self.counts[exit_index, row]))
-        return Detections(self.boxes_xyxy[exit_index][rows], self.scores[exit_index][rows])
+        parts = (values[exit_index][rows] for values in (self.boxes_xyxy, self.scores, self.labels))
+        return Detections(*parts, self.exit_names[exit_index])
 
-    def column(self, name: str) -> Tensor:
+    def column(self, name: str) -> np.ndarray:
         """One column of the evidence at every exit, (N, E)."""
         return self.evidence[..., EVIDENCE.index(name)]
 
     def rows(self, rows: Sequence[int]) -> "ExitRecords":
         """The records of some images, by their rows in rising order."""
-        mask = torch.zeros(len(self), dtype=torch.bool)
-        mask[torch.as_tensor(rows)] = True
-        chosen = [mask.repeat_interleave(count) for count in self.counts]
+        mask = np.zeros(len(self), bool)
+        mask[np.asarray(rows, np.int64)] = True
+        chosen = [np.repeat(mask, count) for count in self.counts]
+
+        def taken(values: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+            return tuple(array[rows] for array, rows in zip(values, chosen, strict=True))
+
         return replace(
             self,
             image_ids=tuple(i for i, keep in zip(self.image_ids, mask.tolist(), strict=True) if keep),
             counts=self.counts[:, mask],
-            boxes_xyxy=tuple(b[c] for b, c in zip(self.boxes_xyxy, chosen, strict=True)),
-            scores=tuple(s[c] for s, c in zip(self.scores, chosen, strict=True)),
+            boxes_xyxy=taken(self.boxes_xyxy),
+            scores=taken(self.scores),
+            labels=taken(self.labels),
             evidence=self.evidence[mask],
         )
 
-    def with_scores(self, scores: Sequence[Tensor]) -> "ExitRecords":
+    def with_scores(self, scores: Sequence[np.ndarray]) -> "ExitRecords":
         """The same boxes under other scores, such as calibrated ones; the evidence stays."""
-        return replace(self, scores=tuple(s.float() for s in scores))
+        return replace(self, scores=tuple(np.asarray(values, np.float32) for values in scores))
 
 
 def detections_of_exits(
     model: nn.Module, dataset: DetectionDataset, batch_size: int = 16
-) -> Iterator[tuple[str, list[int], list[Detections], Tensor]]:
+) -> Iterator[tuple[str, list[int], list[Detections], np.ndarray]]:
     """Run every exit on a data set in order.
 
     Yields:
@@ -145,69 +189,12 @@ def detections_of_exits(
             ids = [target["image_id"] for target in targets]
             for output in model.exits(images.to(device)):
                 output = ExitOutput(output.name, *(part.cpu() for part in output[1:]))
-                pairs = zip(ids, postprocess(output, size_hw), strict=True)
-                detections = [_to_original(image, dataset.coco.imgs[image_id], size_hw) for image_id, image in pairs]
-                yield output.name, ids, detections, class_scores(output.cls_logits).amax(-1)
-
-
-def _to_original(detections: Detections, image: dict, size_hw: tuple[int, int]) -> Detections:
-    x, y = image["width"] / size_hw[1], image["height"] / size_hw[0]
-    return detections._replace(boxes=detections.boxes * torch.tensor([x, y, x, y]))
-
-
-def box_certainty(p: Tensor) -> Tensor:
-    """Mean of 1 - H2(p), the binary entropy in bits of each image."""
-    q = p.clamp(1e-7, 1 - 1e-7)
-    return (1 + (q * q.log2() + (1 - q) * (1 - q).log2())).mean(1)
-
-
-def evidence_of(
-    detections: Detections, before: Detections | None, size_hw: tuple[int, int], box_certainty: float
-) -> list[float]:
-    """Evidence of an exit on one image, in the order of :data:`eelib.deploy.evidence.EVIDENCE`.
-
-    ``undecided`` is the summed binary entropy of the scores in bits: it counts the boxes that
-    are neither clearly a chair nor clearly none. ``log_size`` is the score-weighted mean of
-    log2 of the boxes' side as a share of the image's (0 is the whole image, -10 stands for no box).
-
-    Args:
-        detections: of this exit, best first.
-        before: of the exit before; None at the first.
-        size_hw: of the original image in pixels.
-        box_certainty: mean of 1 - H2(p) over the default boxes, before suppression.
-    """
-    scores = detections.scores
-    top = torch.cat((scores[:5], scores.new_zeros(5)))[:5]
-    q = scores.clamp(1e-7, 1 - 1e-7)
-    undecided = -(q * q.log2() + (1 - q) * (1 - q).log2()).sum()
-    width, height = (detections.boxes[:, 2:] - detections.boxes[:, :2]).clamp(min=1e-3).unbind(1)
-    log_size = 0.5 * (width * height / (size_hw[0] * size_hw[1])).log2().clamp(min=-10)
-    size = (log_size * scores).sum() / scores.sum() if len(scores) else torch.tensor(-10.0)
-    values = [top[0], top[1], top.mean(), scores.sum(), undecided, *((scores > c).sum() for c in SCORE_CUTS), size]
-    return [float(v) for v in values] + [box_certainty, 0.0 if before is None else agreement(before, detections)]
-
-
-def agreement(first: Detections, second: Detections) -> float:
-    """How far two exits say the same of one image, in [0, 1].
-
-    Twice the summed agreement over the summed scores, where a box of ``second`` agrees with
-    the free box of ``first`` that overlaps it most, from IoU 0.5 on, by the smaller of the two
-    scores: a Dice coefficient of soft sets. Two exits that find nothing agree fully.
-    """
-    total = float(first.scores.sum() + second.scores.sum())
-    if total < 0.1:  # less than a tenth of a chair between them
-        return 1.0
-    if not len(first.scores) or not len(second.scores):
-        return 0.0
-    overlaps = box_iou(second.boxes, first.boxes)
-    shared = 0.0
-    # Boxes below 5 % of a chair cannot matter to the sum; most of the recorded ones are.
-    for row in range(int((second.scores > 0.05).sum())):
-        best, column = overlaps[row].max(0)
-        if best >= 0.5:
-            shared += float(torch.minimum(second.scores[row], first.scores[column]))
-            overlaps[:, column] = 0
-    return min(1.0, 2 * shared / total)
+                originals = [dataset.coco.imgs[image_id] for image_id in ids]
+                detections = [
+                    found.scaled(image["width"] / size_hw[1], image["height"] / size_hw[0])
+                    for image, found in zip(originals, postprocess(output, size_hw), strict=True)
+                ]
+                yield output.name, ids, detections, class_scores(output.cls_logits).amax(-1).numpy()
 
 
 def record(
@@ -230,40 +217,34 @@ def record(
     detections: dict[str, list[Detections]] = {name: [] for name in names}
     evidence: list[list[list[float]]] = []  # of each image at each exit
     tenths = 0
-    for name, ids, batch, probabilities in detections_of_exits(model, dataset):
-        index, certainty = names.index(name), box_certainty(probabilities).tolist()
+    for name, ids, batch, scores in detections_of_exits(model, dataset):
+        index = names.index(name)
         for position, image_id in enumerate(ids):
             image, row = dataset.coco.imgs[image_id], len(detections[name])
-            best = Detections(*(values[:MAX_DETECTIONS] for values in batch[position]))
+            best = batch[position].rows(slice(MAX_DETECTIONS))
             before = detections[names[index - 1]][row] if index else None
             if index == 0:
                 evidence.append([])
             size_hw = image["height"], image["width"]
-            evidence[row].append(evidence_of(best, before, size_hw, certainty[position]))
+            evidence[row].append(evidence_of(best, before, size_hw, box_certainty(scores[position])))
             detections[name].append(best)
         done = len(detections[names[-1]])
         if progress and done * 10 // len(dataset) > tenths:
             tenths = done * 10 // len(dataset)
             progress(f"{split}: {done} of {len(dataset)} images recorded")
     identity = split, split_hash, checkpoint_hash
-    return ExitRecords.of(identity, dataset.image_ids, detections, torch.tensor(evidence))
+    return ExitRecords.of(identity, dataset.image_ids, detections, np.array(evidence))
+
+
+_BY_EXIT = ("boxes_xyxy", "scores", "labels")
 
 
 def save_records(records: ExitRecords, path: Path | str) -> Path:
-    """Write records atomically, loadable with ``weights_only=True``.
-
-    ``torch.save`` stores the parts of its zip archive as they are; here they are deflated, which
-    ``torch.load`` reads as well and saves a seventh of what is kept in git.
-    """
-    plain = io.BytesIO()
-    torch.save(dict(vars(records)), plain)
-
-    def write(file: io.BufferedWriter) -> None:
-        with zipfile.ZipFile(plain) as source, zipfile.ZipFile(file, "w") as target:
-            for entry in source.infolist():
-                target.writestr(zipfile.ZipInfo(entry.filename), source.read(entry), zipfile.ZIP_DEFLATED, 9)
-
-    return write_atomic(path, write)
+    """Write records atomically, as a zip of plain arrays."""
+    values = {key: value for key, value in vars(records).items() if key not in _BY_EXIT}
+    values |= {key: np.concatenate(getattr(records, key)) for key in _BY_EXIT}
+    values["labels"] = values["labels"].astype(np.uint16)
+    return write_atomic(path, lambda file: np.savez_compressed(file, **values))
 
 
 def load_records(path: Path | str, split_hash: str, checkpoint_hash: str) -> ExitRecords:
@@ -273,25 +254,30 @@ def load_records(path: Path | str, split_hash: str, checkpoint_hash: str) -> Exi
         RecordsError: no such file, no records, or records of something else.
     """
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        with np.load(path) as file:
+            values = dict(file)
+        ends = np.cumsum(values["counts"].sum(1))[:-1]
+        values |= {key: tuple(np.split(values[key], ends)) for key in _BY_EXIT}
+        values |= {key: str(values[key]) for key in ("split", "split_sha256", "checkpoint_sha256")}
+        values["labels"] = tuple(labels.astype(np.int64) for labels in values["labels"])
+        values |= {key: tuple(values[key].tolist()) for key in ("exit_names", "image_ids")}
+        records = ExitRecords(**values)
     except FileNotFoundError:
         raise RecordsError(f"{path}: no such records") from None
-    except Exception as error:  # torch raises a different type for each way of being no records
-        raise RecordsError(f"{path}: not exit records ({str(error).splitlines()[0]})") from None
-    fields = ExitRecords.__dataclass_fields__.keys()
-    if not isinstance(values, dict) or values.keys() != fields:
-        raise RecordsError(f"{path}: not exit records; expected the keys {', '.join(fields)}")
+    except RecordsError as error:
+        raise RecordsError(f"{path}: {error}") from None
+    except Exception as error:  # numpy raises a different type for each way of being no archive
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise RecordsError(f"{path}: not exit records ({reason})") from None
     for key, what, expected in (
         ("checkpoint_sha256", "checkpoint", checkpoint_hash),
         ("split_sha256", "data set", split_hash),
     ):
-        if values[key] != expected:
+        if getattr(records, key) != expected:
             raise RecordsError(
-                f"{path}: records of another {what}; {key} is {values[key][:12]}…, expected {expected[:12]}…"
+                f"{path}: records of another {what}; {key} is {getattr(records, key)[:12]}…, expected {expected[:12]}…"
             )
-    if values["evidence"].shape[1:] != (len(values["exit_names"]), len(EVIDENCE)):
-        raise RecordsError(f"{path}: evidence of shape {tuple(values['evidence'].shape)}; record the split again")
-    return ExitRecords(**values)
+    return records
 
 
 def records_of(
@@ -314,7 +300,7 @@ def records_of(
     """
     hashes = split_sha256(split, root), file_sha256(checkpoint)
     size = "all" if limit is None else str(limit)
-    path = Path(folder) / f"{split}_{size}_{hashes[0][:8]}_{hashes[1][:8]}.pt"
+    path = Path(folder) / f"{split}_{size}_{hashes[0][:8]}_{hashes[1][:8]}.npz"
     if path.exists():
         return load_records(path, *hashes)
     model = load_released(checkpoint)

@@ -93,7 +93,7 @@ def _stages(state: Mapping, manifest: Mapping) -> list[dict]:
             stage["start_sha256"] = file_sha256(path)
             if "config" in start:
                 earlier = _stages(start, manifest)
-                earlier[-1]["config"] = parse(start["config"]).model_dump(mode="json")
+                earlier[-1]["config"] = saved_config(start, path).model_dump(mode="json")
             elif "origin" in start:
                 stage["origin"] = start["origin"]
     return [*earlier, stage]

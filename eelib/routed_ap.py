@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from eelib.evaluate import to_results
 from eelib.files import write_atomic
 from eelib.records import MAX_DETECTIONS, ExitRecords, RecordsError
 
@@ -68,7 +66,7 @@ class RoutedAP:
             ValueError: the scores change an image's order, or are of other detections.
         """
         image, _, matched, ignored = self._by_exit
-        score = torch.cat(records.scores).double().numpy()
+        score = np.concatenate(records.scores).astype(np.float64)
         pair = np.repeat(np.arange(self.exits), self.counts) * self.images + image
         if len(score) != len(image) or ((np.diff(score) > 0) & (np.diff(pair) == 0)).any():
             raise ValueError("rescored: expected scores of the same detections in the same order inside every image")
@@ -246,7 +244,7 @@ def _match(records: ExitRecords, index: int, coco: COCO, area: tuple[float, floa
     """pycocotools' own matching of one exit: image rows, scores, matched, ignored, positives."""
     category = coco.getCatIds()
     results = [
-        r for row, i in enumerate(records.image_ids) for r in to_results(i, records.detections(index, row), category[0])
+        r for row, i in enumerate(records.image_ids) for r in records.detections(index, row).to_coco(i, category)
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(coco, coco.loadRes(results) if results else _no_results(coco), "bbox")

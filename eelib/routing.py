@@ -14,11 +14,12 @@ from pycocotools.coco import COCO
 
 from eelib.calibrate import calibrated, fit_calibrators, refuse_test
 from eelib.deploy.evidence import EVIDENCE, Calibrator, Confidence, first_exit
+from eelib.files import InputError
 from eelib.records import ExitRecords
 from eelib.routed_ap import RoutedAP, bootstrap, interval, scenes_of
 
 
-class PolicyError(ValueError):
+class PolicyError(InputError):
     """A policy, a threshold or a time does not fit; the message says what was expected."""
 
 
@@ -57,7 +58,7 @@ class Split:
     @cached_property
     def evidence(self) -> np.ndarray:
         """(N, E, F), columns :data:`eelib.deploy.evidence.EVIDENCE`."""
-        return self.records.evidence.double().numpy()
+        return self.records.evidence.astype(np.float64)
 
     def columns(self, names: Sequence[str]) -> np.ndarray:
         """Some columns of the evidence in the order given, (N, E, len(names))."""

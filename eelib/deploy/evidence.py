@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eelib.files import InputError
+
 SCORE_CUTS = (0.1, 0.3, 0.5)  # scores above which boxes are counted
 # Evidence of an exit on an image, in the order of the columns. All of it is at hand when the
 # exit decides: `agreement` compares with the exit before, which has run by then.
@@ -27,7 +29,7 @@ FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-class RouterError(ValueError):
+class RouterError(InputError):
     """A router, or what one is made of, is not what it should be; the message names the key."""
 
 

@@ -318,11 +318,7 @@ def export(checkpoint: Path | str, out: Path | str, source: Source | None = None
         "monolithic": write_graph(Monolith(list(stages.values())), image, every, out, "monolithic"),
         "plain": write_graph(FullStage(model, 0), image, ["scores", "boxes"], out, "plain"),
         "postprocess": POSTPROCESS,
-        "policy": {
-            "name": "fixed",
-            "evidence": "max_score",
-            "thresholds": {name: getattr(settings.thresholds, name) for name in model.early},
-        },
+        "policy": {"name": model.exit_names[-1]},  # without a router every image takes the whole path
         "categories": categories,
         "checkpoint_sha256": file_sha256(checkpoint),
         "config": settings.model_dump(mode="json"),

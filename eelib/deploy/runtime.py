@@ -9,10 +9,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
+
+from eelib.detections import Detections
+from eelib.files import InputError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -21,20 +23,8 @@ FORMAT = 1
 CHUNK = 4
 
 
-class DeploymentError(ValueError):
+class DeploymentError(InputError):
     """An export folder, an image or a policy is not what it should be; the message names it."""
-
-
-class Detections(NamedTuple):
-    """One image's detections, best first.
-
-    ``boxes_xyxy`` float32 (N, 4) in pixels of the network input, ``scores`` float32 (N,) in
-    [0, 1], ``exit_name`` the exit that the image left at.
-    """
-
-    boxes_xyxy: np.ndarray
-    scores: np.ndarray
-    exit_name: str
 
 
 class Evidence(dict):
@@ -154,7 +144,7 @@ class EarlyExitSession:
         if len(kept) > 1:
             (chosen,) = self._suppression.run(None, {"boxes": candidates[None], "scores": best[None, None]})
             candidates, best = candidates[chosen[:, 2]], best[chosen[:, 2]]
-        return Detections(candidates, best, exit_name)
+        return Detections(candidates, best, np.ones(len(best), np.int64), exit_name)
 
     def _check(self, images: np.ndarray) -> None:
         expected = (3, self.size, self.size)
