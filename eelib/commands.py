@@ -69,12 +69,10 @@ def widen(args: argparse.Namespace) -> int:
 
 def learning_curve(args: argparse.Namespace) -> int:
     """Train the baseline on more and more images with equal steps; AP on val with intervals. Resumable."""
-    from studies import batch, figures, learning_curve
+    from studies import batch, learning_curve
 
     config, curve = learning_curve.load_curve(args.config, batch.read_settings(args.set))
     result = learning_curve.learning_curve(config, curve, args.out, args.reports)
-    figures.style()
-    figures.save(figures.learning_curve(result["points"]), "learning_curve", args.reports)
     for gain in result["gains"]:
         low, high = gain["interval"]
         print(f"{gain['from']} to {gain['to']} images: AP {gain['AP']:+.3f}, 95 % [{low:+.3f}, {high:+.3f}]")
@@ -85,7 +83,6 @@ def generalisation(args: argparse.Namespace) -> int:
     """AP on images of training, on new scenes with its chair models, and on val's new models."""
     import torch
 
-    from studies import figures, figures_routing
     from studies.generalisation import generalisation
 
     showroom = ROOT / "data" / "showroom"
@@ -96,9 +93,6 @@ def generalisation(args: argparse.Namespace) -> int:
     }
     with torch.inference_mode():
         result = generalisation(args.checkpoint, sets, ROOT / "runs" / "records", args.reports, progress=print)
-    figures.style()
-    dots = {row["name"]: {"full": (row["AP"], *row["interval"])} for row in result["sets"]}
-    figures.save(figures_routing.ap_dots(dots, of="each set"), "generalisation", args.reports)
     for row in result["sets"]:
         low, high = row["interval"]
         print(f"{row['name']}: AP {row['AP']:.3f}, 95 % [{low:.3f}, {high:.3f}], {row['images']} images")

@@ -16,13 +16,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import hotcoco
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, ScalarFormatter
 from pycocotools.coco import COCO
 
 from eelib.checkpoints import load_checkpoint, load_released
@@ -33,6 +36,7 @@ from eelib.evaluate import coco_ap, file_sha256
 from eelib.files import write_atomic
 from eelib.losses import detection_loss
 from eelib.model import EarlyExitSSDLite, postprocess
+from eelib.plots import EXIT_COLOURS, TEXT_WIDTH_IN
 from eelib.timing import machine, measure, run_to
 from eelib.train import build_model
 
@@ -357,3 +361,28 @@ def save(report: dict, reports: Path) -> Path:
     """Write ``metrics/bench.json``."""
     text = json.dumps(report, indent=2) + "\n"
     return write_atomic(reports / "metrics" / "bench.json", lambda file: file.write(text.encode()))
+
+
+def runtimes_figure(rows: Sequence[Mapping], threads: int = 1) -> Figure:
+    """Time per image at each exit over batch sizes, one panel per exit, one line per runtime, logarithmic axes."""
+    frame = pd.DataFrame(rows)
+    frame["ms per image"] = frame["median_ms"] / frame["batch"]
+    frame = frame[(frame["threads"] == threads) & frame["exit"].isin(EXIT_COLOURS)]
+    exits = [name for name in EXIT_COLOURS if name in set(frame["exit"])]
+    figure, axes = plt.subplots(1, len(exits), figsize=(TEXT_WIDTH_IN, 2.4), sharey=True, squeeze=False)
+    runtimes = list(dict.fromkeys(frame["runtime"]))
+    for axis, name in zip(axes.flat, exits, strict=True):
+        lines = frame[frame["exit"] == name].pivot(index="batch", columns="runtime", values="ms per image")
+        for k, runtime in enumerate(runtimes):
+            if runtime in lines:
+                axis.loglog(lines[runtime].dropna(), marker="o", color=f"C{k}", label=runtime)
+        batches = sorted(set(frame["batch"]))
+        axis.set_xticks(batches, map(str, batches))
+        axis.minorticks_off()
+        axis.set_title(name)
+        axis.set_xlabel("batch size")
+    axes.flat[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.flat[0].yaxis.set_major_formatter(ScalarFormatter())
+    axes.flat[0].set_ylabel("ms per image")
+    figure.legend(*axes.flat[-1].get_legend_handles_labels(), ncols=4, loc="outside upper center")
+    return figure

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from eelib.config import resolve
 from eelib.data import load_split
@@ -139,3 +140,40 @@ def _ratio(key: str, value: float, whole: float, samples: np.ndarray, whole_samp
     if whole <= 0 or not (whole_samples > 0).all():
         return {key: None, f"{key}_interval": None}
     return {key: value / whole, f"{key}_interval": interval(samples / whole_samples)}
+
+
+def seeds_table(rows: list[dict]) -> pd.DataFrame:
+    """One training with several seeds: AP and shares of each exit a seed, their mean and sample standard deviation.
+
+    Args:
+        rows: of :func:`compare_detectors`.
+    """
+    columns: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["training"] != "baseline":
+            columns.setdefault(row["exit"], {})[row["training"]] = row["AP"]
+            of = "baseline" if row["exit"] == "full" else "full"
+            columns.setdefault(f"{row['exit']} / {of}", {})[row["training"]] = row[f"share_of_{of}"]
+    table = pd.DataFrame(columns, dtype=float)
+    spread = table.agg(["mean", "std"]).rename(index={"std": "standard deviation"})
+    return pd.concat([table, spread]).rename_axis("seed").reset_index()
+
+
+def trainings_table(rows: list[dict]) -> pd.DataFrame:
+    """Detectors side by side, a line an exit: AP with interval, shares, difference to the first.
+
+    Args:
+        rows: of :func:`compare_detectors`.
+    """
+    names = {"training": "training", "exit": "exit", "AP": "AP", "AP_interval": ("low", "high"), "AP50": "AP50"}
+    names |= {"share_of_full": "/ own full", "share_of_baseline": "/ baseline"}
+    names |= {"share_of_baseline_interval": ("at least", "at most")}
+    names |= {"minus_first": "minus first", "minus_first_interval": ("from", "to")}
+    lines = []
+    for row in rows:
+        line = {}
+        for key, name in names.items():
+            value = row.get(key)
+            line |= {name: value} if isinstance(name, str) else dict(zip(name, value or (None, None), strict=True))
+        lines.append(line)
+    return pd.DataFrame(lines).astype({key: object for key in ("minus first", "from", "to")})

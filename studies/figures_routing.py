@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from eelib.curves import static_hull
-from studies.figures import EXIT_COLOURS, OURS_COLOUR, RECORDED_COLOUR, TEXT_WIDTH_IN
+from eelib.plots import EXIT_COLOURS, OURS_COLOUR, RECORDED_COLOUR, TEXT_WIDTH_IN
 
 BOUND_COLOUR = "#4D4D4D"
 # What the plane tells apart: Okabe and Ito again, none of them an exit's.

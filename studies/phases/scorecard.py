@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -221,3 +222,48 @@ def join_runs(paths: Sequence[Path]) -> dict:
             }
         )
     return {"about": ABOUT, **{key: rows[0][key] for key in ("split", "split_sha256")}, "phases": phases}
+
+
+def card_table(summary: dict) -> pd.DataFrame:
+    """One run: recorded value beside ours, a line a quantity.
+
+    Args:
+        summary: of :func:`summarise`.
+    """
+    old, lines = summary["recorded"], []
+    pairs = {key: key for key in ("exit_shares", "confidence_std", "temperature", "thresholds", "loss")}
+    for key, ours in ({"exit_shares": "exit_shares", "confidence": "confidence_mean"} | pairs).items():
+        for name, value in summary[ours].items():
+            lines.append((f"{key} {name}", old.get(key, {}).get("total" if name == "loss" else name), value))
+    for kind in ("soft", "hard"):
+        for name, value in old.get(f"{kind}_rates", {}).items():
+            lines.append((f"{kind} rate {name}", value, summary["train_rates"].get(f"{kind}_{name}")))
+    lines.append(("ms a call of four", old.get("ms_per_batch_of_four"), summary["time"]["four_images_ms"]))
+    lines.append(("ms an image", old.get("ms_per_image"), summary["time"]["one_image_ms"]))
+    lines.append(("AP", None, summary["AP"]))
+    return pd.DataFrame(lines, columns=["quantity", "recorded", "ours"]).astype({"recorded": object, "ours": object})
+
+
+def overview(phases: list[dict]) -> pd.DataFrame:
+    """All phases, a line each: shares, confidence, spread, AP, and how many seeds agree and hold.
+
+    Args:
+        phases: entries of ``phases.json``.
+    """
+    lines = []
+    for entry in phases:
+        old, run = entry["recorded"], entry["runs"][0]
+        shares = [" / ".join(f"{100 * s:.0f}" for s in card["exit_shares"].values()) for card in (old, run)]
+        lines.append({
+            "phase": entry["phase"],
+            "recorded exits %": shares[0],
+            "ours %": shares[1],
+            "recorded c1": old["confidence"]["exit1"],
+            "c1": run["confidence_mean"]["exit1"],
+            "std c1": run["confidence_std"]["exit1"],
+            "threshold": run["thresholds"]["exit1"],
+            "AP": run["AP"],
+            "agrees": f"{entry['agree']} of {entry['seeds']}",
+            "holds": f"{entry['mechanism_holds']} of {entry['seeds']}",
+        })  # fmt: skip
+    return pd.DataFrame(lines)

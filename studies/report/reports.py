@@ -11,13 +11,14 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
+from eelib import tables
 from eelib.config import ROOT, ConfigError
 from eelib.evaluate import decision
 from eelib.files import write_atomic
 from eelib.model import EXIT_NAMES
-from studies import tables
 from studies.compress.alternatives import clear, of_every_seed, verdict
 from studies.phases import analysis as record
+from studies.phases.ablation import ablation_table, ladder_table
 from studies.report import comparison
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -156,7 +157,7 @@ def _plural(count: int, one: str, many: str) -> str:
 
 def causal_means(causal: Values) -> pd.DataFrame:
     """Means over seeds of each variant of the causal ladder, a row a variant."""
-    frame = tables.causal(causal["runs"]).drop(columns="seed")
+    frame = ladder_table(causal["runs"]).drop(columns="seed")
     means = frame.groupby("variant", sort=False).mean().reset_index()
     shares = [{name: row[f"{name} %"] / 100 for name in EXIT_NAMES} for _, row in means.iterrows()]
     means.insert(1, "outcome", [comparison.outcome(s) for s in shares])
@@ -210,7 +211,7 @@ def context(metrics: Path, published: Path) -> dict:
         "causal_table": None if causal is None else tables.markdown(causal_means(causal)),
         "causal_rows": None if causal is None else causal_means(causal).to_dict("records"),
         "ablation": ablation,
-        "ablation_table": None if ablation is None else tables.markdown(tables.ablation(ablation["variants"])),
+        "ablation_table": None if ablation is None else tables.markdown(ablation_table(ablation["variants"])),
         "routing": routing,
         "guarantee": guarantee,
         "seen": seen,

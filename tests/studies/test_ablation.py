@@ -7,9 +7,8 @@ from synthetic import NAMES, annotations
 from eelib.config import ROOT, ConfigError, load, read_yaml
 from eelib.evaluate import coco_ap
 from eelib.routed_ap import RoutedAP
-from studies import figures, tables
-from studies.phases import ablation
-from studies.phases.causal import ladder
+from studies.phases import ablation, figures
+from studies.phases.ablation import ladder
 
 STUDY = read_yaml(ROOT / "params" / "ablation.yaml")
 BASE = ROOT / STUDY["base"]
@@ -73,7 +72,7 @@ def test_summary_by_hand():
         "Alone destroys detection: blind.",
         "Alone makes the routing all or nothing: stuck.",
     ]
-    table = tables.ablation([working, blind, stuck])
+    table = ablation.ablation_table([working, blind, stuck])
     assert table["destroys detection"].tolist() == ["", "yes", ""] and table["seeds"].tolist() == [2, 2, 2]
     left, middle, _ = figures.ablation_dots([working, blind, stuck]).axes
     assert [t.get_text() for t in left.get_yticklabels()] == ["working", "blind", "stuck"]

@@ -63,9 +63,9 @@ def test_bad_curves_are_refused(tmp_path, settings, message):
         learning_curve(*load_curve(ROOT / "params" / "learning_curve.yaml", SMALL | settings), tmp_path, tmp_path)
 
 
-def test_the_command_writes_metrics_and_figure(tmp_path, capsys):
+def test_the_command_writes_metrics(tmp_path, capsys):
     sets = [part for key, value in SMALL.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     folders = ["--out", str(tmp_path / "runs"), "--reports", str(tmp_path)]
     assert main(["learning-curve", str(ROOT / "params" / "learning_curve.yaml"), *folders, *sets]) == 0
     assert "4 to 8 images: AP" in capsys.readouterr().out
-    assert (tmp_path / "figures" / "learning_curve.pdf").exists()
+    assert (tmp_path / "metrics" / "learning_curve.json").exists()

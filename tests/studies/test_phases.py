@@ -9,8 +9,8 @@ from eelib.config import ROOT, ConfigError, load, override, parse
 from eelib.model import EXIT_NAMES
 from eelib.train import training_set
 from studies.phases import trainer as phases
+from studies.phases.ablation import ladder
 from studies.phases.cache import FeatureDataset
-from studies.phases.causal import ladder
 from studies.phases.detector import RecordedDetector
 from studies.phases.mechanisms import check_mechanisms, explain_difference, explain_unmet
 from studies.phases.scorecard import join_runs, recorded_card, summarise

@@ -5,10 +5,10 @@ import json
 import pandas as pd
 import pytest
 
+from eelib import tables
 from eelib.config import ROOT, ConfigError
 from eelib.files import file_sha256
 from eelib.model import EXIT_NAMES
-from studies import tables
 from studies.phases import analysis as record
 from studies.phases.scorecard import recorded_card
 from studies.report import comparison, reports

@@ -7,8 +7,7 @@ from synthetic import NAMES, noisy
 from eelib.evaluate import coco_ap, to_results
 from eelib.routed_ap import resample
 from eelib.splits import prepare
-from studies import breakdown as validation
-from studies import figures_routing, tables
+from studies import breakdown, figures_routing
 
 COSTS = (0.5, 0.7, 1.0)
 
@@ -29,7 +28,7 @@ def split():
 def rows(split):
     mixed = np.arange(24) % 3
     systems = {name: np.full(24, k) for k, name in enumerate(NAMES)} | {"routed": mixed}
-    return validation.breakdown(split, systems, resample(split.scenes, 20, 0)), systems
+    return breakdown.breakdown(split, systems, resample(split.scenes, 20, 0)), systems
 
 
 def results(split, chosen, ids):
@@ -42,7 +41,7 @@ def results(split, chosen, ids):
 
 def test_every_tag_equals_pycocotools_on_its_images(split, rows):
     found, systems = rows
-    groups = validation.groups_of(split)
+    groups = breakdown.groups_of(split)
     assert groups["dark True"].sum() == 12 and groups["clutter high"].sum() == 12 and groups["blur 0.7"].sum() == 8
     for row in found:
         if row["group"] not in groups:
@@ -90,9 +89,9 @@ def test_detectors_side_by_side(split, monkeypatch):
         object.__setattr__(alone, field, getattr(alone, field)[2:])
     object.__setattr__(alone, "counts", alone.counts[2:])
     by_path = {"b.pth": alone, "f.pth": records, "j.pth": better}
-    monkeypatch.setattr(validation, "records_of", lambda _, path, *__: by_path[path.name])
-    monkeypatch.setattr(validation, "load_split", lambda *_: split.coco)
-    found = validation.compare_detectors({"frozen": "f.pth", "joint": "j.pth"}, "b.pth", "", "", resamples=10)
+    monkeypatch.setattr(breakdown, "records_of", lambda _, path, *__: by_path[path.name])
+    monkeypatch.setattr(breakdown, "load_split", lambda *_: split.coco)
+    found = breakdown.compare_detectors({"frozen": "f.pth", "joint": "j.pth"}, "b.pth", "", "", resamples=10)
     assert [(row["training"], row["exit"]) for row in found] == [
         ("baseline", "full"), *(("frozen", n) for n in NAMES), *(("joint", n) for n in NAMES)
     ]  # fmt: skip
@@ -100,9 +99,9 @@ def test_detectors_side_by_side(split, monkeypatch):
     assert full["share_of_baseline"] == 1 and full["share_of_baseline_interval"] == [1, 1]
     assert "minus_first" not in full and found[-1]["minus_first"] == 0 and found[-1]["minus_first_interval"] == [0, 0]
     assert found[1]["share_of_full"] == pytest.approx(found[1]["AP"] / full["AP"])
-    table = tables.trainings(found)
+    table = breakdown.trainings_table(found)
     assert table["training"].tolist() == [row["training"] for row in found] and table["low"][1] <= table["AP"][1]
-    seeds = tables.seeds(found).set_index("seed")
+    seeds = breakdown.seeds_table(found).set_index("seed")
     assert seeds.index.tolist() == ["frozen", "joint", "mean", "standard deviation"]
     assert seeds["exit1"]["mean"] == pytest.approx(found[1]["AP"]) and seeds["full"]["standard deviation"] == 0
     assert seeds["full / baseline"]["joint"] == 1
