@@ -17,6 +17,7 @@ from eelib.evaluate import decision
 from eelib.files import write_atomic
 from eelib.model import EXIT_NAMES
 from studies.compress.alternatives import clear, of_every_seed, verdict
+from studies.goals import load_goals
 from studies.phases import analysis as record
 from studies.phases.ablation import ablation_table, ladder_table
 from studies.report import comparison
@@ -29,11 +30,6 @@ REPORTS = {
     "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md": ("baseline.json", "exits.json", "phases.json"),
     "INFERENCE_ISSUES_PHASE1_4.md": ("detector_1_4.json", "phases.json"),
 }
-# Goals of the project: share of full AP at least, time relative to full at most.
-EXIT_GOALS = {"exit1": (0.75, 0.55), "exit2": (0.92, 0.72)}
-FULL_GOAL = 0.99  # AP of full / that of the baseline
-# Share of the way from random to the oracle at least; time relative to full, and relative AP, at 1 % of loss.
-ROUTING_GOALS = {"recovered": 0.60, "time": 0.75, "AP": -0.01}
 
 
 class Values(dict):
@@ -114,13 +110,11 @@ def seeds_beside_goals(training: Values) -> list[dict]:
     rows = [row for row in training["seeds"] if row["training"] != "baseline"]
     if len({row["training"] for row in rows}) < 2:
         return []
-    goals = {name: goal for name, (goal, _) in EXIT_GOALS.items()} | {"full": FULL_GOAL}
-    found = []
-    for name, goal in goals.items():
-        of = "baseline" if name == "full" else "full"
-        shares = [row[f"share_of_{of}"] for row in rows if row["exit"] == name]
-        found.append({"exit": name, "of": of, "shares": shares, "goal": goal})
-    return found
+    table = []
+    for name, goal in load_goals()["exits"].items():
+        shares = [row[f"share_of_{goal['of']}"] for row in rows if row["exit"] == name]
+        table.append({"exit": name, "of": goal["of"], "shares": shares, "goal": goal["AP_share"]})
+    return table
 
 
 def _per_cent(share: float) -> str:
@@ -182,7 +176,7 @@ def context(metrics: Path, published: Path) -> dict:
     training = _of_the("exits", metrics, "training")
     alternatives = _of_the("exits", metrics, "compress", "exits_sha256")
     built = comparison.all_tables(entries, comparison.read_history(published, "1.9"))
-    constant = record.constant_against_threshold(rules, 0.46)
+    constant, goals = record.constant_against_threshold(rules, 0.46), load_goals()
     return {
         "entries": entries,
         "nine": nine,
@@ -218,8 +212,9 @@ def context(metrics: Path, published: Path) -> dict:
         "repeated": training and seeds_beside_goals(training),
         "paying": alternatives and paying(alternatives),
         "detector_record": tables.markdown(pd.read_csv(record.FOLDER / "detector_1_4.csv")),
-        "exit_goals": EXIT_GOALS,
-        "routing_goals": ROUTING_GOALS,
+        "exit_goals": {name: goal for name, goal in goals["exits"].items() if "time" in goal},
+        "full_goal": goals["exits"]["full"]["AP_share"],
+        "routing_goals": goals["routing"],
         "exit_names": EXIT_NAMES,
     }  # fmt: skip
 
