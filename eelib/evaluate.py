@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import io
 import json
 import math
@@ -22,7 +23,8 @@ from eelib.sources import DataError, open_source
 
 # Names of pycocotools' summary, in its order.
 AP_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-PACKAGES = ("torch", "torchvision", "pycocotools", "numpy", "lightning-fabric")
+# Packages whose versions every result states.
+PACKAGES = ("torch", "torchvision", "pycocotools", "numpy", "lightning-fabric", "onnx", "onnxruntime")
 
 
 def to_results(image_id: int, detections: Detections, category_id: int) -> list[dict]:
@@ -143,8 +145,14 @@ def provenance(split: str, config: PhaseConfig, checkpoint: Path | str, root: Pa
         "split_sha256": split_sha256(split, open_source(config.data) if root is None else root),
         "checkpoint_sha256": file_sha256(checkpoint),
         "config": config.model_dump(mode="json"),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of :data:`PACKAGES`, as far as they are installed."""
+    installed = [name for name in PACKAGES if importlib.util.find_spec(name.replace("-", "_"))]
+    return {name: importlib.metadata.version(name) for name in installed}
 
 
 def current_metrics(path: Path | str, log: Callable[[str], None] = print, **weights: Path | str) -> dict | None:

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 
 from eelib.checkpoints import load_checkpoint, load_released
 from eelib.config import ConfigError, parse, resolve
-from eelib.curves import choose, hull_mixture
+from eelib.curves import choose
 from eelib.data import DetectionDataset
 from eelib.evaluate import coco_ap, provenance, to_results
 from eelib.files import file_sha256, write_json
@@ -32,6 +32,7 @@ from studies.compress.alternatives import PEERS
 from studies.compress.prune import macs, parameters
 from studies.compress.systems import System, eager_ratios, measure_times, session_records, size_mib, system
 from studies.compress.variants import RELEASED, CompressConfig, Variant, train_heads, train_variant
+from studies.hull import hull_gap
 
 SEARCHED = "searched"  # name of the variant that the search proposes
 POLICIES, GRID = ("max_score", "benefit"), 20  # of the routing of a system with exits; quantiles of their thresholds
@@ -48,23 +49,6 @@ def kind_of(name: str, variants: Mapping[str, Variant]) -> str:
     if narrow + small + short != 1:
         return "mixed"
     return "width" if narrow else "input" if small else "tail"
-
-
-def hull_gap(time: float, samples: np.ndarray, costs: np.ndarray, static: np.ndarray) -> np.ndarray | None:
-    """AP above the best mixture of static systems at a mean time, resample by resample.
-
-    Args:
-        time: mean time / full.
-        samples: (R,) AP of the system.
-        costs: (K,) times of the static systems.
-        static: (R, K) their AP on the same resamples.
-
-    Returns:
-        (R,), or None where the system is faster than every static one: there is no hull there.
-    """
-    if time < costs.min() - 1e-9:
-        return None
-    return samples - np.array([hull_mixture(costs, row, time) @ row for row in static])
 
 
 def best_variant(trained: Mapping[str, dict], budget: float) -> str:
