@@ -6,7 +6,7 @@ this file, which belongs to one checkpoint and one data set and says so by their
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,6 +73,36 @@ class ExitRecords:
                 f"records of {self.split}: evidence '{EVIDENCE[column]}' of image {self.image_ids[image]} "
                 f"at {self.exit_names[exit_]} is NaN"
             )
+
+    @classmethod
+    def of(
+        cls,
+        split: str,
+        hashes: tuple[str, str],
+        image_ids: Sequence[int],
+        detections: Mapping[str, Sequence[Detections]],
+        evidence: Tensor | None = None,
+    ) -> "ExitRecords":
+        """Records from the detections of every image.
+
+        Args:
+            split, hashes: what the records are of; the hashes are the split's and the checkpoint's.
+            image_ids: N ids, ascending.
+            detections: exit to the detections of the N images, exits in the order in which they are computed.
+            evidence: (N, E, F); None for a detector that does not route by it.
+        """
+        if evidence is None:
+            evidence = torch.zeros(len(image_ids), len(detections), len(EVIDENCE))
+        return cls(
+            split,
+            *hashes,
+            tuple(detections),
+            tuple(image_ids),
+            torch.tensor([[len(d.scores) for d in found] for found in detections.values()]),
+            tuple(torch.cat([d.boxes for d in found]) for found in detections.values()),
+            tuple(torch.cat([d.scores for d in found]) for found in detections.values()),
+            evidence,
+        )
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -222,17 +252,7 @@ def record(
         if progress and done > told:
             told = done
             progress(f"{split}: {len(found[names[-1]])} of {len(dataset)} images recorded")
-    return ExitRecords(
-        split,
-        split_hash,
-        checkpoint_hash,
-        names,
-        tuple(dataset.image_ids),
-        torch.tensor([[len(d.scores) for d in found[name]] for name in names]),
-        tuple(torch.cat([d.boxes for d in found[name]]) for name in names),
-        tuple(torch.cat([d.scores for d in found[name]]) for name in names),
-        torch.tensor(rows),
-    )
+    return ExitRecords.of(split, (split_hash, checkpoint_hash), dataset.image_ids, found, torch.tensor(rows))
 
 
 def save_records(records: ExitRecords, path: Path | str) -> Path:

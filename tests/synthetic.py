@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from pycocotools.coco import COCO
 
+from eelib.model import Detections
 from eelib.records import EVIDENCE, ExitRecords
 
 NAMES = ("exit1", "exit2", "full")
@@ -36,23 +37,16 @@ def annotations(boxes_by_image: dict[int, list], crowds: set = frozenset(), scen
 
 def records(detections: list[dict], split: str = "calibrate", evidence: torch.Tensor | None = None) -> ExitRecords:
     """Records from ``detections[exit][image id] = [(x1, y1, x2, y2, score), ...]``."""
-    ids = tuple(sorted(detections[0]))
-    counts, boxes, scores = [], [], []
-    for by_image in detections:
-        best_first = [sorted(by_image[i], key=lambda d: -d[4]) for i in ids]
-        counts.append([len(rows) for rows in best_first])
-        flat = torch.tensor([d for rows in best_first for d in rows]).reshape(-1, 5).float()
-        boxes.append(flat[:, :4])
-        scores.append(flat[:, 4])
+    ids, best_first = sorted(detections[0]), {}
+    for name, by_image in zip(NAMES, detections, strict=False):
+        rows = [torch.tensor(sorted(by_image[i], key=lambda d: -d[4])).reshape(-1, 5).float() for i in ids]
+        best_first[name] = [Detections(r[:, :4], r[:, 4]) for r in rows]
     if evidence is None:
         evidence = torch.zeros(len(ids), len(detections), len(EVIDENCE))
         for k, by_image in enumerate(detections):
             for row, i in enumerate(ids):
                 evidence[row, k, 0] = max((d[4] for d in by_image[i]), default=0.0)
-    return ExitRecords(
-        split, "data", "weights", NAMES[: len(detections)], ids, torch.tensor(counts), tuple(boxes), tuple(scores),
-        evidence,
-    )  # fmt: skip
+    return ExitRecords.of(split, ("data", "weights"), ids, best_first, evidence)
 
 
 def noisy(
