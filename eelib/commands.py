@@ -260,16 +260,9 @@ def report(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """Time every runtime, exit and batch size, interleaved; print the ratios, write bench.json."""
-    if args.coco_index:
-        from eelib import data_command
-
-        return data_command.print_index_speed()
-    if args.routed_ap:
-        from eelib import route_command
-
-        return route_command.print_speed(args.checkpoint)
     from eelib.deploy import export as deploy
     from eelib.deploy import int8 as quantise
+    from eelib.files import write_json
     from studies import bench
 
     folder = Path(args.export) if args.export else ROOT / "runs" / "bench_export"
@@ -278,10 +271,10 @@ def bench(args: argparse.Namespace) -> int:
         if not args.quick:
             quantise.quantise(folder)
     report = bench.run(args.checkpoint, folder, quick=args.quick, log=print)
-    print(bench.table(report).to_string(index=False))
+    print(bench.table(report["times"]).to_string(index=False))
     for goal in report["goals"]:
         print(f"{'met   ' if goal['met'] else 'MISSED'}  {goal['value']:6.3f} (goal {goal['limit']})  {goal['goal']}")
-    print(f"wrote {bench.save(report, Path(args.reports))}")
+    print(f"wrote {write_json(Path(args.reports) / 'metrics' / 'bench.json', report)}")
     return 0
 
 
