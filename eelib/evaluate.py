@@ -108,9 +108,9 @@ def detect_exits(model: nn.Module, dataset: DetectionDataset, batch_size: int = 
         dataset: evaluated in order; its transform resizes and nothing else.
     """
     results: dict[str, list[dict]] = {name: [] for name in model.exit_names}
-    for name, ids, found, _ in detections_of_exits(model, dataset, batch_size):
+    for output, ids, found in detections_of_exits(model, dataset, batch_size):
         for image_id, detections in zip(ids, found, strict=True):
-            results[name] += to_results(image_id, detections, dataset.category_ids[0])
+            results[output.name] += to_results(image_id, detections, dataset.category_ids[0])
     return results
 
 

@@ -252,6 +252,10 @@ class EarlyExitSSDLite(nn.Module):
         defaults = default_boxes(grids, self.scales[: n + 1], self.aspect_ratios[:n], size_hw)
         return ExitOutput(name, logits, boxes, defaults.to(logits.device))
 
+    def postprocess(self, output: ExitOutput, size_hw: tuple[int, int]) -> list[Detections]:
+        """Detections of each image, by :func:`postprocess`."""
+        return postprocess(output, size_hw)
+
     def keep_maps(self, count: int) -> None:
         """Drop the coarsest SSDLite maps with their predictors, in place; 2 to 6 stay."""
         self.backbone.extra = self.backbone.extra[: count - 2]

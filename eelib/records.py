@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 from eelib.checkpoints import load_released
 from eelib.data import DetectionDataset, batches, build_transform, split_sha256
 from eelib.files import file_sha256, write_atomic
-from eelib.model import Detections, chair_probability, postprocess
+from eelib.model import Detections, ExitOutput, chair_probability
 from eelib.sources import Source
 
 MAX_DETECTIONS = 100  # an image and exit; COCO's AP looks at no more
@@ -138,12 +138,14 @@ class ExitRecords:
 
 def detections_of_exits(
     model: nn.Module, dataset: DetectionDataset, batch_size: int = 16
-) -> Iterator[tuple[str, list[int], list[Detections], Tensor]]:
+) -> Iterator[tuple[ExitOutput, list[int], list[Detections]]]:
     """Run every exit on a data set in order.
 
+    Args:
+        model: has ``exits(images)`` and ``postprocess(output, size_hw)``.
+
     Yields:
-        For each batch and exit: its name, image ids, detections in pixels of the original
-        images, and the chair probability of every default box, (B, A).
+        For each batch and exit: its raw output, image ids, and detections in pixels of the original images.
     """
     model.eval()
     with torch.no_grad():
@@ -153,9 +155,9 @@ def detections_of_exits(
             for output in model.exits(images):
                 found = [
                     _to_original(detections, dataset.coco.imgs[i], size_hw)
-                    for i, detections in zip(ids, postprocess(output, size_hw), strict=True)
+                    for i, detections in zip(ids, model.postprocess(output, size_hw), strict=True)
                 ]
-                yield output.name, ids, found, chair_probability(output.cls_logits)
+                yield output, ids, found
 
 
 def _to_original(detections: Detections, image: dict, size_hw: tuple[int, int]) -> Detections:
@@ -238,8 +240,9 @@ def record(
     found: dict[str, list[Detections]] = {name: [] for name in names}
     rows: list[list[list[float]]] = []
     told = 0
-    for name, ids, detections, p in detections_of_exits(model, dataset):
-        index, certainty = names.index(name), box_certainty(p).tolist()
+    for output, ids, detections in detections_of_exits(model, dataset):
+        name = output.name
+        index, certainty = names.index(name), box_certainty(chair_probability(output.cls_logits)).tolist()
         for k, image_id in enumerate(ids):
             image = dataset.coco.imgs[image_id]
             best = Detections(*(t[:MAX_DETECTIONS] for t in detections[k]))

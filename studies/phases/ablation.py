@@ -17,12 +17,10 @@ from eelib.data import split_sha256
 from eelib.evaluate import provenance
 from eelib.files import write_json
 from eelib.model import EXIT_NAMES
-from eelib.records import EVIDENCE, ExitRecords
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
 from eelib.sources import open_source
-from eelib.train import training_set
 from studies.phases.scorecard import measure_phase
-from studies.phases.trainer import identity, route_split, train_phase, weights_path
+from studies.phases.trainer import identity, optimiser_steps, route_split, train_phase, weights_path
 
 DESTROYED = 0.1  # share of the working AP below which nothing is detected any more
 ALL = 0.95  # share of the images from which an exit counts as the only one
@@ -139,20 +137,19 @@ def measure(detector: torch.nn.Module, config: PhaseConfig, resamples: int) -> d
         confidence over images). The scenes drawn are those of every other variant and seed.
     """
     run = route_split(detector, config, "test")
-    dataset, chosen = run["dataset"], run["chosen"].numpy()
-    evaluator = RoutedAP(_as_records(run["results"], dataset.image_ids, config), dataset.coco)
-    weights = resample(scenes_of(dataset.coco, dataset.image_ids), resamples, seed=0)
+    chosen, evaluator = run.chosen.numpy(), RoutedAP(run.records, run.coco)
+    weights = resample(scenes_of(run.coco, run.records.image_ids), resamples, seed=0)
     weights = weights[(weights @ evaluator.positives) > 0]
     full = np.full(len(chosen), len(EXIT_NAMES) - 1)
     ap = bootstrap(evaluator, [full, chosen], weights)
     taken = np.eye(len(EXIT_NAMES))[chosen]  # (N, E)
     shares = weights @ taken / weights.sum(1, keepdims=True)
-    c = run["confidences"].double().numpy()
+    c = run.confidences.double().numpy()
     mean = [float(v) for v in c.mean(0)]
     return {
         "seed": config.seed,
         "images": len(chosen),
-        "steps": -(-len(training_set(config)) // config.optim.batch_size) * config.optim.epochs,
+        "steps": optimiser_steps(config),
         "AP_exits": {name: evaluator.of_exit(k) for k, name in enumerate(EXIT_NAMES)},
         **evaluator.scores(chosen),
         "exit_shares": dict(zip(EXIT_NAMES, taken.mean(0).tolist(), strict=True)),
@@ -171,23 +168,6 @@ def _weighted_std(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     total = weights.sum(1)
     mean = weights @ values / total
     return np.sqrt(np.maximum(weights @ values**2 / total - mean**2, 0))
-
-
-def _as_records(results: Mapping[str, list[dict]], image_ids: Sequence[int], config: PhaseConfig) -> ExitRecords:
-    """COCO results of each exit as records, for their match flags; they have no evidence."""
-    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-    counts, boxes, scores = [], [], []
-    for found in results.values():
-        rows = torch.tensor([row_of[r["image_id"]] for r in found], dtype=torch.int64)
-        counts.append(torch.bincount(rows, minlength=len(row_of)))
-        box = torch.tensor([r["bbox"] for r in found], dtype=torch.float32).reshape(-1, 4)
-        boxes.append(torch.cat((box[:, :2], box[:, :2] + box[:, 2:]), 1))
-        scores.append(torch.tensor([r["score"] for r in found], dtype=torch.float32))
-    evidence = torch.zeros(len(image_ids), len(results), len(EVIDENCE))
-    return ExitRecords(
-        "test", "", config.phase, tuple(results), tuple(image_ids), torch.stack(counts), tuple(boxes), tuple(scores),
-        evidence,
-    )  # fmt: skip
 
 
 def summarise(runs: Sequence[dict], draws: int = 2000) -> list[dict]:

@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 import yaml
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from eelib.config import ROOT, ConfidenceConfig, ConfigError, load
 from eelib.model import CUTS, EXIT_NAMES
+from eelib.timing import macs
 from studies.phases.confidence import confidence
 from studies.phases.detector import RecordedDetector
 
@@ -308,20 +308,6 @@ def per_image_ms(ms_per_batch: np.ndarray | float) -> np.ndarray:
 # --- the architecture ---------------------------------------------------------------------------
 
 
-def multiply_adds(detector: RecordedDetector, size: int = 320) -> list[float]:
-    """Millions of multiply-adds of one image (3, size, size) that leaves at each exit."""
-    image, found = torch.zeros(1, 3, size, size), []
-    detector.eval()
-    with torch.no_grad():
-        for stop in range(len(EXIT_NAMES)):
-            with FlopCounterMode(display=False) as counter:
-                exits = detector.exits(image)
-                for _ in range(stop + 1):
-                    next(exits)
-            found.append(counter.get_total_flops() / 2e6)  # a multiply-add counts as two operations
-    return found
-
-
 def convolutions(modules: Sequence[nn.Module]) -> list[tuple[int, int]]:
     """(kernel, stride) of every convolution wider than one pixel, in order, dilation included."""
     layers = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d)]
@@ -366,6 +352,6 @@ def architecture_table(detector: RecordedDetector) -> pd.DataFrame:
         "exit": EXIT_NAMES,
         "trunk parameters": [sum(count[:stop]) for stop in stops],
         "branch parameters": [sum(p.numel() for p in detector.heads.branches[n].parameters()) for n in EXIT_NAMES],
-        "million multiply-adds": multiply_adds(detector),
+        "million multiply-adds": [macs(detector, name) / 1e6 for name in EXIT_NAMES],
         "receptive field, px": receptive_fields(detector),
     })  # fmt: skip

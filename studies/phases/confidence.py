@@ -4,19 +4,11 @@ All rules take ``p``, the chair probability of each box after the temperature, s
 and return one confidence an image, shape (B,). ``m`` is max(p, 1 - p).
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from eelib.config import ConfidenceConfig
-from eelib.model import chair_probability, flatten_predictions
 from eelib.records import box_certainty as entropy
-
-
-def probability_of_maps(cls_maps: Sequence[Tensor], temperature: Tensor | float = 1.0) -> Tensor:
-    """Chair probability (B, sum of H * W * K) from class maps (B, K * 2, H, W), one a level, channel pairs permuted."""
-    return chair_probability(flatten_predictions(cls_maps, 2), temperature)
 
 
 def top_score(p: Tensor) -> Tensor:

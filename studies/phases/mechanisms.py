@@ -13,7 +13,7 @@ from eelib.model import EXIT_NAMES
 from eelib.routing import route
 from eelib.train import learning_rate_factor
 from studies.phases.confidence import confidence
-from studies.phases.rates import scheduled_thresholds
+from studies.phases.loss import scheduled_thresholds
 
 SHARE_TOLERANCE = 0.05  # of an exit share, before a difference from the record is explained
 

@@ -2,11 +2,8 @@
 
 import numpy as np
 import pytest
-from synthetic import NAMES, annotations
 
 from eelib.config import ROOT, ConfigError, load, read_yaml
-from eelib.evaluate import coco_ap
-from eelib.routed_ap import RoutedAP
 from studies.phases import ablation, figures
 from studies.phases.ablation import ladder
 
@@ -77,21 +74,6 @@ def test_summary_by_hand():
     left, middle, _ = figures.ablation_dots([working, blind, stuck]).axes
     assert [t.get_text() for t in left.get_yticklabels()] == ["working", "blind", "stuck"]
     assert middle.get_xlim()[1] > 1
-
-
-def test_match_flags_of_results_give_pycocotools_ap():
-    coco = annotations({1: [[0, 0, 50, 50]], 2: [], 3: [[10, 10, 40, 40], [100, 100, 60, 60]]})
-
-    def result(image, box, score):
-        return {"image_id": image, "category_id": 62, "bbox": box, "score": score}
-
-    good = [result(1, [0, 0, 50, 48], 0.9), result(2, [5, 5, 9, 9], 0.8), result(3, [100, 101, 60, 58], 0.3)]
-    found = {"exit1": [], "exit2": good[:2], "full": good}
-    records = ablation._as_records(found, [1, 2, 3], load(BASE))
-    assert records.exit_names == NAMES and records.counts.tolist() == [[0, 0, 0], [1, 1, 0], [1, 1, 1]]
-    evaluator = RoutedAP(records, coco)
-    for k, rows in enumerate(found.values()):
-        assert evaluator.of_exit(k) == pytest.approx(coco_ap(coco, rows)["AP"], abs=1e-9)
 
 
 def test_a_stopped_study_goes_on(tmp_path, monkeypatch):
