@@ -52,7 +52,7 @@ def test_the_last_gain_spans_the_curve(tmp_path):
     [
         ({"curve.images": [4, 9]}, r"curve.images: \[4, 9\]; expected at least a batch \(2\) and at most 8 images"),
         ({"curve.images": [1]}, r"curve.images: \[1\]"),
-        ({"curve.images": []}, "expected a list of images"),
+        ({"curve.images": []}, "a list of images and whole numbers above 0"),
         ({"curve.steps": 0}, "whole numbers above 0"),
         ({"curve.step": 3}, "expected a group of images, steps, resamples"),
         ({"curve": None}, "key 'curve' is None"),

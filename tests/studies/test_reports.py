@@ -12,6 +12,7 @@ from eelib.model import EXIT_NAMES
 from studies.phases import analysis as record
 from studies.phases.scorecard import recorded_card
 from studies.report import comparison, reports
+from studies.report.metrics_files import load_entries
 
 FINAL = record.final_values()
 
@@ -146,7 +147,7 @@ def test_causal_means_state_the_outcome_of_the_mean():
 
 
 def test_eight_tables_hold_recorded_beside_ours(results):
-    entries = comparison.load_entries(results / "metrics" / "phases.json")
+    entries = load_entries(results / "metrics" / "phases.json")
     built = comparison.all_tables(entries, None)
     assert len(built) == 8
     quick = built["phases_quick_reference"].set_index("phase")
