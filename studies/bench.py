@@ -120,8 +120,8 @@ def time_grid(
             if policy:
                 calls["onnx routed", "mixed"] = lambda s=staged, a=array, p=policy: s.detect(a, p)
             times = measure(calls, repeats, warmup=min(3, repeats // 3))
-            for (runtime, name), found in times.items():
-                rows.append({"runtime": runtime, "exit": name, "batch": batch, "threads": threads, **found})
+            for (runtime, name), time_ms in times.items():
+                rows.append({"runtime": runtime, "exit": name, "batch": batch, "threads": threads, **time_ms})
             if policy:
                 left = [d.exit_name for d in staged.detect(array, policy)]
                 rows[-1]["exits"] = {name: left.count(name) for name in staged.exits}
@@ -158,8 +158,8 @@ def check_goals(rows: Sequence[Mapping]) -> list[dict]:
         if "time" in goal and name in staged:
             for other, reference in (("detector without exits", plain), ("staged full", full)):
                 at_most.append((f"{name} / {other}, batch 1, one thread", staged[name] / reference, goal["time"]))
-    whole = ms["onnx monolithic", "full"]
-    at_most.append(("staged full / one graph of all exits", full / whole, limits["staged_to_monolithic"]))
+    monolithic = ms["onnx monolithic", "full"]
+    at_most.append(("staged full / one graph of all exits", full / monolithic, limits["staged_to_monolithic"]))
     at_most.append(("staged full / detector without exits", full / plain, limits["staged_to_plain"]))
     for name, time_ms in staged.items():
         at_least.append((f"eager / onnx at {name}", ms["eager", name] / time_ms, limits["eager_to_staged"]))

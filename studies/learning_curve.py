@@ -85,10 +85,10 @@ def round_batches(config: PhaseConfig, steps: int) -> Callable[[int], DataLoader
 
 def _trained_records(config: PhaseConfig, steps: int, folder: Path, log: Callable[[str], None]) -> ExitRecords:
     """Train a point, or continue it, and record it on ``val``; a finished one is read."""
-    mark, own = folder / "identity.json", identity(config)
-    if mark.exists() and json.loads(mark.read_text()) != own:
+    mark, point = folder / "identity.json", identity(config)
+    if mark.exists() and json.loads(mark.read_text()) != point:
         raise TrainingError(f"{folder}: a point of other weights, data, settings or code; expected another --out")
-    write_json(mark, own)
+    write_json(mark, point)
     model = build_model(config)
     trained = MaskSupervised(model) if config.loss.mask else model
     fit(trained, detection_step(config), round_batches(config, steps), config, folder, resume=True, log=log)

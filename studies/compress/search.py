@@ -61,22 +61,23 @@ def time_ratios(checkpoint: Path, config: CompressConfig, folder: Path) -> dict[
 
     All are measured in turn on onnxruntime, one thread, with suppression.
     """
-    own = export_system("candidate", "search", checkpoint, folder / "export").session()
-    whole = export_system("full", "full", resolve(config.baseline), resolve(config.out) / "export_baseline").session()
-    image, graph = input_image(own.size), own.graph(own.manifest["plain"])
+    released = export_system("full", "full", resolve(config.baseline), resolve(config.out) / "export_baseline")
+    session = export_system("candidate", "search", checkpoint, folder / "export").session()
+    image, graph = input_image(session.size), session.graph(session.manifest["plain"])
 
     def alone() -> None:
         scores, boxes = graph.run(None, {"features": image})
-        own.suppress(boxes[0], scores[0], "full")
+        session.suppress(boxes[0], scores[0], "full")
 
     def leaving(session: EarlyExitSession, name: str) -> Callable[[], object]:
         features = input_image(session.size)
         return lambda: session.detect(features, forced(name))
 
-    calls = {name: leaving(own, name) for name in own.exits} | {"alone": alone, "whole": leaving(whole, "full")}
+    calls = {name: leaving(session, name) for name in session.exits}
+    calls |= {"alone": alone, "reference": leaving(released.session(), "full")}
     times = {name: time["median_ms"] for name, time in measure(calls, config.search.repeats).items()}
-    reference = times.pop("whole")
-    return {name: ms / reference for name, ms in times.items()}
+    reference_ms = times.pop("reference")
+    return {name: ms / reference_ms for name, ms in times.items()}
 
 
 def run(config: CompressConfig, log: Callable[[str], None] = print) -> dict:

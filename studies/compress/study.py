@@ -213,8 +213,8 @@ def measure_routed(system: System, config: CompressConfig, axis: Axis, static: S
     records = {split: session_records(system, split, config.limit) for split in ("val", "calibrate", "test")}
     cocos = {"val": load_split("val"), "calibrate": load_split("calibrate"), "test": axis.coco}
     exits, _ = exit_rows(system, records["test"], axis)
-    own = exits["full"]["time_ratio"]
-    costs, passing = ([row[key] / own for row in exits.values()] for key in ("time_ratio", "passed_ratio"))
+    full_ratio = exits["full"]["time_ratio"]
+    costs, passing = ([row[key] / full_ratio for row in exits.values()] for key in ("time_ratio", "passed_ratio"))
     splits = prepare(records, cocos, costs, passing=passing)
     here, test, points = splits["calibrate"], splits["test"], {}
     settings = {name: settings_of(name, here, splits["val"], {"grid": GRID}) for name in POLICIES}
@@ -230,7 +230,7 @@ def measure_routed(system: System, config: CompressConfig, axis: Axis, static: S
             continue
         samples = bootstrap(test.evaluator, [chosen], axis.weights)[:, 0]
         shares = np.bincount(chosen, minlength=len(exits)) / len(chosen)
-        time = test.time(chosen, setting.reads_boxes) * own
+        time = test.time(chosen, setting.reads_boxes) * full_ratio
         points[key] = {
             "budgets": [budget], "policy": policy_of[id(setting)], "time_ratio": time,
             "thresholds": list(setting.thresholds), **test.evaluator.scores(chosen), "AP_interval": interval(samples),
@@ -255,9 +255,9 @@ def measure_seed(systems: Sequence[System], config: CompressConfig, axis: Axis, 
     """
     rows, names, samples = [], [row["name"] for row in static.rows], static.samples.copy()
     for system in systems[:2]:
-        exits, own = exit_rows(system, session_records(system, "test", config.limit), axis)
+        exits, columns = exit_rows(system, session_records(system, "test", config.limit), axis)
         rows.append({"name": system.name, "kind": system.kind} | exits["full"])
-        samples[:, names.index(system.name)] = own[:, 0]
+        samples[:, names.index(system.name)] = columns[:, 0]
     beside = static._replace(samples=samples)
     return {"static": rows, "with_exits": [measure_routed(system, config, axis, beside) for system in systems[2:]]}
 
@@ -276,7 +276,7 @@ def measure_all(config: CompressConfig, systems: Systems, times: Mapping, log: L
     return {
         "static": static.rows,
         "with_exits": [measure_routed(system, config, axis, static) for system in systems.with_exits],
-        "seeds": [{"seed": s} | measure_seed(own, config, axis, static) for s, own in systems.by_seed.items()],
+        "seeds": [{"seed": s} | measure_seed(group, config, axis, static) for s, group in systems.by_seed.items()],
         "images": len(dataset),
     }
 

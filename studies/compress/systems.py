@@ -126,9 +126,9 @@ def measure_times(systems: Sequence[System], repeats: int) -> dict[tuple[str, st
             scores, boxes, features = session.graph(entry).run(None, {"features": features})
             planes, name = (boxes[0], scores[0]), entry["exit"]
             calls[system.name, f"suppression at {name}"] = lambda s=session, p=planes, n=name: s.suppress(*p, n)
-            seen = planes, name, before, size_hw
-            calls[system.name, f"observation at {name}"] = lambda s=session, o=seen: observe(s, *o)
-            before, _ = observe(session, *seen)
+            look = planes, name, before, size_hw
+            calls[system.name, f"observation at {name}"] = lambda s=session, k=look: observe(s, *k)
+            before, _ = observe(session, *look)
     return measure(calls, repeats)
 
 

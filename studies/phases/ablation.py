@@ -25,11 +25,10 @@ from studies.phases.trainer import identity, optimiser_steps, route_split, train
 DESTROYED = 0.1  # share of the working AP below which nothing is detected any more
 ALL = 0.95  # share of the images from which an exit counts as the only one
 READ_AFTERWARDS = ("confidence", "thresholds", "routing", "timing")  # groups that no detection loss looks at
-
-
+# What of a run the ladder shows.
 LADDER_KEYS = (
     *("seed", "images", "steps", "exit_shares", "confidence_mean", "confidence_std", "probability_mean", "thresholds"),
-    *("AP_exits", "AP", "AP50", "detections_per_image", "split", "split_sha256", "checkpoint_sha256", "versions"),
+    *("AP_exits", "AP", "AP50", "detections_per_image"),
 )
 
 
@@ -67,8 +66,9 @@ def run_variant(name: str, config: PhaseConfig) -> dict:
     """Train (or continue) a variant in ``runs/causal`` and measure it on ``test``."""
     out = resolve("runs") / "causal" / f"{config.phase}_seed{config.seed}"
     trained = train_phase(config, out, resume=True, log=lambda _: None)
-    run = measure_phase(config, trained["detector"], trained["history"], out)
-    return {"variant": name, **{key: run[key] for key in LADDER_KEYS}, "config": run["config"]}
+    run = measure_phase(config, trained["detector"], trained["history"])
+    origin = provenance("test", config, weights_path(out, config.phase))
+    return {"variant": name, **{key: run[key] for key in LADDER_KEYS}, **origin}
 
 
 def training_key(config: PhaseConfig) -> str:
@@ -112,15 +112,15 @@ def run_job(
     _, first = job[0]
     out, detector, rows = Path(runs) / f"{first.phase}_seed{first.seed}", None, []
     for name, config in job:
-        path, own = out / f"{config.phase}.json", identity(config)
-        own |= {"resamples": resamples, "test_sha256": split_sha256("test", open_source(config.data))}
-        if path.exists() and (row := json.loads(path.read_text()))["identity"] == own:
+        path, run_of = out / f"{config.phase}.json", identity(config)
+        run_of |= {"resamples": resamples, "test_sha256": split_sha256("test", open_source(config.data))}
+        if path.exists() and (row := json.loads(path.read_text()))["identity"] == run_of:
             rows.append(row | {"variant": name})
             continue
         if detector is None:
             detector = train_phase(first, out, resume=True, log=lambda _: None)["detector"]
         row = {"variant": name, **measure(detector, config, resamples)}
-        row |= provenance("test", config, weights_path(out, first.phase)) | {"identity": own}
+        row |= provenance("test", config, weights_path(out, first.phase)) | {"identity": run_of}
         write_json(path, row)
         rows.append(row)
         log(f"{name}, seed {config.seed}: AP of full {row['AP_exits']['full']:.3f}, exits {row['exit_shares']}")

@@ -22,7 +22,7 @@ from studies.phases.detector import RecordedDetector
 
 FOLDER = ROOT / "data" / "record"
 EPOCHS, STEPS_PER_EPOCH = 20, 1250
-TRAIN_IMAGES, VAL_BATCHES, IMAGES_PER_BATCH = 5000, 145, 4
+TRAIN_IMAGES, VAL_BATCHES = 5000, 145  # a batch has four images
 RATE_TARGETS = (0.30, 0.25)  # what the distribution loss of 1.5 to 1.9 asks of exit1 and exit2
 LOSS_WEIGHTS = (0.3, 0.4, 0.3)  # exit1, exit2, full after the ramp
 FULL_WEIGHT_1_9 = 0.5  # a floor in 1.9 keeps the full loss at this weight (defect 36)
@@ -285,7 +285,7 @@ def decayed_temperature(start: float, epochs: int, *, lr: float = 1e-2, weight_d
     return np.array(means)
 
 
-# --- sampling and time -------------------------------------------------------------------------
+# --- sampling ------------------------------------------------------------------------------------
 
 
 def sampling_band(rate: np.ndarray, draws: int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
@@ -298,11 +298,6 @@ def sampling_band(rate: np.ndarray, draws: int, z: float = 1.96) -> tuple[np.nda
     rate = np.asarray(rate, dtype=float)
     half = z * np.sqrt(rate * (1 - rate) / draws)
     return np.clip(rate - half, 0, 1), np.clip(rate + half, 0, 1)
-
-
-def per_image_ms(ms_per_batch: np.ndarray | float) -> np.ndarray:
-    """The record's times are calls on four images."""
-    return np.asarray(ms_per_batch, dtype=float) / IMAGES_PER_BATCH
 
 
 # --- the architecture ---------------------------------------------------------------------------

@@ -278,9 +278,9 @@ class RecordedDetector(nn.Module):
     def __init__(self, config: PhaseConfig):
         super().__init__()
         weights = None if config.model.weights == "none" else config.model.weights
-        whole = EarlyExitSSDLite(early=False, weights=weights).backbone
-        tail = [] if config.model.full_truncated else [whole.features[1], *whole.extra]
-        self.backbone = whole.features[0]
+        ssdlite = EarlyExitSSDLite(early=False, weights=weights).backbone
+        tail = [] if config.model.full_truncated else [ssdlite.features[1], *ssdlite.extra]
+        self.backbone = ssdlite.features[0]
         self.backbone_tail = nn.ModuleList(tail[:1] if config.model.single_map else tail)
         self.heads = RecordedExits(config.model, config.temperature, config.thresholds)
         self.boxes = config.targets.boxes

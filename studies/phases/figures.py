@@ -217,30 +217,6 @@ def rate_of_1_7(trajectory: pd.DataFrame) -> Figure:
     return figure
 
 
-def time_of_1_7(trajectory: pd.DataFrame, other: pd.DataFrame, full_ms: float) -> Figure:
-    """Recorded time a batch by epoch: 1.7 on exit1 throughout, 1.9 first on exit1, then on full.
-
-    Args:
-        trajectory: 1.7 by epoch.
-        other: 1.9 by epoch.
-        full_ms: recorded time of a full pass with a vectorised confidence (1.1).
-    """
-    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.3))
-    key = "ms_per_batch_of_4"
-    left_early = other["val_fraction_exit1"] == 1
-    axis.plot(trajectory.index, trajectory[key], "o-", color=EXIT_COLOURS["exit1"], markersize=4, label="1.7, exit1")
-    for mask, name in ((left_early, "exit1"), (~left_early, "full")):
-        points = other[key][mask]
-        axis.plot(points.index, points, "s", color=EXIT_COLOURS[name], markersize=4, mfc="white", label=f"1.9, {name}")
-    axis.axhline(full_ms, color=EXIT_COLOURS["full"], linestyle="--", linewidth=0.8, label="1.1, full")
-    axis.set_ylim(0, None)
-    axis.set_xticks([1, 5, 10, 15, 20])
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("ms a batch of four")
-    axis.legend(ncols=2, loc="lower left")
-    return figure
-
-
 def gap_of_1_6(trajectory: pd.DataFrame) -> Figure:
     """1.6: the soft rate of its own loss against the hard test that is in use; the way there by epoch."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(TEXT_WIDTH_IN, 2.4))
@@ -296,21 +272,6 @@ def gate_of_1_9(trajectory: pd.DataFrame) -> Figure:
     right.set_xticks([1, 5, 10, 15, 20])
     right.set_xlabel("epoch")
     right.legend(loc="center right", bbox_to_anchor=(1, 0.42))
-    return figure
-
-
-def column_pairs(trajectory: pd.DataFrame, floor: float) -> Figure:
-    """1.1: class loss of each exit by epoch and the floor of what zero padding can tell apart."""
-    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.3))
-    for name, colour in EXIT_COLOURS.items():
-        axis.semilogy(
-            trajectory.index, trajectory[f"loss_{name}"], "o-", markersize=3.5, color=colour, label=f"{name}, recorded"
-        )
-    axis.axhline(floor, color="0.3", linestyle=":", label=r"floor of exit1, $0.4\,\ln 2$")
-    axis.set_xticks([1, 5, 10, 15, 20])
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("loss")
-    axis.legend(loc="center right", bbox_to_anchor=(1, 0.62))
     return figure
 
 

@@ -238,8 +238,8 @@ def recorded_loss(
     options = {"slope": slope}
     if loss.exit_rates == "gumbel":
         options |= {"temperature": loss.gumbel_temperature, "generator": generator}
-    seen = [v.detach() for v in c[:2]] if loss.rates_detached else c[:2]
-    rates = exit_rates(*seen, thresholds, loss.exit_rates, **options)
+    decided_on = [v.detach() for v in c[:2]] if loss.rates_detached else c[:2]
+    rates = exit_rates(*decided_on, thresholds, loss.exit_rates, **options)
     distribution = distribution_loss(rates, loss)
     total = sum(w * part for w, part in zip(exit_weights(config, epoch), losses, strict=True))
     terms = ((loss.cascade, cascade), (loss.confidence_order, order), (loss.exit_distribution, distribution))

@@ -38,8 +38,8 @@ def check_mechanisms(config: PhaseConfig, run: dict, history: list[dict]) -> lis
         _logistic_rate,
         _runaway_temperature,
     )
-    found = (check(config, run, history) for check in checks)
-    return [result for result in found if result is not None]
+    results = (check(config, run, history) for check in checks)
+    return [result for result in results if result is not None]
 
 
 def _result(prediction: str, predicted: dict, measured: dict, holds: bool) -> dict:

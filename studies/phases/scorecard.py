@@ -97,8 +97,8 @@ def routed_results(run: Routed) -> list[dict]:
     ]
 
 
-def measure_phase(config: PhaseConfig, detector: RecordedDetector, history: list[dict], out: Path | str) -> dict:
-    """Everything measured of a trained phase on ``test``, with its provenance."""
+def measure_phase(config: PhaseConfig, detector: RecordedDetector, history: list[dict]) -> dict:
+    """Everything measured of a trained phase on ``test``."""
     run, last = route_split(detector, config, "test"), history[-1]
     evaluator, count = RoutedAP(run.records, run.coco), len(run.records)
     routed, scores = routed_results(run), evaluator.scores(run.chosen.numpy())
@@ -129,8 +129,6 @@ def measure_phase(config: PhaseConfig, detector: RecordedDetector, history: list
         "detections_per_image": len(routed) / count,
         "at_score": precision_recall(run.coco, routed, run.records.image_ids),
         "decision": decision(scores["AP"]),
-        "start_sha256": identity(config)["start_sha256"],
-        **provenance("test", config, weights_path(out, config.phase)),
     }
 
 
@@ -176,7 +174,7 @@ def describe(detector: RecordedDetector, config: PhaseConfig, exit_name: str, li
     detector.eval()
     dataset = DetectionDataset("test", open_source(config.data), build_transform(SIZE), limit=limit)
     probability, corners, confidences, iou = [], [], [], []
-    kept = {score: {"before_nms": 0, "after_nms": 0} for score in SCORES}
+    counts = {score: {"before_nms": 0, "after_nms": 0} for score in SCORES}
     for images, targets in batches(dataset, 4):
         output = detector(images)[EXIT_NAMES.index(exit_name)].output()
         p, boxes = chair_probability(output.cls_logits), decoded_boxes(output, config.targets.boxes)
@@ -185,8 +183,8 @@ def describe(detector: RecordedDetector, config: PhaseConfig, exit_name: str, li
         corners.append(torch.stack(boxes.aminmax(dim=1), 1))  # (B, 2, 4)
         for score in SCORES:
             survivors = keep_best(boxes, p, SIZE_HW, score, NMS_THRESHOLD, topk=p.shape[1])
-            kept[score]["before_nms"] += int((p > score).sum())
-            kept[score]["after_nms"] += sum(len(d.scores) for d in survivors)
+            counts[score]["before_nms"] += int((p > score).sum())
+            counts[score]["after_nms"] += sum(len(d.scores) for d in survivors)
         iou += [box_iou(t["boxes"], b).amax(1) for t, b in zip(targets, boxes, strict=True) if len(t["boxes"])]
     probability, corners, confidences = torch.cat(probability), torch.cat(corners), torch.cat(confidences)
     low, high = float(probability[:, 0].min()), float(probability[:, 1].max())
@@ -199,7 +197,7 @@ def describe(detector: RecordedDetector, config: PhaseConfig, exit_name: str, li
         "background_probability": {"least": 1 - high, "greatest": 1 - low},
         "confidence": {"mean": float(confidences.mean()), "spread": float(confidences.std())},
         "boxes_px": {name: {"least": a, "greatest": b} for name, a, b in ranges},
-        "kept": {f"{s:.2f}": {k: v / len(dataset) for k, v in counts.items()} for s, counts in kept.items()},
+        "kept": {f"{s:.2f}": {k: v / len(dataset) for k, v in by_step.items()} for s, by_step in counts.items()},
         "best_iou_mean": float(torch.cat(iou).mean()) if iou else None,
     }
 
@@ -229,18 +227,16 @@ def recorded_card(phase: str) -> dict:
 
 def summarise(config: PhaseConfig, detector: RecordedDetector, history: list[dict], out: Path | str) -> dict:
     """A phase on ``test`` beside the record; writes ``final_summary_phaseN.json`` to ``out``."""
-    run = measure_phase(config, detector, history, out)
-    card = recorded_card(config.phase)
+    run, card = measure_phase(config, detector, history), recorded_card(config.phase)
     checks = check_mechanisms(config, run, history)
-    provenance_keys = ("start_sha256", "split", "split_sha256", "checkpoint_sha256", "config", "versions")
-    summary = {key: value for key, value in run.items() if key not in provenance_keys}
-    summary |= {
+    summary = run | {
         "recorded": card,
         "mechanisms": checks,
         "mechanism_holds": all(check["holds"] for check in checks) if checks else None,
         "difference": explain_difference(config, run, card),
         "unmet": explain_unmet(config, run, checks),
-        **{key: run[key] for key in provenance_keys},
+        "start_sha256": identity(config)["start_sha256"],
+        **provenance("test", config, weights_path(out, config.phase)),
     }
     write_json(Path(out) / f"final_summary_phase{tag(config.phase)}.json", summary)
     return summary
@@ -258,24 +254,19 @@ def join_runs(paths: Sequence[Path]) -> dict:
     for path, row in zip(sorted(paths), rows, strict=True):
         if row["split_sha256"] != rows[0]["split_sha256"]:
             raise ValueError(f"{path}: measured on another 'test' than {sorted(paths)[0]}; run it again")
-    phases = []
+    phases, shared = [], {"phase", "recorded", "split", "split_sha256"}
     for phase in dict.fromkeys(row["phase"] for row in rows):
         runs = [row for row in rows if row["phase"] == phase]
-        own = [
-            {k: v for k, v in run.items() if k not in ("phase", "recorded", "split", "split_sha256")} for run in runs
-        ]
-        for run in own[1:]:
+        phases.append({
+            "phase": phase,
+            "recorded": runs[0]["recorded"],
+            "agree": sum(run["difference"] is None for run in runs) if runs[0]["recorded"] else None,
+            "mechanism_holds": sum(bool(run["mechanism_holds"]) for run in runs),
+            "seeds": len(runs),
+            "runs": [{k: v for k, v in run.items() if k not in shared} for run in runs],
+        })  # fmt: skip
+        for run in phases[-1]["runs"][1:]:
             del run["config"]  # the seed aside, it is the first run's
-        phases.append(
-            {
-                "phase": phase,
-                "recorded": runs[0]["recorded"],
-                "agree": sum(run["difference"] is None for run in runs) if runs[0]["recorded"] else None,
-                "mechanism_holds": sum(bool(run["mechanism_holds"]) for run in runs),
-                "seeds": len(runs),
-                "runs": own,
-            }
-        )
     return {"about": ABOUT, **{key: rows[0][key] for key in ("split", "split_sha256")}, "phases": phases}
 
 

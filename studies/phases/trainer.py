@@ -56,8 +56,8 @@ def build_detector(config: PhaseConfig) -> RecordedDetector:
         state = load_checkpoint(resolve(config.model.start))["model"]
         try:
             for part, prefix in _trunk_parts(detector):
-                own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-                part.load_state_dict(own)
+                weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+                part.load_state_dict(weights)
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip()
             raise TrainingError(f"{config.model.start}: checkpoint of another architecture; {detail}") from None
@@ -139,14 +139,14 @@ def identity(config: PhaseConfig) -> dict:
 
 def _continues(config: PhaseConfig, out: Path, log: Callable) -> bool:
     """Whether the folder holds the same run; marks it as this run's otherwise."""
-    path, own = out / "identity.json", identity(config)
-    if path.exists() and json.loads(path.read_text()) == own:
+    path, run = out / "identity.json", identity(config)
+    if path.exists() and json.loads(path.read_text()) == run:
         return True
     if path.exists():
         log(f"{out}: configuration, start weights or data changed: training starts over")
     for name in ("last.pth", "best.pth"):
         (out / name).unlink(missing_ok=True)
-    write_json(path, own)
+    write_json(path, run)
     return False
 
 
@@ -339,9 +339,9 @@ def route_split(detector: RecordedDetector, config: PhaseConfig, split: str) -> 
     dataset = DetectionDataset(split, source, build_transform(SIZE), keep_crowd=True, limit=config.data.eval_limit)
     detections: dict[str, list[Detections]] = {name: [] for name in EXIT_NAMES}
     c, means = ({name: [] for name in EXIT_NAMES} for _ in range(2))
-    for output, _, found in detections_of_exits(detector, dataset, 4):
+    for output, _, batch in detections_of_exits(detector, dataset, 4):
         p = detector.probability(output)
-        detections[output.name] += found
+        detections[output.name] += batch
         c[output.name].append(confidence(p, config.confidence))
         means[output.name].append(p.mean(1))
     c, means = (torch.stack([torch.cat(columns[name]) for name in EXIT_NAMES], 1) for columns in (c, means))

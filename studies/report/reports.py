@@ -107,8 +107,8 @@ def _seeds(count: int, of: int) -> str:
     return f"in none of {of} seeds" if count == 0 else f"in {count} of {of} seeds"
 
 
-def _plural(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
+def _plural(count: int, singular: str, plural: str) -> str:
+    return f"{count} {singular if count == 1 else plural}"
 
 
 def _table(rows: object) -> str:
@@ -188,7 +188,7 @@ def _summary(metrics: Path, _: Path) -> dict:
 def _analysis(metrics: Path, _: Path) -> dict:
     final, narrative, measured = record.final_values(), record.narrative(), _measured(metrics)
     ablation = measured["ablation"]
-    own = {
+    analysis = {
         "claims": narrative["claims"],
         "slips": narrative["slips"],
         "weights": record.recovered_weights(final.drop(index="1.9")),
@@ -197,7 +197,7 @@ def _analysis(metrics: Path, _: Path) -> dict:
         "ablation_rows": ablation and ablation_table(ablation["variants"]),
         "exit_names": EXIT_NAMES,
     }
-    return _phases(metrics) | _record() | measured | own
+    return _phases(metrics) | _record() | measured | analysis
 
 
 def _detector(metrics: Path, _: Path) -> dict:
