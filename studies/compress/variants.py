@@ -72,7 +72,7 @@ class Search(_Strict):
     maps: list[int] = [6, 5, 4]
     exit1: list[Cut1] = [8, 10]
     exit2: list[Cut2] = [12, 13]
-    repeats: int = Field(30, ge=2)  # of the look-up table
+    repeats: int = Field(30, ge=2)  # timed rounds of a candidate
 
 
 class CompressConfig(_Strict):

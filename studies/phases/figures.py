@@ -15,6 +15,12 @@ from studies.phases import analysis as record
 HOLDS_COLOUR, FAILS_COLOUR = "#BFDDEE", "#EFA47A"
 
 
+def _by_epoch(*axes) -> None:
+    for axis in axes:
+        axis.set_xlabel("epoch")
+        axis.set_xticks([1, 5, 10, 15, 20])
+
+
 def training_panels(history: Sequence[Mapping]) -> Figure:
     """A recorded phase by epoch: losses, confidences with thresholds, temperatures, exit shares on ``val``.
 
@@ -211,9 +217,7 @@ def rate_of_1_7(trajectory: pd.DataFrame) -> Figure:
     left.legend(loc="center left", bbox_to_anchor=(0, 0.42))
     right.semilogy(epoch, trajectory["confidence_exit1"] - 0.5, "o-", markersize=3, color=EXIT_COLOURS["exit1"])
     right.set_ylabel("confidence of exit1 minus 0.5")
-    for axis in (left, right):
-        axis.set_xlabel("epoch")
-        axis.set_xticks([1, 5, 10, 15, 20])
+    _by_epoch(left, right)
     return figure
 
 
@@ -241,8 +245,7 @@ def gap_of_1_6(trajectory: pd.DataFrame) -> Figure:
         right.axhline(target, color=EXIT_COLOURS[name], linestyle="--", linewidth=0.8)
     right.axhline(0, color="0.3", linewidth=0.8)
     right.text(20, 0.012, "leaves above this line", ha="right", fontsize=8, color="0.3")
-    right.set_xlabel("epoch")
-    right.set_xticks([1, 5, 10, 15, 20])
+    _by_epoch(right)
     right.set_ylabel("confidence minus threshold")
     right.legend(loc="lower right")
     return figure
@@ -269,8 +272,7 @@ def gate_of_1_9(trajectory: pd.DataFrame) -> Figure:
     right.text(2, 0.006, "untrained exits", ha="center", va="bottom", rotation=90, fontsize=8)
     right.set_xlim(0.5, 20.5)
     right.set_ylim(0.004, 1.6)
-    right.set_xticks([1, 5, 10, 15, 20])
-    right.set_xlabel("epoch")
+    _by_epoch(right)
     right.legend(loc="center right", bbox_to_anchor=(1, 0.42))
     return figure
 
@@ -292,8 +294,6 @@ def beside_record(recorded: pd.DataFrame, ours: pd.DataFrame | None, panels: lis
         if label.endswith("(log)"):
             axis.set_yscale("log")
         axis.set_ylabel(label.removesuffix(" (log)"))
-        axis.set_xticks([1, 5, 10, 15, 20])
-    for axis in axes[-1]:
-        axis.set_xlabel("epoch")
+    _by_epoch(*axes[-1])
     axes.flat[0].legend()
     return figure
