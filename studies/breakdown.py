@@ -142,23 +142,6 @@ def _ratio(key: str, value: float, whole: float, samples: np.ndarray, whole_samp
     return {key: value / whole, f"{key}_interval": interval(samples / whole_samples)}
 
 
-def seeds_table(rows: list[dict]) -> pd.DataFrame:
-    """One training with several seeds: AP and shares of each exit a seed, their mean and sample standard deviation.
-
-    Args:
-        rows: of :func:`compare_detectors`.
-    """
-    columns: dict[str, dict[str, float]] = {}
-    for row in rows:
-        if row["training"] != "baseline":
-            columns.setdefault(row["exit"], {})[row["training"]] = row["AP"]
-            of = "baseline" if row["exit"] == "full" else "full"
-            columns.setdefault(f"{row['exit']} / {of}", {})[row["training"]] = row[f"share_of_{of}"]
-    table = pd.DataFrame(columns, dtype=float)
-    spread = table.agg(["mean", "std"]).rename(index={"std": "standard deviation"})
-    return pd.concat([table, spread]).rename_axis("seed").reset_index()
-
-
 def trainings_table(rows: list[dict]) -> pd.DataFrame:
     """Detectors side by side, a line an exit: AP with interval, shares, difference to the first.
 

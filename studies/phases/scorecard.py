@@ -288,28 +288,3 @@ def card_table(summary: dict) -> pd.DataFrame:
     lines.append(("ms an image", old.get("ms_per_image"), summary["time"]["one_image_ms"]))
     lines.append(("AP", None, summary["AP"]))
     return pd.DataFrame(lines, columns=["quantity", "recorded", "ours"]).astype({"recorded": object, "ours": object})
-
-
-def overview(phases: list[dict]) -> pd.DataFrame:
-    """All phases, a line each: shares, confidence, spread, AP, and how many seeds agree and hold.
-
-    Args:
-        phases: entries of ``phases.json``.
-    """
-    lines = []
-    for entry in phases:
-        old, run = entry["recorded"], entry["runs"][0]
-        shares = [" / ".join(f"{100 * s:.0f}" for s in card["exit_shares"].values()) for card in (old, run)]
-        lines.append({
-            "phase": entry["phase"],
-            "recorded exits %": shares[0],
-            "ours %": shares[1],
-            "recorded c1": old["confidence"]["exit1"],
-            "c1": run["confidence_mean"]["exit1"],
-            "std c1": run["confidence_std"]["exit1"],
-            "threshold": run["thresholds"]["exit1"],
-            "AP": run["AP"],
-            "agrees": f"{entry['agree']} of {entry['seeds']}",
-            "holds": f"{entry['mechanism_holds']} of {entry['seeds']}",
-        })  # fmt: skip
-    return pd.DataFrame(lines)

@@ -101,11 +101,6 @@ def test_detectors_side_by_side(split, monkeypatch):
     assert found[1]["share_of_full"] == pytest.approx(found[1]["AP"] / full["AP"])
     table = breakdown.trainings_table(found)
     assert table["training"].tolist() == [row["training"] for row in found] and table["low"][1] <= table["AP"][1]
-    seeds = breakdown.seeds_table(found).set_index("seed")
-    assert seeds.index.tolist() == ["frozen", "joint", "mean", "standard deviation"]
-    assert seeds["exit1"]["mean"] == pytest.approx(found[1]["AP"]) and seeds["full"]["standard deviation"] == 0
-    assert seeds["full / baseline"]["joint"] == 1
-    assert seeds["exit1 / full"]["joint"] == pytest.approx(found[1]["share_of_full"])
     dots = {
         t: {r["exit"]: (r["AP"], *r["AP_interval"]) for r in found if r["training"] == t} for t in ("frozen", "joint")
     }
