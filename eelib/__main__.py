@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--checkpoint", default=checkpoint)
     command.add_argument("--export", help="folder of `eelib export`; written afresh without it")
     command.add_argument("--quick", action="store_true", help="few repeats, no torch.compile, no int8: a minute")
-    command.add_argument("--reports", default=str(ROOT / "runs" / "reports"), help="folder of metrics/bench.json")
+    command.add_argument("--reports", default=str(ROOT / "reports"), help="folder of metrics/bench.json")
     command = add("export", commands.export, "eelib export --out runs/deploy")
     command.add_argument("--checkpoint", default=checkpoint, help="a released detector with or without exits")
     command.add_argument("--out", required=True, help="folder of the graphs and the manifest")

@@ -20,7 +20,7 @@ def train(args: argparse.Namespace) -> int:
     from eelib import config, data_command, train
     from eelib.checkpoints import save_checkpoint
     from eelib.coco import open_source
-    from eelib.data import DetectionDataset, build_transform
+    from eelib.data import DetectionDataset
     from eelib.evaluate import coco_ap, detect_exits
     from eelib.supervision import MaskSupervised
     from studies import batch
@@ -69,12 +69,10 @@ def widen(args: argparse.Namespace) -> int:
 
 def learning_curve(args: argparse.Namespace) -> int:
     """Train the baseline on more and more images with equal steps; AP on val with intervals. Resumable."""
-    from studies import batch, figures, learning_curve
+    from studies import batch, learning_curve
 
     config, curve = learning_curve.load_curve(args.config, batch.read_settings(args.set))
     result = learning_curve.learning_curve(config, curve, args.out, args.reports)
-    figures.style()
-    figures.save(figures.learning_curve(result["points"]), "learning_curve", args.reports)
     for gain in result["gains"]:
         low, high = gain["interval"]
         print(f"{gain['from']} to {gain['to']} images: AP {gain['AP']:+.3f}, 95 % [{low:+.3f}, {high:+.3f}]")
@@ -85,7 +83,6 @@ def generalisation(args: argparse.Namespace) -> int:
     """AP on images of training, on new scenes with its chair models, and on val's new models."""
     import torch
 
-    from studies import figures
     from studies.generalisation import generalisation
     from studies.routing.breakdown import ap_dots
 
@@ -97,9 +94,6 @@ def generalisation(args: argparse.Namespace) -> int:
     }
     with torch.inference_mode():
         result = generalisation(args.checkpoint, sets, ROOT / "runs" / "records", args.reports, progress=print)
-    figures.style()
-    dots = {row["name"]: {"full": (row["AP"], *row["interval"])} for row in result["sets"]}
-    figures.save(ap_dots(dots, of="each set"), "generalisation", args.reports)
     for row in result["sets"]:
         low, high = row["interval"]
         print(f"{row['name']}: AP {row['AP']:.3f}, 95 % [{low:.3f}, {high:.3f}], {row['images']} images")
@@ -227,13 +221,13 @@ def _validate_detector(args: argparse.Namespace) -> int:
     import torch
 
     from eelib.checkpoints import load_released
-    from eelib.data import DetectionDataset, build_transform, split_sha256
+    from eelib.data import DetectionDataset, split_sha256
     from eelib.data_command import option_source
     from eelib.evaluate import decision, evaluate_exits
     from eelib.files import file_sha256
 
     source, size = option_source(args), load_released(args.checkpoint).size
-    dataset = DetectionDataset("test", source, build_transform(size), keep_crowd=True, limit=args.limit)
+    dataset = DetectionDataset("test", source, size, keep_crowd=True, limit=args.limit)
     with torch.inference_mode():
         exits = evaluate_exits(args.checkpoint, dataset)
     answer = {"checkpoint": args.checkpoint, "checkpoint_sha256": file_sha256(args.checkpoint), "split": "test"}
@@ -269,6 +263,7 @@ def bench(args: argparse.Namespace) -> int:
     """Time every runtime, exit and batch size, interleaved; print the ratios, write bench.json."""
     from eelib.deploy import export as deploy
     from eelib.deploy import int8 as quantise
+    from eelib.files import write_json
     from studies import bench
 
     folder = Path(args.export) if args.export else ROOT / "runs" / "bench_export"
@@ -277,10 +272,10 @@ def bench(args: argparse.Namespace) -> int:
         if not args.quick:
             quantise.quantise(folder)
     report = bench.run(args.checkpoint, folder, quick=args.quick, log=print)
-    print(bench.table(report).to_string(index=False))
+    print(bench.table(report["times"]).to_string(index=False))
     for goal in report["goals"]:
         print(f"{'met   ' if goal['met'] else 'MISSED'}  {goal['value']:6.3f} (goal {goal['limit']})  {goal['goal']}")
-    print(f"wrote {bench.save(report, Path(args.reports))}")
+    print(f"wrote {write_json(Path(args.reports) / 'metrics' / 'bench.json', report)}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import io
 import json
 import math
@@ -21,7 +22,8 @@ from eelib.records import detections_of_exits
 
 # Names of pycocotools' summary, in its order.
 AP_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-PACKAGES = ("torch", "torchvision", "pycocotools", "numpy", "lightning-fabric")
+# Packages whose versions every result states.
+PACKAGES = ("torch", "torchvision", "pycocotools", "numpy", "lightning-fabric", "onnx", "onnxruntime")
 
 
 def coco_ap(coco: COCO, results: Sequence[dict], image_ids: Sequence[int] | None = None) -> dict[str, float]:
@@ -95,9 +97,9 @@ def detect_exits(model: nn.Module, dataset: DetectionDataset, batch_size: int = 
         dataset: evaluated in order; its transform resizes and nothing else.
     """
     results: dict[str, list[dict]] = {name: [] for name in model.exit_names}
-    for name, ids, found, _ in detections_of_exits(model, dataset, batch_size):
+    for output, ids, found in detections_of_exits(model, dataset, batch_size):
         for image_id, detections in zip(ids, found, strict=True):
-            results[name] += detections.to_coco(image_id, dataset.category_ids)
+            results[output.name] += detections.to_coco(image_id, dataset.category_ids)
     return results
 
 
@@ -132,8 +134,14 @@ def provenance(split: str, config: Config, checkpoint: Path | str, root: Path | 
         "split_sha256": split_sha256(split, open_source(config.data) if root is None else root),
         "checkpoint_sha256": file_sha256(checkpoint),
         "config": config.model_dump(mode="json"),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of :data:`PACKAGES`, as far as they are installed."""
+    installed = [name for name in PACKAGES if importlib.util.find_spec(name.replace("-", "_"))]
+    return {name: importlib.metadata.version(name) for name in installed}
 
 
 def current_metrics(path: Path | str, log: Callable[[str], None] = print, **weights: Path | str) -> dict | None:

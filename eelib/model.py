@@ -305,6 +305,10 @@ class EarlyExitSSDLite(nn.Module):
             self._defaults[key] = boxes_xyxy.to(logits.device)
         return ExitOutput(name, logits, boxes, self._defaults[key])
 
+    def postprocess(self, output: ExitOutput, size_hw: tuple[int, int]) -> list[Detections]:
+        """Detections of each image, by :func:`postprocess`."""
+        return postprocess(output, size_hw)
+
     def keep_maps(self, count: int) -> None:
         """Drop the coarsest SSDLite maps with their predictors, in place; 2 to 6 stay."""
         self.backbone.extra = self.backbone.extra[: count - 2]

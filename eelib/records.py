@@ -14,12 +14,12 @@ from torch import nn
 
 from eelib.checkpoints import load_released
 from eelib.coco import Source
-from eelib.data import DetectionDataset, batches, build_transform, split_sha256
+from eelib.data import DetectionDataset, batches, split_sha256
 from eelib.deploy.evidence import EVIDENCE
 from eelib.deploy.observe import box_certainty, evidence_of
 from eelib.detections import Detections
 from eelib.files import InputError, file_sha256, write_atomic
-from eelib.model import ExitOutput, class_scores, postprocess
+from eelib.model import ExitOutput, class_scores
 
 MAX_DETECTIONS = 100  # an image and exit; COCO's AP looks at no more
 
@@ -174,12 +174,16 @@ class ExitRecords:
 
 def detections_of_exits(
     model: nn.Module, dataset: DetectionDataset, batch_size: int = 16
-) -> Iterator[tuple[str, list[int], list[Detections], np.ndarray]]:
+) -> Iterator[tuple[ExitOutput, list[int], list[Detections]]]:
     """Run every exit on a data set in order.
 
+    Args:
+        model: has ``exits(images)`` and ``postprocess(output, size_hw)``.
+        dataset: its transform resizes and nothing else.
+        batch_size: images of one call.
+
     Yields:
-        For each batch and exit: its name, image ids, detections in pixels of the original
-        images, and the best class score of every default box, (B, A).
+        For each batch and exit: its raw output, image ids, and detections in pixels of the original images.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -192,9 +196,9 @@ def detections_of_exits(
                 originals = [dataset.coco.imgs[image_id] for image_id in ids]
                 detections = [
                     found.scaled(image["width"] / size_hw[1], image["height"] / size_hw[0])
-                    for image, found in zip(originals, postprocess(output, size_hw), strict=True)
+                    for image, found in zip(originals, model.postprocess(output, size_hw), strict=True)
                 ]
-                yield output.name, ids, detections, class_scores(output.cls_logits).amax(-1).numpy()
+                yield output, ids, detections
 
 
 def record(
@@ -217,8 +221,9 @@ def record(
     detections: dict[str, list[Detections]] = {name: [] for name in names}
     evidence: list[list[list[float]]] = []  # of each image at each exit
     tenths = 0
-    for name, ids, batch, scores in detections_of_exits(model, dataset):
-        index = names.index(name)
+    for output, ids, batch in detections_of_exits(model, dataset):
+        name, index = output.name, names.index(output.name)
+        scores = class_scores(output.cls_logits).amax(-1).numpy()
         for position, image_id in enumerate(ids):
             image, row = dataset.coco.imgs[image_id], len(detections[name])
             best = batch[position].rows(slice(MAX_DETECTIONS))
@@ -304,7 +309,7 @@ def records_of(
     if path.exists():
         return load_records(path, *hashes)
     model = load_released(checkpoint)
-    dataset = DetectionDataset(split, root, build_transform(model.size), keep_crowd=True, limit=limit)
+    dataset = DetectionDataset(split, root, model.size, keep_crowd=True, limit=limit)
     records = record(model, dataset, split, *hashes, progress)
     save_records(records, path)
     return records

@@ -9,7 +9,7 @@ import pandas as pd
 from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
 from eelib.coco import Source, open_source
 from eelib.config import ROOT, resolve, saved_config
-from eelib.data import DetectionDataset, build_transform, split_sha256
+from eelib.data import DetectionDataset, split_sha256
 from eelib.evaluate import evaluate_exits, provenance
 from eelib.files import file_sha256, write_atomic
 from eelib.records import record
@@ -55,7 +55,7 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
     """
     state, manifest = load_checkpoint(source), read_manifest(folder)
     config = saved_config(state, source)
-    dataset = DetectionDataset("test", open_source(config.data), build_transform(320), keep_crowd=True, limit=limit)
+    dataset = DetectionDataset("test", open_source(config.data), 320, keep_crowd=True, limit=limit)
     ap = evaluate_exits(source, dataset)
     target = save_checkpoint(Path(folder) / name, {key: state[key] for key in ("model", "config", "history")})
     if target.stat().st_size > LARGEST_BYTES:
@@ -185,7 +185,7 @@ def retire(name: str, folder: Path | str = CHECKPOINTS, limit: int | None = None
         raise TrainingError(f"{name}: not released; expected one of {', '.join(manifest)}")
     weights, flags = folder / name, folder / "matches" / f"{Path(name).stem}.npz"
     source = open_source(saved_config(load_checkpoint(weights), name).data)
-    dataset = DetectionDataset("test", source, build_transform(320), keep_crowd=True, limit=limit)
+    dataset = DetectionDataset("test", source, 320, keep_crowd=True, limit=limit)
     hashes = split_sha256("test", source), manifest[name]["sha256"]
     RoutedAP(record(load_released(weights), dataset, "test", *hashes), dataset.coco).save(flags, *hashes)
     _write_manifest(folder, manifest | {name: manifest[name] | {"matches": f"matches/{flags.name}"}})

@@ -15,7 +15,7 @@ from eelib.calibrate import refuse_test
 from eelib.checkpoints import load_released
 from eelib.coco import Source, open_root
 from eelib.config import ROOT, resolve
-from eelib.data import DetectionDataset, as_input, build_transform, load_split
+from eelib.data import DetectionDataset, as_input, load_split
 from eelib.deploy.evidence import Never
 from eelib.files import file_sha256
 from eelib.guarantee import certified, check_level, loss_against_full, sequence
@@ -190,7 +190,7 @@ def measured_times(
 ) -> tuple[list[float], list[float]]:
     """As :func:`read_times`, measured now on the first image of a split; it takes some seconds."""
     model, source = load_released(resolve(checkpoint)), open_root(root if isinstance(root, Source) else resolve(root))
-    dataset = DetectionDataset(split, source, build_transform(model.size), keep_crowd=True, limit=1)
+    dataset = DetectionDataset(split, source, model.size, keep_crowd=True, limit=1)
     with torch.inference_mode():
         times = exit_times(model.eval(), as_input(dataset[0][0][None]))
     return [time["ratio"] for time in times.values()], [time["passed_ratio"] for time in times.values()]

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from eelib.deploy.runtime import EarlyExitSession
 from eelib.model import EarlyExitSSDLite, postprocess
@@ -60,6 +61,21 @@ def run_to(model: EarlyExitSSDLite, images: Tensor, exit_name: str, suppress_pas
         if suppress_passed:
             postprocess(output, tuple(images.shape[-2:]))
     raise ValueError(f"exit: {exit_name!r} is unknown; expected one of {', '.join(model.exit_names)}")
+
+
+@torch.no_grad()
+def macs(model: nn.Module, last: str = "full") -> int:
+    """Multiply-accumulates of one image up to and with an exit.
+
+    Args:
+        model: has ``size`` and yields :class:`eelib.model.ExitOutput` from ``model.exits(images)``.
+        last: the exit.
+    """
+    with FlopCounterMode(display=False) as counter:
+        for output in model.eval().exits(torch.zeros(1, 3, model.size, model.size)):
+            if output.name == last:
+                break
+    return counter.get_total_flops() // 2
 
 
 def exit_times(model: EarlyExitSSDLite, image: Tensor, repeats: int = 30, threads: int = 1) -> dict[str, dict]:

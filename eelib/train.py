@@ -12,7 +12,7 @@ from eelib.batches import Batch, EpochBatches, ResidentBatches, Share, StreamedB
 from eelib.checkpoints import TrainingError, load_checkpoint, save_checkpoint
 from eelib.coco import open_source
 from eelib.config import Config, ConfigError, load, resolve
-from eelib.data import DetectionDataset, build_transform, split_sha256
+from eelib.data import DetectionDataset, split_sha256
 from eelib.evaluate import coco_ap, detect_exits
 from eelib.files import locked
 from eelib.fit import Step, Trainer, fit, parameter_groups
@@ -180,7 +180,7 @@ def train(
         source = open_source(config.data)
         dataset = training_set(config)
         val = DetectionDataset(
-            "val", source, build_transform(config.data.size), keep_crowd=True, limit=config.data.eval_limit
+            "val", source, config.data.size, keep_crowd=True, limit=config.data.eval_limit
         )
         check_budget(config, len(dataset), val, log)
         detector = build_model(config)

@@ -5,12 +5,16 @@ compares. The file goes when the moves are done; what is worth keeping of it is 
 """
 
 import json
+import math
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -64,18 +68,17 @@ def certified() -> dict:
 
 
 def phase() -> list[dict]:
-    from eelib import config
-    from studies.phases import trainer as phases
+    from studies.phases import config, trainer
 
     settings = config.load(ROOT / "params/phase_1_4.yaml", SHORT)
     with tempfile.TemporaryDirectory() as out:
-        return strip(phases.train_phase(settings, out, log=lambda _: None)["history"])
+        return strip(trainer.train_phase(settings, out, log=lambda _: None)["history"])
 
 
 def ssdlite() -> list[dict]:
     """Two epochs on the images that version 0.1 drew, through today's losses, optimiser and average."""
     from eelib import config, train
-    from eelib.data import DetectionDataset, as_input, build_transform, loader
+    from eelib.data import DetectionDataset, as_input
     from eelib.losses import Criterion, Targets
 
     own = {"model.start": "checkpoints/exits.pth", "optim.epochs": 2, "optim.batch_size": 4, "optim.lr": 1.6e-3}
@@ -83,7 +86,7 @@ def ssdlite() -> list[dict]:
     own |= {"loss.gradient_rescaling": True, "loss.distillation": 1.0, "optim.accelerator": "cpu"}
     settings = config.parse(config.override({"name": "golden"}, own))
     torch.manual_seed(0)
-    dataset = DetectionDataset("train", ROOT / "data/showroom", build_transform(320, "ssd"), limit=24)
+    dataset = Version01(DetectionDataset("train", ROOT / "data/showroom", limit=24))
     model = train.build_model(settings)
     criterion = Criterion(settings.loss, model.exit_names)
 
@@ -97,7 +100,7 @@ def ssdlite() -> list[dict]:
 
     trainer = train.Trainer(model, step, settings.optim)
     with tempfile.TemporaryDirectory() as out:
-        batches = lambda epoch: loader(dataset, 4, shuffle=True, epoch=epoch)  # noqa: E731
+        batches = lambda epoch: dataset.loader(epoch)  # noqa: E731
         return strip(train.fit(trainer, batches, out, identity={}, log=lambda _: None))
 
 
@@ -125,6 +128,82 @@ def detections() -> list[dict]:
             }
             for source, _, seen, _ in found
         ]
+
+
+class Version01(torch.utils.data.Dataset):
+    """Images as version 0.1 augmented them for SSD."""
+
+    def __init__(self, inner):
+        self.inner, self.epoch = inner, 0
+        self.transform = v2.Compose(
+            [
+                v2.RandomZoomOut(fill={tv_tensors.Image: 127, tv_tensors.Mask: 0}, side_range=(1.0, 2.0), p=0.25),
+                v2.RandomIoUCrop(min_scale=0.4, max_scale=1.0, sampler_options=[0.0, 0.3, 0.5, 0.7, 1.0], trials=6),
+                v2.Resize((320, 320), antialias=True),
+                v2.RandomHorizontalFlip(0.5),
+                ColourDistortion(),
+                v2.ClampBoundingBoxes(),
+                v2.SanitizeBoundingBoxes(min_size=2),
+            ]
+        )
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __getitem__(self, index):
+        image, target = self.inner[index]
+        boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=image.shape[-2:])
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.epoch * 1_000_003 + index)
+            image, target = self.transform(tv_tensors.Image(image), {"boxes": boxes, "labels": target["labels"]})
+        return image.as_subclass(torch.Tensor), {"boxes": target["boxes"].as_subclass(torch.Tensor).float()}
+
+    def loader(self, epoch):
+        self.epoch = epoch
+        collate = lambda items: (torch.stack([i for i, _ in items]), [t for _, t in items])  # noqa: E731
+        generator = torch.Generator().manual_seed(epoch)
+        return torch.utils.data.DataLoader(
+            self, 4, shuffle=True, drop_last=True, collate_fn=collate, generator=generator
+        )
+
+
+class ColourDistortion(v2.Transform):
+    """Brightness, contrast, saturation and hue as one linear map of the colours.
+
+    SSD's photometric distortion (section 2.2, "Data augmentation") composes four steps that
+    are each linear in RGB (hue as a rotation in YIQ). Multiplying the 3 x 3 matrices first
+    costs one pass over the pixels instead of four and needs no HSV round trip, which keeps
+    augmentation off the critical path on a CPU.
+
+    Args:
+        brightness: largest shift as a share of full scale, in [0, 1].
+        contrast, saturation: factors are drawn from [1 - x, 1 + x].
+        hue: largest rotation in radians.
+    """
+
+    _transformed_types = (tv_tensors.Image,)
+    _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+    def __init__(self, brightness: float = 0.12, contrast: float = 0.4, saturation: float = 0.5, hue: float = 0.3):
+        super().__init__()
+        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
+
+    def make_params(self, flat_inputs: list) -> dict:
+        """Draw one colour matrix (3, 3) and shift (scalar, 0..255 scale)."""
+        uniform = (torch.rand(4) * 2 - 1).tolist()
+        contrast = 1 + self.contrast * uniform[1]
+        saturation = 1 + self.saturation * uniform[2]
+        angle = self.hue * uniform[3]
+        cos, sin = math.cos(angle) * saturation, math.sin(angle) * saturation
+        rotation = torch.tensor([[1.0, 0, 0], [0, cos, -sin], [0, sin, cos]])
+        matrix = contrast * torch.linalg.inv(self._TO_YIQ) @ rotation @ self._TO_YIQ
+        return {"matrix": matrix, "shift": 255 * self.brightness * uniform[0] + 127.5 * (1 - contrast)}
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        """Apply to a uint8 image (3, H, W)."""
+        flat = inpt.reshape(3, -1).float()
+        flat = torch.addmm(torch.full((3, 1), params["shift"]), params["matrix"], flat)
+        return tv_tensors.wrap(flat.clamp_(0, 255).to(torch.uint8).reshape(inpt.shape), like=inpt)
 
 
 PARTS = {f.__name__: f for f in (ap_of_exits, routings, certified, phase, ssdlite, detections)}

@@ -5,6 +5,7 @@ between them is rendered: new scenes with the chair models of ``train``.
 """
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -42,27 +43,22 @@ def generalisation(
         their seed, where the file names them), and ``steps``, the difference of each set from the one before.
     """
     truths = [load_split(split, root) for split, root in sets.values()]  # a missing set ends it here, not half-way
-    rows, samples = [], []
+    rows, samples, steps = [], [], []
     for seed, ((name, (split, root)), coco) in enumerate(zip(sets.items(), truths, strict=True)):
         records = records_of(split, checkpoint, root, folder, progress=progress)
-        scenes = scenes_of(coco, records.image_ids)
-        evaluator = RoutedAP(records, coco)
+        scenes, evaluator = scenes_of(coco, records.image_ids), RoutedAP(records, coco)
         full = np.full(len(records), evaluator.exits - 1)
-        sample = bootstrap(evaluator, [full], resample(scenes, resamples, seed))[:, 0]
+        samples.append(bootstrap(evaluator, [full], resample(scenes, resamples, seed))[:, 0])
         row = {"name": name, "split": split, "images": len(records), "scenes": len(np.unique(scenes))}
         row |= {"objects": int(evaluator.positives.sum())} | evaluator.scores(full)
-        row |= {"interval": interval(sample), "split_sha256": records.split_sha256}
+        row |= {"interval": interval(samples[-1]), "split_sha256": records.split_sha256}
         rows.append(row | {"rendered_with": coco.dataset.get("info", {}).get("settings")})
-        samples.append(sample)
-    steps = []
-    for k in range(1, len(rows)):
-        size = min(len(samples[k - 1]), len(samples[k]))  # a resample without an object is left out
-        less = samples[k][:size] - samples[k - 1][:size]
-        step = {"from": rows[k - 1]["name"], "to": rows[k]["name"], "AP": rows[k]["AP"] - rows[k - 1]["AP"]}
-        steps.append(step | {"interval": interval(less)})
+    for (before, row), (first, second) in zip(pairwise(rows), pairwise(samples), strict=True):
+        size = min(len(first), len(second))  # a resample without an object is left out
+        step = {"from": before["name"], "to": row["name"], "AP": row["AP"] - before["AP"]}
+        steps.append(step | {"interval": interval(second[:size] - first[:size])})
     config = parse(load_checkpoint(checkpoint)["config"], str(checkpoint))
-    origin = provenance("val", config, checkpoint)
-    del origin["split"], origin["split_sha256"]  # each set has its own
-    result = {"sets": rows, "steps": steps, "resamples": resamples, **origin}
+    result = {"sets": rows, "steps": steps, "resamples": resamples} | provenance("val", config, checkpoint)
+    del result["split"], result["split_sha256"]  # each set has its own
     write_json(Path(reports) / "metrics" / "generalisation.json", result)
     return result

@@ -9,17 +9,17 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated
 
 import numpy as np
 import torch
-from eelib.supervision import MaskSupervised
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.utils.data import DataLoader
 
 from eelib.checkpoints import TrainingError
 from eelib.coco import open_source
 from eelib.config import ConfigError, PhaseConfig, override, parse, read_yaml
-from eelib.data import DetectionDataset, build_transform, collate, load_split, split_sha256
+from eelib.data import DetectionDataset, collate, load_split, split_sha256
 from eelib.evaluate import provenance
 from eelib.files import file_sha256, write_json
 from eelib.records import ExitRecords, load_records, record, save_records
@@ -27,13 +27,17 @@ from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
 from eelib.train import build_model, detection_step, fit, image_size_at, require_architecture, training_set
 from studies.phases.trainer import identity
 
+Count = Annotated[int, Field(ge=1, strict=True)]
 
-class Curve(NamedTuple):
-    """The key ``curve`` of a parameter file: training images of each point (None is all), steps, resamples."""
 
-    images: list[int | None]
-    steps: int
-    resamples: int
+class Curve(BaseModel):
+    """The key ``curve`` of a parameter file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: list[Count | None] = Field(min_length=1)  # of train, a point each; None is all
+    steps: Count  # of the optimiser in each point at least: it takes whole rounds
+    resamples: Count  # bootstrap over scenes
 
 
 def load_curve(path: Path | str, settings: dict[str, object] | None = None) -> tuple[PhaseConfig, Curve]:
@@ -43,14 +47,13 @@ def load_curve(path: Path | str, settings: dict[str, object] | None = None) -> t
         ConfigError: the key is missing or has another shape.
     """
     values = override(read_yaml(path), settings or {})
-    curve = values.pop("curve", None)
-    if not isinstance(curve, dict) or curve.keys() != set(Curve._fields):
-        raise ConfigError(f"{path}: key 'curve' is {curve!r}; expected a group of {', '.join(Curve._fields)}")
-    images, *numbers = (curve[name] for name in Curve._fields)
-    counts = [n for n in images if n is not None] if isinstance(images, list) else [0]
-    if not images or any(not isinstance(n, int) or n < 1 for n in [*counts, *numbers]):
-        raise ConfigError(f"{path}: key 'curve' is {curve!r}; expected a list of images and whole numbers above 0")
-    return parse(values, str(path)), Curve(images, *numbers)
+    group = values.pop("curve", None)
+    try:
+        curve = Curve.model_validate(group)
+    except ValidationError:
+        expected = f"{', '.join(Curve.model_fields)}: a list of images and whole numbers above 0"
+        raise ConfigError(f"{path}: key 'curve' is {group!r}; expected a group of {expected}") from None
+    return parse(values, str(path)), curve
 
 
 def stream(images: int, start: int, count: int, seed: int) -> list[int]:
@@ -81,10 +84,10 @@ def round_batches(config: PhaseConfig, steps: int) -> Callable[[int], DataLoader
 
 def _trained_records(config: PhaseConfig, steps: int, folder: Path, log: Callable[[str], None]) -> ExitRecords:
     """Train a point, or continue it, and record it on ``val``; a finished one is read."""
-    mark, own = folder / "identity.json", identity(config)
-    if mark.exists() and json.loads(mark.read_text()) != own:
+    mark, point = folder / "identity.json", identity(config)
+    if mark.exists() and json.loads(mark.read_text()) != point:
         raise TrainingError(f"{folder}: a point of other weights, data, settings or code; expected another --out")
-    write_json(mark, own)
+    write_json(mark, point)
     model = build_model(config)
     trained = MaskSupervised(model) if config.loss.mask else model
     fit(trained, detection_step(config), round_batches(config, steps), config, folder, resume=True, log=log)
@@ -93,7 +96,7 @@ def _trained_records(config: PhaseConfig, steps: int, folder: Path, log: Callabl
     if path.exists():
         return load_records(path, *hashes)
     size = image_size_at(config.optim.epochs - 1, config.data.image_sizes)
-    val = DetectionDataset("val", source, build_transform(size), keep_crowd=True, limit=config.data.eval_limit)
+    val = DetectionDataset("val", source, size, keep_crowd=True, limit=config.data.eval_limit)
     with torch.inference_mode():
         records = record(model, val, "val", *hashes)
     save_records(records, path)
@@ -110,7 +113,6 @@ def learning_curve(
 
     Args:
         config: of every point but for ``data.limit`` and ``optim.epochs``, which the curve sets.
-        curve: points, least number of steps (rounded up to whole rounds), bootstrap resamples.
         out: folder of the points' checkpoints.
         reports: folder of the metrics.
 
@@ -133,28 +135,24 @@ def learning_curve(
     optim = config.optim.model_copy(update={"epochs": rounds, "keep": "last"})
     val, points, samples = load_split("val", source), [], []
     for images in sizes:
-        data = config.data.model_copy(update={"limit": images})
-        folder = Path(out) / f"images_{images}"
+        data, folder = config.data.model_copy(update={"limit": images}), Path(out) / f"images_{images}"
         log(f"{images} images: {rounds * steps} steps of {batch} images")
         records = _trained_records(config.model_copy(update={"data": data, "optim": optim}), steps, folder, log)
-        evaluator = RoutedAP(records, val)
+        evaluator, chosen = RoutedAP(records, val), np.full(len(records), len(records.exit_names) - 1)
         weights = resample(scenes_of(val, records.image_ids), curve.resamples, config.seed)
-        chosen = np.full(len(records), len(records.exit_names) - 1)
-        sample = bootstrap(evaluator, [chosen], weights)[:, 0]
-        samples.append(sample)
+        samples.append(bootstrap(evaluator, [chosen], weights)[:, 0])
         point = {"images": images, "steps": rounds * steps, "passes": rounds * steps * batch / images}
-        point |= evaluator.scores(chosen) | {"interval": interval(sample)}
+        point |= evaluator.scores(chosen) | {"interval": interval(samples[-1])}
         points.append(point | {"checkpoint_sha256": records.checkpoint_sha256, "val_images": len(records)})
-    pairs = [*itertools.pairwise(range(len(points)))]
-    pairs += [(0, len(points) - 1)] if len(points) > 2 else []
+    pairs = [*itertools.pairwise(range(len(points))), *([(0, len(points) - 1)] if len(points) > 2 else [])]
     gains = [
         {"from": points[a]["images"], "to": points[b]["images"], "AP": points[b]["AP"] - points[a]["AP"],
          "interval": interval(samples[b] - samples[a])}
         for a, b in pairs
     ]  # fmt: skip
-    about = {"image_size": image_size_at(rounds - 1, config.data.image_sizes), "resamples": curve.resamples}
-    origin = provenance("val", config, folder / "last.pth")
-    del origin["checkpoint_sha256"]  # each point has its own
-    result = {"points": points, "gains": gains, **about, "train_sha256": split_sha256("train", source), **origin}
+    result = {"points": points, "gains": gains, "image_size": image_size_at(rounds - 1, config.data.image_sizes)}
+    result |= {"resamples": curve.resamples, "train_sha256": split_sha256("train", source)}
+    result |= provenance("val", config, folder / "last.pth")
+    del result["checkpoint_sha256"]  # each point has its own
     write_json(Path(reports) / "metrics" / "learning_curve.json", result)
     return result

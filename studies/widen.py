@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
 from eelib.checkpoints import TrainingError
-from eelib.data import DetectionDataset, batches, build_transform
+from eelib.data import DetectionDataset, batches
 from eelib.files import file_sha256
 from eelib.model import SIZE, EarlyExitSSDLite
 
@@ -80,33 +80,34 @@ def widen(model: EarlyExitSSDLite, weights: Mapping[str, Tensor]) -> dict[nn.Bat
     Raises:
         TrainingError: a weight is missing, or wider than the trunk.
     """
-    kept: dict[nn.BatchNorm2d, int] = {}
+    widths: dict[nn.BatchNorm2d, int] = {}
     first, *blocks = model.backbone.features[0].children()
     # the graph takes pixels of 0..255, the trunk of -1..1
     kernel = _kernel(weights, "MobilenetV3/Conv/Conv2D_weights") * 127.5
     bias = _weight(weights, "MobilenetV3/Conv/Conv2D_bn_offset") + kernel.sum((1, 2, 3))
-    _place(first[0], kernel, bias, kept, first[1])
+    _place(first[0], kernel, bias, widths, first[1])
     for number, block in enumerate(blocks[:BLOCKS]):
-        _block(list(block.block.children()), f"MobilenetV3/expanded_conv{f'_{number}' * (number > 0)}", weights, kept)
+        name = f"MobilenetV3/expanded_conv{f'_{number}' * (number > 0)}"
+        _block(list(block.block.children()), name, weights, widths)
     # SSDLite cuts the next block after its expansion, and its projection is too narrow to take the narrow one's
     tail = [blocks[BLOCKS], *list(model.backbone.features[1][0].children())[:-1]]
-    _block(tail, f"MobilenetV3/expanded_conv_{BLOCKS}", weights, kept)
-    return kept
+    _block(tail, f"MobilenetV3/expanded_conv_{BLOCKS}", weights, widths)
+    return widths
 
 
-def _block(layers: list[nn.Module], name: str, weights: Mapping[str, Tensor], kept: dict) -> None:
+def _block(layers: list[nn.Module], name: str, weights: Mapping[str, Tensor], widths: dict) -> None:
     part = "expand"
     for layer in layers:
         if isinstance(layer, SqueezeExcitation):
-            for conv, own in ((layer.fc1, "Conv"), (layer.fc2, "Conv_1")):
+            for conv, part_name in ((layer.fc1, "Conv"), (layer.fc2, "Conv_1")):
                 nn.init.zeros_(conv.bias)
-                bias = _weight(weights, f"{name}/squeeze_excite/{own}/biases")
-                _place(conv, _kernel(weights, f"{name}/squeeze_excite/{own}/weights"), bias, kept)
+                bias = _weight(weights, f"{name}/squeeze_excite/{part_name}/biases")
+                _place(conv, _kernel(weights, f"{name}/squeeze_excite/{part_name}/weights"), bias, widths)
             continue
         depthwise = layer[0].groups > 1
-        own = f"{name}/depthwise/depthwise" if depthwise else f"{name}/{part}/Conv2D"
-        kernel = _kernel(weights, f"{own}_weights", depthwise)
-        _place(layer[0], kernel, _weight(weights, f"{own}_bn_offset"), kept, layer[1])
+        prefix = f"{name}/depthwise/depthwise" if depthwise else f"{name}/{part}/Conv2D"
+        kernel = _kernel(weights, f"{prefix}_weights", depthwise)
+        _place(layer[0], kernel, _weight(weights, f"{prefix}_bn_offset"), widths, layer[1])
         part = "project" if depthwise else part
 
 
@@ -121,7 +122,7 @@ def _kernel(weights: Mapping[str, Tensor], name: str, depthwise: bool = False) -
     return _weight(weights, name).permute(*((2, 3) if depthwise else (3, 2)), 0, 1).contiguous()
 
 
-def _place(conv: nn.Conv2d, kernel: Tensor, bias: Tensor, kept: dict, norm: nn.BatchNorm2d | None = None) -> None:
+def _place(conv: nn.Conv2d, kernel: Tensor, bias: Tensor, widths: dict, norm: nn.BatchNorm2d | None = None) -> None:
     rows, columns = kernel.shape[:2]
     if rows > len(conv.weight) or columns > conv.weight.shape[1] or kernel.shape[2:] != conv.weight.shape[2:]:
         raise TrainingError(f"narrow trunk: a weight of {tuple(kernel.shape)} is no part of {tuple(conv.weight.shape)}")
@@ -132,25 +133,25 @@ def _place(conv: nn.Conv2d, kernel: Tensor, bias: Tensor, kept: dict, norm: nn.B
         return
     norm.running_mean.zero_(), norm.running_var.fill_(1 - norm.eps), norm.weight.fill_(1), norm.bias.zero_()
     norm.bias[:rows] = bias
-    kept[norm] = rows
+    widths[norm] = rows
 
 
 @torch.no_grad()
-def measure_statistics(model: EarlyExitSSDLite, kept: Mapping[nn.BatchNorm2d, int], images: Tensor) -> None:
+def measure_statistics(model: EarlyExitSSDLite, widths: Mapping[nn.BatchNorm2d, int], images: Tensor) -> None:
     """Give every norm of the trunk the mean and variance of its input, in one pass.
 
     A channel of the narrow trunk gets the scale and the bias that undo the norm, any other is normalised.
 
     Args:
         model: a widened detector, changed in place and left in evaluation mode.
-        kept: of :func:`widen`.
+        widths: of :func:`widen`.
         images: float (B, 3, S, S) in [0, 1].
     """
 
     def measure(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
         # before the norm runs: the layers behind it already see its new output
         values = inputs[0].transpose(0, 1).flatten(1)
-        mean, variance, rows = values.mean(1), values.var(1), kept.get(norm, 0)
+        mean, variance, rows = values.mean(1), values.var(1), widths.get(norm, 0)
         norm.bias[:rows] += mean[:rows]
         norm.weight[:rows] = (variance[:rows] + norm.eps).sqrt()
         norm.running_mean.copy_(mean), norm.running_var.copy_(variance)
@@ -166,9 +167,9 @@ def start_weights(graph: Path | str, seed: int = 0) -> dict:
     """A checkpoint to start the baseline from: ``model``, and ``origin``, which names the graph's JSON file."""
     weights = read_graph(graph)
     torch.manual_seed(seed)
-    model = EarlyExitSSDLite(())
-    kept = widen(model, weights)
-    dataset = DetectionDataset("train", transform=build_transform(SIZE), limit=96)
+    model = EarlyExitSSDLite(early=False)
+    widths = widen(model, weights)
+    dataset = DetectionDataset("train", size=SIZE, limit=96)
     images, _ = next(batches(dataset, 32))  # enough: a channel sees 100 cells of each image, or more
-    measure_statistics(model, kept, images)
+    measure_statistics(model, widths, images)
     return {"model": model.state_dict(), "origin": f"{Path(graph).name} (SHA-256 {file_sha256(graph)[:16]}), widened"}

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from pycocotools.coco import COCO
 
-from eelib.deploy.evidence import EVIDENCE
 from eelib.model import Detections
-from eelib.records import ExitRecords
+from eelib.records import EVIDENCE, ExitRecords
 
 NAMES = ("exit1", "exit2", "full")
 
@@ -38,17 +37,16 @@ def annotations(boxes_by_image: dict[int, list], crowds: set = frozenset(), scen
 
 def records(detections: list[dict], split: str = "calibrate", evidence: torch.Tensor | None = None) -> ExitRecords:
     """Records from ``detections[exit][image id] = [(x1, y1, x2, y2, score), ...]``."""
-    ids = tuple(sorted(detections[0]))
-    by_exit = {}
+    ids, best_first = sorted(detections[0]), {}
     for name, by_image in zip(NAMES, detections, strict=False):
-        best_first = [torch.tensor(sorted(by_image[i], key=lambda d: -d[4])).reshape(-1, 5).float() for i in ids]
-        by_exit[name] = [Detections(rows[:, :4], rows[:, 4]) for rows in best_first]
+        rows = [torch.tensor(sorted(by_image[i], key=lambda d: -d[4])).reshape(-1, 5).float() for i in ids]
+        best_first[name] = [Detections(r[:, :4], r[:, 4]) for r in rows]
     if evidence is None:
         evidence = torch.zeros(len(ids), len(detections), len(EVIDENCE))
         for k, by_image in enumerate(detections):
             for row, i in enumerate(ids):
                 evidence[row, k, 0] = max((d[4] for d in by_image[i]), default=0.0)
-    return ExitRecords.of((split, "data", "weights"), ids, by_exit, evidence)
+    return ExitRecords.of(split, ("data", "weights"), ids, best_first, evidence)
 
 
 def noisy(

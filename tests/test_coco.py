@@ -23,7 +23,7 @@ from eelib.coco import (
     read_split,
 )
 from eelib.config import ROOT, ConfigError, DataConfig, parse
-from eelib.data import DetectionDataset, build_transform, load_split, split_sha256
+from eelib.data import DetectionDataset, load_split, split_sha256
 from eelib.data_command import counts
 from eelib.faults import DataError
 from eelib.files import file_sha256
@@ -180,7 +180,7 @@ def test_awkward_images_are_read():
 
 
 def test_half_a_pixel_over_the_edge_is_clamped():
-    val = DetectionDataset("val", COCO, build_transform(96))
+    val = DetectionDataset("val", COCO, 96)
     assert val.coco.imgs[49]["file_name"] == "椅子 стул.jpg"
     assert val.objects(0)[0, 2] == 96.5 and val[0][1]["boxes"][0, 2] == 96
 

@@ -4,7 +4,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from eelib.data import DataError, DetectionDataset, build_transform, loader, read_image
+from eelib.data import DataError, DetectionDataset, loader, read_image
 from eelib.preprocess import ImageError
 
 
@@ -20,7 +20,7 @@ def test_items(tiny):
 
 
 def test_boxes_follow_the_resize(tiny):
-    _, target = DetectionDataset("val", tiny, build_transform(96))[0]
+    _, target = DetectionDataset("val", tiny, 96)[0]
     torch.testing.assert_close(target["boxes"][0], torch.tensor([4 * 1.5, 6 * 2.0, 24 * 1.5, 36 * 2.0]))
     _, target = DetectionDataset("val", tiny, build_transform(96, rescale_boxes=False))[0]
     assert target["boxes"][0].tolist() == [4, 6, 24, 36]

@@ -12,7 +12,7 @@ from eelib.anchors import default_boxes
 from eelib.checkpoints import load_released, save_checkpoint
 from eelib.coco import open_root
 from eelib.config import ROOT
-from eelib.data import DetectionDataset, as_input, build_transform
+from eelib.data import DetectionDataset, as_input
 from eelib.deploy.export import Decoder, build_stages, export
 from eelib.deploy.runtime import EarlyExitSession, forced
 from eelib.model import EarlyExitSSDLite, ExitOutput, flatten_predictions, postprocess
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images():
-    dataset = DetectionDataset("val", transform=build_transform(320), limit=32)
+    dataset = DetectionDataset("val", size=320, limit=32)
     return as_input(torch.stack([dataset[i][0] for i in range(32)]))
 
 

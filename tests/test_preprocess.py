@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from eelib.coco import Source
-from eelib.data import DetectionDataset, as_input, build_transform
+from eelib.data import DetectionDataset, as_input
 from eelib.data import read_image as read_tensor
 from eelib.preprocess import ImageError, read_image, read_sizes, resize, to_input
 
@@ -116,7 +116,7 @@ def test_evaluation_sees_what_detection_sees(name, size, folder):
         "categories": [{"id": 1, "name": "chair"}],
     }
     (folder / "a.json").write_text(json.dumps(content | {"annotations": []}))
-    dataset = DetectionDataset("test", Source({"test": (folder / "a.json", folder)}), build_transform(size))
+    dataset = DetectionDataset("test", Source({"test": (folder / "a.json", folder)}), size)
     evaluated = as_input(dataset[0][0][None])[0].contiguous().numpy()
     detected = to_input(read_image(folder / name), size)
     assert detected.dtype == np.float32 and np.array_equal(evaluated, detected)

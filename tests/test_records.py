@@ -6,7 +6,7 @@ import torch
 from synthetic import noisy
 
 from eelib.checkpoints import save_checkpoint
-from eelib.data import DetectionDataset, build_transform, split_sha256
+from eelib.data import DetectionDataset, split_sha256
 from eelib.deploy.evidence import EVIDENCE
 from eelib.evaluate import detect_exits, to_results
 from eelib.files import file_sha256
@@ -117,7 +117,7 @@ def test_agreement_by_hand():
 def test_one_pass_finds_what_detection_finds(tiny, tmp_path):
     torch.manual_seed(0)
     model = EarlyExitSSDLite()
-    data = DetectionDataset("test", tiny, build_transform(320), keep_crowd=True)
+    data = DetectionDataset("test", tiny, 320, keep_crowd=True)
     made = record(model, data, "test", "data", "weights")
     results = detect_exits(model, data)
     for k, name in enumerate(made.exit_names):

@@ -7,7 +7,6 @@ transpose. Batch norm is folded into the convolutions by the exporter.
 """
 
 import copy
-import importlib.metadata
 import json
 import warnings
 from collections.abc import Sequence
@@ -24,13 +23,12 @@ from eelib.checkpoints import TrainingError, load_checkpoint, load_released
 from eelib.coco import Source, open_source
 from eelib.config import saved_config
 from eelib.deploy.runtime import FORMAT, MANIFEST, DeploymentError
-from eelib.evaluate import file_sha256
-from eelib.files import write_atomic
+from eelib.evaluate import versions
+from eelib.files import file_sha256, write_atomic
 from eelib.model import SIZE, EarlyExitSSDLite
 
 OPSET = 18
 POSTPROCESS = {"score_threshold": 0.001, "nms_threshold": 0.55, "topk": 300}
-PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 
 
 def _with_weights(predictor: nn.Sequential, weight: Tensor, bias: Tensor) -> nn.Sequential:
@@ -322,7 +320,7 @@ def export(checkpoint: Path | str, out: Path | str, source: Source | None = None
         "categories": categories,
         "checkpoint_sha256": file_sha256(checkpoint),
         "config": settings.model_dump(mode="json"),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
     }
     write_atomic(out / MANIFEST, lambda file: file.write((json.dumps(manifest, indent=2) + "\n").encode()))
     return manifest

@@ -21,7 +21,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from eelib.coco import Source, open_source
 from eelib.config import saved_config
-from eelib.data import DataError, DetectionDataset, as_input, build_transform
+from eelib.data import DataError, DetectionDataset, as_input
 from eelib.deploy.runtime import MANIFEST, EarlyExitSession
 from eelib.evaluate import file_sha256
 from eelib.files import write_atomic
@@ -79,7 +79,7 @@ def quantise(folder: Path | str, split: str = "calibrate", count: int = 64, sour
     folder = Path(folder)
     session = EarlyExitSession(folder)
     source = source or open_source(saved_config(session.manifest, folder / MANIFEST).data)
-    dataset = DetectionDataset(split, source, build_transform(session.size), limit=count)
+    dataset = DetectionDataset(split, source, session.size, limit=count)
     features = np.ascontiguousarray(as_input(torch.stack([dataset[i][0] for i in range(len(dataset))])).numpy())
     entries = []
     for entry in session.manifest["stages"]:

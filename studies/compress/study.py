@@ -13,27 +13,72 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from eelib.curves import choose
+from eelib.splits import prepare
 from pycocotools.coco import COCO
 
 from eelib.checkpoints import load_checkpoint, load_released
 from eelib.config import ConfigError, parse, resolve
-from eelib.data import DetectionDataset
-from eelib.evaluate import coco_ap, provenance, to_results
+from eelib.data import DetectionDataset, load_split
+from eelib.evaluate import provenance
 from eelib.files import file_sha256, write_json
 from eelib.model import SIZE
 from eelib.policies import settings_of
 from eelib.records import ExitRecords
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
-from eelib.routing import choose, hull_mixture, prepare
-from eelib.timing import machine
+from eelib.timing import machine, macs
 from studies.compress import search
 from studies.compress.alternatives import PEERS
-from studies.compress.prune import macs, parameters
-from studies.compress.systems import System, eager_ratios, measure_times, session_records, size_mib, system
-from studies.compress.variants import RELEASED, CompressConfig, Variant, train_heads, train_variant
+from studies.compress.systems import System, eager_ratios, export_system, measure_times, session_records
+from studies.compress.variants import CompressConfig, Variant, train_heads, train_variant
+from studies.hull import hull_gap
 
 SEARCHED = "searched"  # name of the variant that the search proposes
 POLICIES, GRID = ("max_score", "benefit"), 20  # of the routing of a system with exits; quantiles of their thresholds
+
+Log = Callable[[str], None]
+
+
+class Trained(NamedTuple):
+    """What training leaves: folders and lines of all variants, the search, the best variant, and that again by seed.
+
+    ``val`` has for each variant ``val_AP`` of full, ``training_seconds`` and ``ratio_at_choice``, its time / full.
+    """
+
+    folders: dict[str, Path]
+    variants: dict[str, Variant]
+    val: dict[str, dict]
+    search: dict
+    best: str
+    by_seed: dict[int, Path]
+
+
+class Systems(NamedTuple):
+    """What is measured: static systems, the released detector first; systems with exits; those of other seeds."""
+
+    static: list[System]
+    with_exits: list[System]
+    by_seed: dict[int, list[System]]
+
+
+class Axis(NamedTuple):
+    """What all systems are measured by: annotations of ``test``, resamples of its scenes (R, N), times of one run."""
+
+    coco: COCO
+    weights: np.ndarray
+    times: Mapping[tuple[str, str], Mapping]
+
+    @property
+    def full_ms(self) -> float:
+        """Time of the released detector without exits."""
+        return self.times["full", "full"]["median_ms"]
+
+
+class Static(NamedTuple):
+    """The static systems as measured: a row each, and AP on every resample, (R, K)."""
+
+    rows: list[dict]
+    samples: np.ndarray
 
 
 def kind_of(name: str, variants: Mapping[str, Variant]) -> str:
@@ -49,271 +94,235 @@ def kind_of(name: str, variants: Mapping[str, Variant]) -> str:
     return "width" if narrow else "input" if small else "tail"
 
 
-def hull_gap(time: float, samples: np.ndarray, costs: np.ndarray, static: np.ndarray) -> np.ndarray | None:
-    """AP above the best mixture of static systems at a mean time, resample by resample.
-
-    Args:
-        time: mean time / full.
-        samples: (R,) AP of the system.
-        costs: (K,) times of the static systems.
-        static: (R, K) their AP on the same resamples.
-
-    Returns:
-        (R,), or None where the system is faster than every static one: there is no hull there.
-    """
-    if time < costs.min() - 1e-9:
-        return None
-    return samples - np.array([hull_mixture(costs, row, time) @ row for row in static])
-
-
-def best_variant(trained: Mapping[str, dict], budget: float) -> str:
+def best_variant(trained: Mapping[str, Mapping], budget: float) -> str:
     """The variant with the best AP on ``val`` among those that keep to a budget of time; of all, if none does.
 
     Args:
-        trained: name to ``val_AP`` of full and ``predicted_ratio``, time / full by the look-up table.
+        trained: :attr:`Trained.val`.
     """
-    inside = {n: v for n, v in trained.items() if v["predicted_ratio"] <= budget} or trained
-    return max(inside, key=lambda n: (inside[n]["val_AP"], -inside[n]["predicted_ratio"]))
+    inside = {name: v for name, v in trained.items() if v["ratio_at_choice"] <= budget} or trained
+    return max(inside, key=lambda name: (inside[name]["val_AP"], -inside[name]["ratio_at_choice"]))
 
 
-def train_all(config: CompressConfig, log: Callable[[str], None] = print) -> dict:
+def train_all(config: CompressConfig, log: Log = print) -> Trained:
     """Train what is missing: the variants, the search and what it proposes, exits on the best of them."""
     folders = {name: train_variant(name, config, log=log) for name in config.variants}
-    found = search.run(config, log)
-    variants = config.variants | {SEARCHED: search.as_variant(found["chosen"], config)}
+    proposed = search.run(config, log)
+    variants = config.variants | {SEARCHED: search.as_variant(proposed["chosen"]["params"], config)}
     # first, so that its cuts are taken where it is another variant over again
     folders = {SEARCHED: train_variant(SEARCHED, config, variants, log)} | folders
-    table, trained = search.latency_table(config, log), {}
-    widths = {(config.variants[w].width if w != RELEASED else 1.0): w for w in config.search.widths}
-    whole = search.predicted_ms(table, RELEASED, Variant(), exits=False)["full"]
+    static, val = static_systems(config, folders, variants), {}
+    times = measure_times(static, config.search.repeats)
     for name, folder in folders.items():
-        variant, told = variants[name], json.loads((folder / "variant.json").read_text())
-        trained[name] = {"val_AP": told["val_AP"]["full"], "training_seconds": told["seconds"]}
-        if variant.width in widths:
-            times = search.predicted_ms(table, widths[variant.width], variant, exits=False)
-            trained[name]["predicted_ratio"] = times["full"] / whole
-    timed = {name: values for name, values in trained.items() if "predicted_ratio" in values}
-    best = best_variant(timed, config.budget)
-    train_heads(folders[best], config, log)
-    again = {seed: train_again(best, seed, config, variants, log) for seed in config.seeds}
-    return {"folders": folders, "variants": variants, "trained": trained, "search": found, "best": best, "again": again}
+        result = json.loads((folder / "variant.json").read_text())
+        val[name] = {"val_AP": result["val_AP"]["full"], "training_seconds": result["seconds"]}
+        val[name]["ratio_at_choice"] = times[name, "full"]["median_ms"] / times["full", "full"]["median_ms"]
+    best, by_seed = best_variant(val, config.budget), {}
+    for seed in (config.seed, *config.seeds):
+        other = config.model_copy(update={"seed": seed})
+        by_seed[seed] = folders[best] if seed == config.seed else train_variant(best, other, variants, log)
+        train_heads(by_seed[seed], other, log)
+    return Trained(folders, variants, val, proposed, best, {seed: by_seed[seed] for seed in config.seeds})
 
 
-def train_again(
-    name: str, seed: int, config: CompressConfig, variants: dict[str, Variant], log: Callable[[str], None] = print
-) -> Path:
-    """A variant, what it was pruned from, and exits on it, trained with another seed."""
-    other = config.model_copy(update={"seed": seed})
-    folder = train_variant(name, other, variants, log)
-    train_heads(folder, other, log)
-    return folder
+def static_systems(config: CompressConfig, folders: Mapping[str, Path], variants: Mapping) -> list[System]:
+    """The released detector without exits and the variants, in float."""
+    full = export_system("full", "full", resolve(config.baseline), resolve(config.out) / "export_baseline")
+    return [full] + [
+        export_system(name, kind_of(name, variants), folder / "static.pth", folder / "export_static")
+        for name, folder in folders.items()
+    ]
 
 
-def systems_of(config: CompressConfig, done: Mapping) -> tuple[list[System], list[System]]:
-    """Static systems, the released detector first, and systems with exits."""
-    out, best = resolve(config.out), done["folders"][done["best"]]
-    baseline, exits = resolve(config.baseline), resolve(config.exits)
-    static = [system("full", "full", baseline, out / "export_baseline")]
-    for name, folder in done["folders"].items():
-        static.append(system(name, kind_of(name, done["variants"]), folder / "static.pth", folder / "export_static"))
-    static.append(system("full int8", "int8", baseline, out / "export_baseline", config.int8_images))
-    _, own_int8, *own = systems_on(done["best"], best, config)
+def systems_of(config: CompressConfig, trained: Trained) -> Systems:
+    """Everything that is measured, exported."""
+    out, (baseline, exits) = resolve(config.out), map(resolve, (config.baseline, config.exits))
+    static = static_systems(config, trained.folders, trained.variants)
+    static.append(export_system("full int8", "int8", baseline, out / "export_baseline", config.int8_images))
+    kind = kind_of(trained.best, trained.variants)
+    _, best_int8, *best = systems_on(trained.best, kind, trained.folders[trained.best], config.int8_images)
     with_exits = [
-        system("exits", "exits", exits, out / "export_exits"),
-        system("exits int8", "exits", exits, out / "export_exits", config.int8_images),
+        export_system("exits", "exits", exits, out / "export_exits"),
+        export_system("exits int8", "exits", exits, out / "export_exits", config.int8_images),
     ]
-    return [*static, own_int8], with_exits + own
+    by_seed = {s: systems_on(trained.best, kind, folder, config.int8_images) for s, folder in trained.by_seed.items()}
+    return Systems([*static, best_int8], with_exits + best, by_seed)
 
 
-def systems_on(name: str, folder: Path, config: CompressConfig) -> list[System]:
+def systems_on(name: str, kind: str, folder: Path, int8_images: int) -> list[System]:
     """A variant in float and in int8, and the exits on it in float and in int8."""
-    count = config.int8_images
     return [
-        system(name, kind_of(name, config.variants), folder / "static.pth", folder / "export_static"),
-        system(f"{name} int8", "int8", folder / "static.pth", folder / "export_static", count),
-        system(f"exits on {name}", "exits", folder / "exits.pth", folder / "export_exits"),
-        system(f"exits on {name} int8", "exits", folder / "exits.pth", folder / "export_exits", count),
+        export_system(name, kind, folder / "static.pth", folder / "export_static"),
+        export_system(f"{name} int8", "int8", folder / "static.pth", folder / "export_static", int8_images),
+        export_system(f"exits on {name}", "exits", folder / "exits.pth", folder / "export_exits"),
+        export_system(f"exits on {name} int8", "exits", folder / "exits.pth", folder / "export_exits", int8_images),
     ]
 
 
-class Truth(NamedTuple):
-    """The test split's annotations, resamples of its scenes, and the time of full in ms."""
+def passed_ratios(times: Mapping, name: str, exits: Sequence[str], full_ms: float) -> list[float]:
+    """What a look at the boxes of every exit asked adds to leaving at each exit, as a share of full's time.
 
-    coco: COCO
-    weights: np.ndarray
-    full_ms: float
-
-
-def _scores(records: ExitRecords, index: int, coco: COCO) -> dict[str, float]:
-    category = coco.getCatIds(catNms=["chair"])[0]
-    results = [
-        r for row, i in enumerate(records.image_ids) for r in to_results(i, records.detections(index, row), category)
-    ]
-    values = coco_ap(coco, results, records.image_ids)
-    return {key: values[key] for key in ("AP", "AP50")}
-
-
-def exit_rows(one: System, records: ExitRecords, times: Mapping, truth: Truth) -> tuple[dict[str, dict], np.ndarray]:
-    """Each exit of a system: AP by pycocotools with interval, time, parameters, operations; samples (R, E)."""
-    evaluator, model = RoutedAP(records, truth.coco), load_released(one.checkpoint).eval()
-    routings = [np.full(len(records), k) for k in range(len(records.exit_names))]
-    samples, rows, passed_ms = bootstrap(evaluator, routings, truth.weights), {}, 0.0
-    for k, name in enumerate(records.exit_names):
-        seen_ms, suppressed_ms = (
-            times[one.name, f"{what} at {name}"]["median_ms"] if k + 1 < len(records.exit_names) else 0.0
+    Args:
+        times: of :func:`studies.compress.systems.measure_times`.
+        name: the system.
+        exits: its exits in order.
+    """
+    passed_ms, ratios = 0.0, []
+    for k, exit_name in enumerate(exits):
+        observed_ms, suppressed_ms = (
+            times[name, f"{what} at {exit_name}"]["median_ms"] if k + 1 < len(exits) else 0.0
             for what in ("observation", "suppression")
-        )  # own time holds the suppression at the exit where the image leaves
-        passed = (passed_ms + max(0.0, seen_ms - suppressed_ms)) / truth.full_ms
-        measured = times[one.name, name] | {"passed_ratio": passed}
-        passed_ms += seen_ms
-        rows[name] = _scores(records, k, truth.coco) | {
-            "AP_interval": interval(samples[:, k]),
-            "time_ratio": measured["median_ms"] / truth.full_ms, **measured, "macs": macs(model, name),
-        }  # fmt: skip
+        )  # the exit's own time holds the suppression where the image leaves
+        ratios.append((passed_ms + max(0.0, observed_ms - suppressed_ms)) / full_ms)
+        passed_ms += observed_ms
+    return ratios
+
+
+def exit_rows(system: System, records: ExitRecords, axis: Axis) -> tuple[dict[str, dict], np.ndarray]:
+    """Each exit of a system: AP with interval, time and operations; and AP on every resample, (R, E)."""
+    evaluator, model, names = RoutedAP(records, axis.coco), load_released(system.checkpoint), records.exit_names
+    routings = [np.full(len(records), k) for k in range(len(names))]
+    samples, rows = bootstrap(evaluator, routings, axis.weights), {}
+    passed = passed_ratios(axis.times, system.name, names, axis.full_ms)
+    for k, name in enumerate(names):
+        time = axis.times[system.name, name]
+        rows[name] = evaluator.scores(routings[k]) | {"AP_interval": interval(samples[:, k])}
+        rows[name] |= {"time_ratio": time["median_ms"] / axis.full_ms, **time, "passed_ratio": passed[k]}
+        rows[name]["macs"] = macs(model, name)
     return rows, samples
 
 
-def static_rows(
-    static: Sequence[System], times: Mapping, truth: Truth, limit: int | None
-) -> tuple[list[dict], np.ndarray]:
-    """A row a static system, and AP on every resample, (R, K)."""
+def measure_static(static: Sequence[System], axis: Axis, limit: int | None) -> Static:
+    """All static systems; the first is what the others' AP is compared with."""
     rows, columns = [], []
-    for one in static:
-        values, samples = exit_rows(one, session_records(one, "test", limit), times, truth)
+    for system in static:
+        exits, samples = exit_rows(system, session_records(system, "test", limit), axis)
         columns.append(samples[:, 0])
-        difference = {"AP_minus_full": values["full"]["AP"] - (rows[0]["AP"] if rows else values["full"]["AP"]),
-                      "AP_minus_full_interval": interval(columns[-1] - columns[0])}  # fmt: skip
-        size = {"size_mib": size_mib(one), "parameters": parameters(load_released(one.checkpoint))}
-        rows.append({"name": one.name, "kind": one.kind} | values["full"] | difference | size)
-    return rows, np.stack(columns, 1)
+        row = {"name": system.name, "kind": system.kind} | exits["full"] | system.size()
+        row["AP_minus_full"] = row["AP"] - (rows[0]["AP"] if rows else row["AP"])
+        rows.append(row | {"AP_minus_full_interval": interval(columns[-1] - columns[0])})
+    return Static(rows, np.stack(columns, 1))
 
 
-def routed_rows(
-    one: System,
-    config: CompressConfig,
-    times: Mapping,
-    truth: Truth,
-    static: Sequence[Mapping],
-    samples: np.ndarray,
-) -> dict:
+def measure_routed(system: System, config: CompressConfig, axis: Axis, static: Static) -> dict:
     """A system with exits: its exits, and a routing on it beside the hull of the static systems.
 
     Policy and thresholds of each budget come from ``calibrate``. ``minus_peers`` compares with :data:`PEERS`
     alone, ``minus_all`` with every static system, int8 included.
     """
-    records = {split: session_records(one, split, config.limit) for split in ("val", "calibrate", "test")}
-    exits, _ = exit_rows(one, records["test"], times, truth)
-    cocos = {s: DetectionDataset(s, keep_crowd=True, limit=1).coco for s in ("val", "calibrate")} | {"test": truth.coco}
-    own_ms = exits["full"]["median_ms"]
-    passing = [values["passed_ratio"] * truth.full_ms / own_ms for values in exits.values()]
-    splits = prepare(records, cocos, [values["median_ms"] / own_ms for values in exits.values()], passing=passing)
+    records = {split: session_records(system, split, config.limit) for split in ("val", "calibrate", "test")}
+    cocos = {"val": load_split("val"), "calibrate": load_split("calibrate"), "test": axis.coco}
+    exits, _ = exit_rows(system, records["test"], axis)
+    full_ratio = exits["full"]["time_ratio"]
+    costs, passing = ([row[key] / full_ratio for row in exits.values()] for key in ("time_ratio", "passed_ratio"))
+    splits = prepare(records, cocos, costs, passing=passing)
     here, test, points = splits["calibrate"], splits["test"], {}
-    policies = {name: settings_of(name, here, splits["val"], {"grid": GRID}) for name in POLICIES}
-    settings = [setting for name in POLICIES for setting in policies[name]]
-    costs = np.array([row["time_ratio"] for row in static])
-    peers = np.array([row["kind"] in PEERS for row in static])
-    for budget, setting in zip(config.budgets, choose(settings, here, config.budgets), strict=True):
-        chosen, reads = setting.route(test), setting.confidence.reads_boxes
-        if (chosen.tobytes(), reads) in points:
-            points[chosen.tobytes(), reads]["budgets"].append(budget)
+    settings = {name: settings_of(name, here, splits["val"], {"grid": GRID}) for name in POLICIES}
+    policy_of = {id(setting): name for name in POLICIES for setting in settings[name]}
+    static_costs = np.array([row["time_ratio"] for row in static.rows])
+    peers = np.array([row["kind"] in PEERS for row in static.rows])
+    everything = [setting for name in POLICIES for setting in settings[name]]
+    for budget, setting in zip(config.budgets, choose(everything, here, config.budgets), strict=True):
+        chosen = setting.route(test)
+        key = chosen.tobytes(), setting.reads_boxes
+        if key in points:
+            points[key]["budgets"].append(budget)
             continue
-        routed = bootstrap(test.evaluator, [chosen], truth.weights)[:, 0]
+        samples = bootstrap(test.evaluator, [chosen], axis.weights)[:, 0]
         shares = np.bincount(chosen, minlength=len(exits)) / len(chosen)
-        time = test.time(chosen, reads) * own_ms / truth.full_ms
-        policy = next(name for name in POLICIES if any(setting is one for one in policies[name]))
-        point = {"budgets": [budget], "policy": policy, "time_ratio": time, "thresholds": list(setting.thresholds),
-                 **test.evaluator.scores(chosen), "AP_interval": interval(routed),
-                 "exit_shares": dict(zip(exits, shares.tolist(), strict=True))}  # fmt: skip
-        for key, kept in (("minus_peers", peers), ("minus_all", np.ones(len(costs), bool))):
-            gap = hull_gap(time, routed, costs[kept], samples[:, kept])
-            point[key] = None if gap is None else interval(gap)
-        points[chosen.tobytes(), reads] = point
-    size = {"size_mib": size_mib(one), "parameters": parameters(load_released(one.checkpoint))}
-    return {"name": one.name, "exits": exits, "points": list(points.values())} | size
+        time = test.time(chosen, setting.reads_boxes) * full_ratio
+        points[key] = {
+            "budgets": [budget], "policy": policy_of[id(setting)], "time_ratio": time,
+            "thresholds": list(setting.thresholds), **test.evaluator.scores(chosen), "AP_interval": interval(samples),
+            "exit_shares": dict(zip(exits, shares.tolist(), strict=True)),
+        }  # fmt: skip
+        for hull, members in (("minus_peers", peers), ("minus_all", np.ones_like(peers))):
+            gap = hull_gap(time, samples, static_costs[members], static.samples[:, members])
+            points[key][hull] = None if gap is None else interval(gap)
+    return {"name": system.name, "exits": exits, "points": list(points.values())} | system.size()
 
 
-def evaluate(config: CompressConfig, done: Mapping, log: Callable[[str], None] = print) -> dict:
-    """Measure every system on ``test``; what ``compress.json`` holds."""
-    static, with_exits = systems_of(config, done)
-    for one in (*static, *with_exits):
-        log(f"detecting with {one.name}")
-        for split in ("test",) if one in static else ("val", "calibrate", "test"):
-            session_records(one, split, config.limit)
-    log("timing all systems in turn")
-    times = measure_times([*static, *with_exits], config.repeats)
-    eager = eager_ratios([s for s in static if s.kind in PEERS], resolve(config.exits), config.repeats)
-    dataset = DetectionDataset("test", keep_crowd=True, limit=config.limit)
-    weights = resample(scenes_of(dataset.coco, dataset.image_ids), config.resamples, seed=0)
-    truth = Truth(dataset.coco, weights, times["full", "full"]["median_ms"])
-    rows, samples = static_rows(static, times, truth, config.limit)
-    for row in rows:
-        row |= done["trained"].get(row["name"], {})
-        if row["name"] in eager:
-            row["time_ratio_eager"] = eager[row["name"]]
-    log("routing")
-    systems = [routed_rows(one, config, times, truth, rows, samples) for one in with_exits]
-    again = [seed_row(seed, folder, config, done["best"], times, truth, rows, samples)
-             for seed, folder in done["again"].items()]  # fmt: skip
-    settings = parse(load_checkpoint(resolve(config.baseline))["config"], config.baseline)
-    origin = provenance("test", settings, resolve(config.baseline)) | {
-        "exits_sha256": file_sha256(resolve(config.exits)), "compress": config.model_dump(mode="json"),
-        "images": len(dataset), "runtime": "onnxruntime, batch 1, one thread", "machine": machine(),
-    }  # fmt: skip
-    found = {"static": rows, "with_exits": systems, "best": done["best"], "search": done["search"], "seeds": again}
-    return found | origin
-
-
-def seed_row(
-    seed: int,
-    folder: Path,
-    config: CompressConfig,
-    name: str,
-    times: Mapping,
-    truth: Truth,
-    rows: Sequence[Mapping],
-    samples: np.ndarray,
-) -> dict:
+def measure_seed(systems: Sequence[System], config: CompressConfig, axis: Axis, static: Static) -> dict:
     """The best alternative and the exits on it from another seed, beside static systems of which it is one.
 
     Its graphs are those of the first seed with other weights, so their times are taken.
 
+    Args:
+        systems: of :func:`systems_on`.
+
     Returns:
-        ``seed``, ``static`` (rows of the alternative in float and int8) and ``with_exits`` (:func:`routed_rows`).
+        ``static`` (rows of the alternative in float and int8) and ``with_exits`` (:func:`measure_routed`).
     """
-    *static, with_exits, with_exits_int8 = systems_on(name, folder, config)
-    own, names, samples = [], [row["name"] for row in rows], samples.copy()
-    for one in static:
-        values, columns = exit_rows(one, session_records(one, "test", config.limit), times, truth)
-        own.append({"name": one.name, "kind": one.kind} | values["full"])
-        samples[:, names.index(one.name)] = columns[:, 0]
-    routed = [routed_rows(one, config, times, truth, rows, samples) for one in (with_exits, with_exits_int8)]
-    return {"seed": seed, "static": own, "with_exits": routed}
+    rows, names, samples = [], [row["name"] for row in static.rows], static.samples.copy()
+    for system in systems[:2]:
+        exits, columns = exit_rows(system, session_records(system, "test", config.limit), axis)
+        rows.append({"name": system.name, "kind": system.kind} | exits["full"])
+        samples[:, names.index(system.name)] = columns[:, 0]
+    beside = static._replace(samples=samples)
+    return {"static": rows, "with_exits": [measure_routed(system, config, axis, beside) for system in systems[2:]]}
 
 
-def save(report: dict, reports: Path | str) -> list[Path]:
+def measure_all(config: CompressConfig, systems: Systems, times: Mapping, log: Log = print) -> dict:
+    """Every system on ``test``: ``static``, ``with_exits`` and ``seeds`` of ``compress.json``.
+
+    Args:
+        times: of :func:`studies.compress.systems.measure_times`, one run for all systems but those of other seeds.
+    """
+    log("detecting and routing with every system")
+    dataset = DetectionDataset("test", keep_crowd=True, limit=config.limit)
+    weights = resample(scenes_of(dataset.coco, dataset.image_ids), config.resamples, seed=0)
+    axis = Axis(dataset.coco, weights, times)
+    static = measure_static(systems.static, axis, config.limit)
+    return {
+        "static": static.rows,
+        "with_exits": [measure_routed(system, config, axis, static) for system in systems.with_exits],
+        "seeds": [{"seed": s} | measure_seed(group, config, axis, static) for s, group in systems.by_seed.items()],
+        "images": len(dataset),
+    }
+
+
+def evaluate(config: CompressConfig, trained: Trained, log: Log = print) -> dict:
+    """Measure what was trained; what ``compress.json`` holds."""
+    systems = systems_of(config, trained)
+    log("timing all systems in turn")
+    times = measure_times([*systems.static, *systems.with_exits], config.repeats)
+    peers = [system for system in systems.static if system.kind in PEERS]
+    eager = eager_ratios(peers, resolve(config.exits), config.repeats)
+    report = measure_all(config, systems, times, log)
+    for row in report["static"]:
+        row |= trained.val.get(row["name"], {})
+        row |= {"time_ratio_eager": eager[row["name"]]} if row["name"] in eager else {}
+    baseline = resolve(config.baseline)
+    settings = parse(load_checkpoint(baseline)["config"], config.baseline)
+    report |= {"best": trained.best, "search": trained.search} | provenance("test", settings, baseline)
+    return report | {
+        "exits_sha256": file_sha256(resolve(config.exits)), "compress": config.model_dump(mode="json"),
+        "runtime": "onnxruntime, batch 1, one thread", "machine": machine(),
+    }  # fmt: skip
+
+
+def save(report: dict, reports: Path | str) -> None:
     """Write ``metrics/compress.json``, all of it, and ``metrics/static.json``, the static peers as ``peers``."""
     folder = Path(reports) / "metrics"
     origin = {k: v for k, v in report.items() if k not in ("static", "with_exits", "best", "search", "seeds")}
-    peers = {"peers": [row for row in report["static"] if row["kind"] in PEERS]}
-    return [write_json(folder / "compress.json", report), write_json(folder / "static.json", peers | origin)]
+    write_json(folder / "compress.json", report)
+    write_json(folder / "static.json", {"peers": [r for r in report["static"] if r["kind"] in PEERS]} | origin)
 
 
-def run(
-    config: CompressConfig, only: str | None, reports: Path | str, log: Callable[[str], None] = print
-) -> dict | None:
+def run(config: CompressConfig, only: str | None, reports: Path | str, log: Log = print) -> dict | None:
     """Train what is missing, measure everything, write the metrics; with ``only`` train one variant or the search.
 
     Raises:
         ConfigError: ``only`` names no variant.
     """
-    if only == "search":
-        search.run(config, log)
-    elif only is not None:
-        if only not in config.variants:
-            raise ConfigError(f"--only {only}: expected search or one of {', '.join(config.variants)}")
-        train_variant(only, config, log=log)
-    else:
+    if only is None:
         report = evaluate(config, train_all(config, log), log)
         save(report, reports)
         return report
+    if only == "search":
+        search.run(config, log)
+    elif only in config.variants:
+        train_variant(only, config, log=log)
+    else:
+        raise ConfigError(f"--only {only}: expected search or one of {', '.join(config.variants)}")
     return None

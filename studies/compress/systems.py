@@ -12,14 +12,13 @@ import numpy as np
 import torch
 
 from eelib.checkpoints import load_released
-from eelib.data import DetectionDataset, as_input, build_transform, split_sha256
+from eelib.data import DetectionDataset, as_input, split_sha256
 from eelib.deploy import export as deploy
 from eelib.deploy.int8 import described, quantise
 from eelib.deploy.runtime import MANIFEST, EarlyExitSession, forced
 from eelib.files import file_sha256
 from eelib.model import Detections
-from eelib.records import MAX_DETECTIONS, ExitRecords, evidence_of, load_records, save_records
-from eelib.records import box_certainty as entropy
+from eelib.records import MAX_DETECTIONS, ExitRecords, box_certainty, evidence_of, load_records, save_records
 from eelib.timing import measure, run_to
 
 
@@ -39,8 +38,14 @@ class System(NamedTuple):
         """Its export, opened on one thread."""
         return EarlyExitSession(self.folder, 1, self.stages)
 
+    def size(self) -> dict[str, float]:
+        """MiB of its graphs on disk, and the number of its parameters."""
+        files = json.loads((self.folder / MANIFEST).read_text())[self.stages]
+        mib = sum((self.folder / entry["file"]).stat().st_size for entry in files) / 2**20
+        return {"size_mib": mib, "parameters": sum(p.numel() for p in load_released(self.checkpoint).parameters())}
 
-def system(name: str, kind: str, checkpoint: Path, folder: Path, int8_images: int = 0) -> System:
+
+def export_system(name: str, kind: str, checkpoint: Path, folder: Path, int8_images: int = 0) -> System:
     """Export weights, once; with ``int8_images`` quantise them too and take the int8 stages."""
     path = folder / MANIFEST
     manifest = json.loads(path.read_text()) if path.exists() else {}
@@ -51,12 +56,6 @@ def system(name: str, kind: str, checkpoint: Path, folder: Path, int8_images: in
     return System(name, kind, checkpoint, folder, "stages_int8" if int8_images else "stages")
 
 
-def size_mib(one: System) -> float:
-    """Size of a system's graphs on disk."""
-    files = json.loads((one.folder / MANIFEST).read_text())[one.stages]
-    return sum((one.folder / entry["file"]).stat().st_size for entry in files) / 2**20
-
-
 def observe(
     session: EarlyExitSession,
     planes: tuple[np.ndarray, np.ndarray],
@@ -64,7 +63,7 @@ def observe(
     before: Detections | None,
     size_hw: tuple[int, int],
 ) -> tuple[Detections, list[float]]:
-    """What an exit finds on an image and what it knows by that, from the output of its graph.
+    """Detections of an exit on an image and the evidence that they are, from the output of its graph.
 
     Args:
         planes: boxes (4, A) in pixels of the input and scores (A,).
@@ -74,15 +73,16 @@ def observe(
     Returns:
         Detections in pixels of the original image, and :data:`eelib.deploy.evidence.EVIDENCE`.
     """
-    kept = session.suppress(*planes, exit_name)
+    best = session.suppress(*planes, exit_name)
     scale = torch.tensor([size_hw[1], size_hw[0]] * 2) / session.size
-    boxes_xyxy = torch.from_numpy(kept.boxes_xyxy[:MAX_DETECTIONS]) * scale
-    found = Detections(boxes_xyxy, torch.from_numpy(kept.scores[:MAX_DETECTIONS]))
-    return found, evidence_of(found, before, size_hw, float(entropy(torch.from_numpy(planes[1])[None])))
+    boxes_xyxy = torch.from_numpy(best.boxes_xyxy[:MAX_DETECTIONS]) * scale
+    detections = Detections(boxes_xyxy, torch.from_numpy(best.scores[:MAX_DETECTIONS]))
+    certainty = float(box_certainty(torch.from_numpy(planes[1])[None]))
+    return detections, evidence_of(detections, before, size_hw, certainty)
 
 
 def session_records(system: System, split: str, limit: int | None) -> ExitRecords:
-    """What every exit of an export finds on a split; kept in the export's folder."""
+    """Detections of every exit of an export on a split; written to the export's folder, and read from it."""
     session = system.session()
     entries = session.manifest[system.stages]
     hashes = split_sha256(split), "".join(entry["sha256"][:16] for entry in entries)
@@ -90,21 +90,20 @@ def session_records(system: System, split: str, limit: int | None) -> ExitRecord
     if path.exists():
         return load_records(path, *hashes)
     graphs = {entry["exit"]: session.graph(entry) for entry in entries}
-    dataset = DetectionDataset(split, transform=build_transform(session.size), keep_crowd=True, limit=limit)
-    found: dict[str, list[Detections]] = {name: [] for name in session.exits}
+    dataset = DetectionDataset(split, size=session.size, keep_crowd=True, limit=limit)
+    detections: dict[str, list[Detections]] = {name: [] for name in session.exits}
     evidence: list[list[list[float]]] = []
     for index, image_id in enumerate(dataset.image_ids):
         features = np.ascontiguousarray(as_input(dataset[index][0][None]).numpy())
-        image = dataset.coco.imgs[image_id]
-        before, rows = None, []
+        image, before = dataset.coco.imgs[image_id], None
+        evidence.append([])
         for name, graph in graphs.items():
             scores, boxes, *rest = graph.run(None, {"features": features})
-            before, known = observe(session, (boxes[0], scores[0]), name, before, (image["height"], image["width"]))
-            found[name].append(before)
-            rows.append(known)
+            before, row = observe(session, (boxes[0], scores[0]), name, before, (image["height"], image["width"]))
+            detections[name].append(before)
+            evidence[-1].append(row)
             features = rest[0] if rest else None
-        evidence.append(rows)
-    records = ExitRecords.of((split, *hashes), dataset.image_ids, found, torch.tensor(evidence))
+    records = ExitRecords.of(split, hashes, dataset.image_ids, detections, torch.tensor(evidence))
     save_records(records, path)
     return records
 
@@ -117,25 +116,26 @@ def measure_times(systems: Sequence[System], repeats: int) -> dict[tuple[str, st
     than the first, which the exit's own time holds, for one that leaves.
     """
     calls = {}
-    for one in systems:
-        session = one.session()
-        array = np.ascontiguousarray(_image(session.size).numpy())
+    for system in systems:
+        session = system.session()
+        features = input_image(session.size)
         for name in session.exits:
-            calls[one.name, name] = lambda s=session, a=array, n=name: s.detect(a, forced(n))
-        features, before, size_hw = array, None, (session.size, session.size)
-        for name, stage in list(zip(session.exits, session._stages, strict=True))[:-1]:
-            scores, boxes, features = stage.run(None, {"features": features})
-            planes = boxes[0], scores[0]
-            calls[one.name, f"suppression at {name}"] = lambda s=session, p=planes, n=name: s.suppress(*p, n)
-            known = planes, name, before, size_hw
-            calls[one.name, f"observation at {name}"] = lambda s=session, k=known: observe(s, *k)
-            before, _ = observe(session, *known)
+            calls[system.name, name] = lambda s=session, f=features, n=name: s.detect(f, forced(n))
+        before, size_hw = None, (session.size, session.size)
+        for entry in session.manifest[system.stages][:-1]:
+            scores, boxes, features = session.graph(entry).run(None, {"features": features})
+            planes, name = (boxes[0], scores[0]), entry["exit"]
+            calls[system.name, f"suppression at {name}"] = lambda s=session, p=planes, n=name: s.suppress(*p, n)
+            look = planes, name, before, size_hw
+            calls[system.name, f"observation at {name}"] = lambda s=session, k=look: observe(s, *k)
+            before, _ = observe(session, *look)
     return measure(calls, repeats)
 
 
-def _image(size: int) -> torch.Tensor:
-    dataset = DetectionDataset("calibrate", transform=build_transform(size), limit=1)
-    return as_input(dataset[0][0][None])
+def input_image(size: int) -> np.ndarray:
+    """One image of ``calibrate`` as the network takes it: float32 (1, 3, size, size)."""
+    dataset = DetectionDataset("calibrate", size=size, limit=1)
+    return np.ascontiguousarray(as_input(dataset[0][0][None]).numpy())
 
 
 def eager_ratios(static: Sequence[System], exits: Path, repeats: int) -> dict[str, float]:
@@ -143,14 +143,14 @@ def eager_ratios(static: Sequence[System], exits: Path, repeats: int) -> dict[st
 
     ``05d_policies`` draws its routing on that axis.
     """
-    models = {one.name: load_released(one.checkpoint).eval() for one in static}
+    models = {system.name: load_released(system.checkpoint).eval() for system in static}
     models["exits"] = load_released(exits).eval()
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        images = {name: _image(model.size) for name, model in models.items()}
+        images = {name: torch.from_numpy(input_image(model.size)) for name, model in models.items()}
         calls = {name: lambda n=name: run_to(models[n], images[n], "full") for name in models}
         times = measure(calls, repeats)
     finally:
-        torch.set_num_threads(before)
-    return {one.name: times[one.name]["median_ms"] / times["exits"]["median_ms"] for one in static}
+        torch.set_num_threads(threads)
+    return {system.name: times[system.name]["median_ms"] / times["exits"]["median_ms"] for system in static}

@@ -1,16 +1,16 @@
 """Alternatives to early exits, trained: narrower by pruning, smaller input, a distilled student.
 
-Each variant is a line of ``params/compress.yaml``. It starts from the released detector or from
-another variant, so that pruning goes step by step, and is trained by :func:`eelib.train.fit` with
-the losses and targets of the baseline. Its folder is named after all that decides it: a changed
-line trains anew, a killed run goes on, a finished one is kept.
+Each variant is a line of ``params/compress.yaml``. It starts from the released detector or from another variant,
+so that pruning goes step by step, and is trained by :func:`eelib.train.fit` with the losses and targets of the
+baseline. Its folder is named after all that decides it: a changed line trains anew, a killed run goes on, a
+finished one is read.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
 from eelib.config import ConfigError, PhaseConfig, override, parse, read_yaml, resolve
-from eelib.data import DetectionDataset, as_input, build_transform, split_sha256
+from eelib.data import DetectionDataset, as_input, split_sha256
 from eelib.evaluate import coco_ap, detect_exits
 from eelib.files import file_sha256, write_json
-from eelib.losses import detection_loss, distillation_loss
+from eelib.losses import joint_loss
 from eelib.model import EarlyExitSSDLite, ExitOutput
-from eelib.train import detection_step, fit, training_batches, training_set  # fmt: skip
-from studies.compress.prune import accumulate_gradients, prune, without_exits
+from eelib.train import detection_step, fit, training_batches, training_set
+from studies.compress.prune import prune, without_exits
 
 RELEASED = "released"  # the start of a variant that starts from no other one
 
@@ -44,7 +44,7 @@ class Variant(_Strict):
     start: str = RELEASED  # or another variant
     width: float = Field(1.0, gt=0, le=1)  # share of the channels of every layer that stays
     size: int = Field(320, ge=96, multiple_of=32)  # side of the input in pixels
-    maps: int = Field(6, ge=2, le=6)  # SSDLite maps kept, finest first
+    maps: int = Field(6, ge=2, le=6)  # SSDLite maps, finest first
     cuts: tuple[Cut1, Cut2] = Field((8, 12), strict=False)  # children of the trunk before exit1 and exit2
     teacher: float = Field(0.0, ge=0)  # weight of the distillation from the baseline
 
@@ -58,21 +58,21 @@ class Budget(_Strict):
     lr: float = Field(1.0e-3, gt=0)
     warmup_steps: int = Field(20, ge=0)
     ema_decay: float = Field(0.99, ge=0, lt=1)
-    compile: bool = False  # a minute a variant, then 1.6 times faster; pays from some thousand images
+    compile: bool = False  # a minute per variant, then 1.6 times faster; pays from some thousand images
 
 
 class Search(_Strict):
     """Architecture search by optuna."""
 
     trials: int = Field(8, ge=1)
-    images: int = Field(192, ge=8)  # of train, once, a trial
+    images: int = Field(192, ge=8)  # of train, once, per trial
     val_images: int = Field(96, ge=1)
     widths: list[str] = [RELEASED]  # variants whose weights the candidates share
     sizes: list[int] = [320, 256, 224]
     maps: list[int] = [6, 5, 4]
     exit1: list[Cut1] = [8, 10]
     exit2: list[Cut2] = [12, 13]
-    repeats: int = Field(30, ge=2)  # of the look-up table
+    repeats: int = Field(30, ge=2)  # timed rounds of a candidate
 
 
 class CompressConfig(_Strict):
@@ -83,8 +83,7 @@ class CompressConfig(_Strict):
     out: str = "runs/compress"
     seed: int = Field(0, ge=0)
     seeds: list[Annotated[int, Field(ge=0)]] = []  # others, of the best alternative and the exits on it
-    importance: Literal["taylor", "bn_scale"] = "taylor"
-    importance_images: int = Field(64, ge=1)
+    importance_images: int = Field(64, ge=1)  # of train, for the pruning
     train: Budget = Budget()
     variants: dict[str, Variant]
     search: Search = Search()
@@ -104,38 +103,39 @@ def load_config(path: Path | str, settings: dict | None = None) -> CompressConfi
     """
     try:
         config = CompressConfig(**override(read_yaml(path), settings or {}))
+        problems = list(_problems(config))
     except ValidationError as error:
-        lines = [
-            f"{path}: key '{'.'.join(map(str, e['loc']))}' is {e.get('input')!r}: {e['msg']}" for e in error.errors()
-        ]
-        raise ConfigError("\n".join(lines)) from None
-    if len({config.seed, *config.seeds}) <= len(config.seeds):
-        raise ConfigError(f"{path}: key 'seeds' is {config.seeds}; expected different seeds, none of them 'seed'")
-    for name, variant in config.variants.items():
-        start = config.variants.get(variant.start)
-        if start is None and variant.start != RELEASED:
-            known = ", ".join([RELEASED, *config.variants])
-            raise ConfigError(f"{path}: key 'variants.{name}.start' is '{variant.start}'; expected one of {known}")
-        if variant.width > (start.width if start else 1.0):
-            raise ConfigError(f"{path}: key 'variants.{name}.width' is {variant.width}; its start is narrower")
-        _chain(config, name, path)
-        if variant.teacher and (variant.size, variant.maps) != (320, 6):
-            raise ConfigError(
-                f"{path}: key 'variants.{name}.teacher': the teacher has six maps of 320 px; so must its student"
-            )
-    for name in config.search.widths:
-        if name != RELEASED and name not in config.variants:
-            raise ConfigError(f"{path}: key 'search.widths' names '{name}', which is no variant")
+        problems = [f"key '{'.'.join(map(str, e['loc']))}' is {e.get('input')!r}: {e['msg']}" for e in error.errors()]
+    if problems:
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
     return config
 
 
-def _chain(config: CompressConfig, name: str, path: Path | str) -> None:
-    seen = []
-    while name != RELEASED and name in config.variants:
-        if name in seen:
-            raise ConfigError(f"{path}: key 'variants.{name}.start': {' -> '.join([*seen, name])} goes in a circle")
-        seen.append(name)
-        name = config.variants[name].start
+def _problems(config: CompressConfig) -> Iterator[str]:
+    names = [RELEASED, *config.variants]
+    if len({config.seed, *config.seeds}) <= len(config.seeds):
+        yield f"key 'seeds' is {config.seeds}; expected different seeds, none of them 'seed'"
+    for name in set(config.search.widths).difference(names):
+        yield f"key 'search.widths' names '{name}', which is no variant"
+    for name, variant in config.variants.items():
+        key = f"key 'variants.{name}"
+        if variant.start not in names:
+            yield f"{key}.start' is '{variant.start}'; expected one of {', '.join(names)}"
+        elif variant.start != RELEASED and variant.width > config.variants[variant.start].width:
+            yield f"{key}.width' is {variant.width}; its start is narrower"
+        chain = _chain(name, config.variants)
+        if chain[-1] in chain[:-1]:
+            yield f"{key}.start': {' -> '.join(chain)} goes in a circle"
+        if variant.teacher and (variant.size, variant.maps) != (320, 6):
+            yield f"{key}.teacher': the teacher has six maps of 320 px; so must its student"
+
+
+def _chain(name: str, variants: dict[str, Variant]) -> list[str]:
+    """A variant and those that it descends from, as far as there are such; ends where a name comes again."""
+    chain = [name]
+    while variants[chain[-1]].start in variants and chain[-1] not in chain[:-1]:
+        chain.append(variants[chain[-1]].start)
+    return chain
 
 
 def digest(values: object) -> str:
@@ -146,14 +146,11 @@ def digest(values: object) -> str:
 def folder_of(name: str, config: CompressConfig, variants: dict[str, Variant] | None = None) -> Path:
     """Folder of a variant; its name changes with all that its weights and its AP on ``val`` depend on."""
     variants = variants or config.variants
-    own, chain = name, []
-    while name != RELEASED:
-        chain.append(variants[name].model_dump())
-        name = variants[name].start
-    shared = config.train.model_dump(), config.seed, config.importance, config.importance_images, config.limit
+    chain = [variants[each].model_dump() for each in _chain(name, variants)]
+    shared = config.train.model_dump(), config.seed, config.importance_images, config.limit
     weights = file_sha256(_existing(config.baseline)), file_sha256(_existing(config.exits))
     data = split_sha256("train"), split_sha256("val")
-    return resolve(config.out) / f"{own}_{digest([chain, shared, weights, data])}"
+    return resolve(config.out) / f"{name}_{digest([chain, shared, weights, data])}"
 
 
 def _existing(path: str) -> Path:
@@ -176,18 +173,19 @@ def distilling_step(settings: PhaseConfig, teacher: EarlyExitSSDLite, weight: fl
     """``step_loss`` of :func:`eelib.train.fit`: the full path's own loss, and its distance from a teacher."""
 
     def step_loss(model: nn.Module, batch: tuple, _: float) -> tuple[Tensor, dict[str, float]]:
-        images, targets = as_input(batch[0]), batch[1]
-        student = ExitOutput(*model(images)[-1])
+        images, loss = as_input(batch[0]), settings.loss
         with torch.no_grad():
-            taught = teacher.eval()(images)[-1]
-        threshold = settings.targets.iou_threshold
-        own = detection_loss(
-            student, targets, iou_threshold=threshold, classification=settings.loss.classification,
-            box=settings.loss.box,
-        )  # fmt: skip
-        distance = distillation_loss(student, taught, targets, iou_threshold=threshold)
-        total = sum(own.values()) + weight * sum(distance.values())
-        parts = {name: float(value.detach()) for name, value in (own | distance).items()}
+            taught = teacher.eval()(images)[-1]._replace(name="teacher")
+        total, parts = joint_loss(
+            [ExitOutput(*model(images)[-1])],
+            batch[1],
+            loss.exit_weights,
+            teacher=taught,
+            distillation=weight,
+            iou_threshold=settings.targets.iou_threshold,
+            classification=loss.classification,
+            box=loss.box,
+        )
         return total, {"loss": float(total.detach()), **parts}
 
     return step_loss
@@ -195,7 +193,7 @@ def distilling_step(settings: PhaseConfig, teacher: EarlyExitSSDLite, weight: fl
 
 def val_ap(model: EarlyExitSSDLite, limit: int | None) -> dict[str, float]:
     """AP of every exit on ``val`` at the model's size: what all choices rest on."""
-    dataset = DetectionDataset("val", transform=build_transform(model.size), keep_crowd=True, limit=limit)
+    dataset = DetectionDataset("val", size=model.size, keep_crowd=True, limit=limit)
     results = detect_exits(model, dataset)
     return {name: coco_ap(dataset.coco, rows, dataset.image_ids)["AP"] for name, rows in results.items()}
 
@@ -215,11 +213,9 @@ def start_of(
     model.size = variant.size
     if variant.width < width:
         settings = fine_tuning(config, variant.size, config.importance_images)
-        if config.importance == "taylor":
-            dataset = training_set(settings)
-            dataset.transform = build_transform(variant.size)
-            accumulate_gradients(model, dataset, settings.targets.iou_threshold)
-        prune(model, 1 - variant.width / width, config.importance)
+        dataset = training_set(settings)
+        dataset.transform = variant.size
+        prune(model, 1 - variant.width / width, dataset, settings.targets.iou_threshold)
     model.keep_maps(variant.maps)
     model.cuts = dict(zip(model.early, variant.cuts, strict=True))
     return model
@@ -252,33 +248,34 @@ def train_variant(
         step = distilling_step(settings, load_released(_existing(config.baseline)), variant.teacher)
     log(f"training {name}")
     history = fit(static, step, training_batches(settings), settings, folder, resume=True, log=log)
-    model.load_state_dict(static.state_dict() | {k: v for k, v in model.state_dict().items() if k.startswith("early.")})
-    for file, net in (("static.pth", static), ("variant.pth", model)):
-        state = {"model": net.state_dict(), "plan": net.plan, "config": settings.model_dump(mode="json")}
-        save_checkpoint(folder / file, state)
-    _finish(folder, "variant.json", static, history, config)
+    model.load_state_dict(model.state_dict() | static.state_dict())
+    save_model(model, settings, folder / "variant.pth")
+    save_model(static, settings, folder / "static.pth")
+    _finish(folder / "variant.json", static, history, config)
     return folder
 
 
-def train_heads(folder: Path, config: CompressConfig, log: Callable[[str], None] = print) -> Path:
+def train_heads(folder: Path, config: CompressConfig, log: Callable[[str], None] = print) -> None:
     """Train the exits of a variant on its frozen trunk: ``exits.pth`` and ``exits.json`` in its folder."""
     if (folder / "exits.json").exists():
-        return folder / "exits.pth"
+        return
     model = load_released(folder / "variant.pth").requires_grad_(False)
     model.early.requires_grad_(True)
-    base = fine_tuning(config, model.size)
     changes = {"model.exits": True, "model.train_trunk": False, "optim.trunk_lr_factor": 1.0}
-    settings = parse(override(base.model_dump(mode="json"), changes))
+    settings = parse(override(fine_tuning(config, model.size).model_dump(mode="json"), changes))
     log(f"training the exits of {folder.name}")
-    run = folder / "heads"
-    history = fit(model, detection_step(settings), training_batches(settings), settings, run, resume=True, log=log)
+    batches, run = training_batches(settings), folder / "heads"
+    history = fit(model, detection_step(settings), batches, settings, run, resume=True, log=log)
+    save_model(model, settings, folder / "exits.pth")
+    _finish(folder / "exits.json", model, history, config)
+
+
+def save_model(model: EarlyExitSSDLite, settings: PhaseConfig, path: Path) -> Path:
+    """A checkpoint with the plan of a changed architecture and the configuration of its training."""
     state = {"model": model.state_dict(), "plan": model.plan, "config": settings.model_dump(mode="json")}
-    path = save_checkpoint(folder / "exits.pth", state)
-    _finish(folder, "exits.json", model, history, config)
-    return path
+    return save_checkpoint(path, state)
 
 
-def _finish(folder: Path, file: str, model: EarlyExitSSDLite, history: list[dict], config: CompressConfig) -> None:
+def _finish(path: Path, model: EarlyExitSSDLite, history: list[dict], config: CompressConfig) -> None:
     seconds = sum(row["seconds"] for row in history)
-    values = {"val_AP": val_ap(model, config.limit), "seconds": seconds, "history": history}
-    write_json(folder / file, values)
+    write_json(path, {"val_AP": val_ap(model, config.limit), "seconds": seconds, "history": history})

@@ -1,7 +1,7 @@
-"""One defect at a time: a working configuration, and each defect of the record switched back on alone.
+"""Which defect does what: a ladder of repairs up from the record, and single defects down from what works.
 
-:mod:`studies.phases.causal` climbs from the record to what works; this goes down one step from what works,
-in every direction. Runs are kept one by one, so a study that was stopped goes on where it was.
+The ladder (05c_causal) repairs a recorded phase switch by switch. The ablation (05e_ablation) takes one step from
+the working configuration in every direction. Runs are saved one by one, so that a study that was stopped goes on.
 """
 
 import json
@@ -9,23 +9,66 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from eelib.sources import open_source
 
-from eelib.coco import open_source
-from eelib.config import ConfigError, PhaseConfig
+from eelib.config import NOTEBOOK_KEYS, ConfigError, PhaseConfig, override, parse, read_yaml, resolve
 from eelib.data import split_sha256
 from eelib.evaluate import provenance
 from eelib.files import write_json
-from eelib.model import EXIT_NAMES
-from eelib.records import EVIDENCE, ExitRecords
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
-from eelib.train import training_set
-from studies.phases.causal import ladder
-from studies.phases.trainer import identity, route_split, train_phase, weights_path
+from studies.phases.config import EXIT_NAMES
+from studies.phases.scorecard import measure_phase
+from studies.phases.trainer import identity, optimiser_steps, route_split, train_phase, weights_path
 
 DESTROYED = 0.1  # share of the working AP below which nothing is detected any more
 ALL = 0.95  # share of the images from which an exit counts as the only one
 READ_AFTERWARDS = ("confidence", "thresholds", "routing", "timing")  # groups that no detection loss looks at
+# What of a run the ladder shows.
+LADDER_KEYS = (
+    *("seed", "images", "steps", "exit_shares", "confidence_mean", "confidence_std", "probability_mean", "thresholds"),
+    *("AP_exits", "AP", "AP50", "detections_per_image"),
+)
+
+
+def ladder(base: Path | str, variants: Sequence[dict], common: dict, seeds: Sequence[int]) -> list[tuple]:
+    """Configurations of all variants and seeds.
+
+    Args:
+        base: parameter file of the phase that is repaired.
+        variants: ``name`` and ``set``, dotted keys to values; ``add_to``: name of an earlier
+            variant whose changes come first.
+        common: dotted keys that are set in every variant.
+        seeds: one run each.
+
+    Returns:
+        (name, configuration) in the order of variants, then seeds.
+
+    Raises:
+        ConfigError: a variant is not a valid configuration, or builds on one that is not before it.
+    """
+    values = {key: value for key, value in read_yaml(base).items() if key not in NOTEBOOK_KEYS}
+    changes: dict[str, dict] = {}
+    result = []
+    for index, variant in enumerate(variants):
+        name, before = variant["name"], variant.get("add_to")
+        if before is not None and before not in changes:
+            raise ConfigError(f"variant '{name}': key 'add_to' is '{before}'; expected one of {', '.join(changes)}")
+        changes[name] = (changes[before] if before else {}) | variant["set"]
+        for seed in seeds:
+            keys = common | changes[name] | {"phase": f"causal_{index}", "seed": seed}
+            result.append((name, parse(override(values, keys), f"variant '{name}'")))
+    return result
+
+
+def run_variant(name: str, config: PhaseConfig) -> dict:
+    """Train (or continue) a variant in ``runs/causal`` and measure it on ``test``."""
+    out = resolve("runs") / "causal" / f"{config.phase}_seed{config.seed}"
+    trained = train_phase(config, out, resume=True, log=lambda _: None)
+    run = measure_phase(config, trained["detector"], trained["history"])
+    origin = provenance("test", config, weights_path(out, config.phase))
+    return {"variant": name, **{key: run[key] for key in LADDER_KEYS}, **origin}
 
 
 def training_key(config: PhaseConfig) -> str:
@@ -42,7 +85,7 @@ def training_key(config: PhaseConfig) -> str:
 
 
 def jobs_of(base: Path | str, variants: Sequence[dict], common: dict, seeds: Sequence[int]) -> list[list[tuple]]:
-    """Runs that share one training, (name, configuration) each; arguments as in :func:`studies.phases.causal.ladder`.
+    """Runs that share one training, (name, configuration) each; arguments as in :func:`ladder`.
 
     Raises:
         ConfigError: the first variant, which all others are compared with, changes something,
@@ -69,15 +112,15 @@ def run_job(
     _, first = job[0]
     out, detector, rows = Path(runs) / f"{first.phase}_seed{first.seed}", None, []
     for name, config in job:
-        path, own = out / f"{config.phase}.json", identity(config)
-        own |= {"resamples": resamples, "test_sha256": split_sha256("test", open_source(config.data))}
-        if path.exists() and (row := json.loads(path.read_text()))["identity"] == own:
+        path, run_of = out / f"{config.phase}.json", identity(config)
+        run_of |= {"resamples": resamples, "test_sha256": split_sha256("test", open_source(config.data))}
+        if path.exists() and (row := json.loads(path.read_text()))["identity"] == run_of:
             rows.append(row | {"variant": name})
             continue
         if detector is None:
             detector = train_phase(first, out, resume=True, log=lambda _: None)["detector"]
         row = {"variant": name, **measure(detector, config, resamples)}
-        row |= provenance("test", config, weights_path(out, first.phase)) | {"identity": own}
+        row |= provenance("test", config, weights_path(out, first.phase)) | {"identity": run_of}
         write_json(path, row)
         rows.append(row)
         log(f"{name}, seed {config.seed}: AP of full {row['AP_exits']['full']:.3f}, exits {row['exit_shares']}")
@@ -94,20 +137,19 @@ def measure(detector: torch.nn.Module, config: PhaseConfig, resamples: int) -> d
         confidence over images). The scenes drawn are those of every other variant and seed.
     """
     run = route_split(detector, config, "test")
-    dataset, chosen = run["dataset"], run["chosen"].numpy()
-    evaluator = RoutedAP(_as_records(run["results"], dataset.image_ids, config), dataset.coco)
-    weights = resample(scenes_of(dataset.coco, dataset.image_ids), resamples, seed=0)
+    chosen, evaluator = run.chosen.numpy(), RoutedAP(run.records, run.coco)
+    weights = resample(scenes_of(run.coco, run.records.image_ids), resamples, seed=0)
     weights = weights[(weights @ evaluator.positives) > 0]
     full = np.full(len(chosen), len(EXIT_NAMES) - 1)
     ap = bootstrap(evaluator, [full, chosen], weights)
     taken = np.eye(len(EXIT_NAMES))[chosen]  # (N, E)
     shares = weights @ taken / weights.sum(1, keepdims=True)
-    c = run["confidences"].double().numpy()
+    c = run.confidences.double().numpy()
     mean = [float(v) for v in c.mean(0)]
     return {
         "seed": config.seed,
         "images": len(chosen),
-        "steps": -(-len(training_set(config)) // config.optim.batch_size) * config.optim.epochs,
+        "steps": optimiser_steps(config),
         "AP_exits": {name: evaluator.of_exit(k) for k, name in enumerate(EXIT_NAMES)},
         **evaluator.scores(chosen),
         "exit_shares": dict(zip(EXIT_NAMES, taken.mean(0).tolist(), strict=True)),
@@ -126,23 +168,6 @@ def _weighted_std(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     total = weights.sum(1)
     mean = weights @ values / total
     return np.sqrt(np.maximum(weights @ values**2 / total - mean**2, 0))
-
-
-def _as_records(results: Mapping[str, list[dict]], image_ids: Sequence[int], config: PhaseConfig) -> ExitRecords:
-    """COCO results of each exit as records, for their match flags; they have no evidence."""
-    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-    counts, boxes, scores = [], [], []
-    for found in results.values():
-        rows = torch.tensor([row_of[r["image_id"]] for r in found], dtype=torch.int64)
-        counts.append(torch.bincount(rows, minlength=len(row_of)))
-        box = torch.tensor([r["bbox"] for r in found], dtype=torch.float32).reshape(-1, 4)
-        boxes.append(torch.cat((box[:, :2], box[:, :2] + box[:, 2:]), 1))
-        scores.append(torch.tensor([r["score"] for r in found], dtype=torch.float32))
-    evidence = torch.zeros(len(image_ids), len(results), len(EVIDENCE))
-    return ExitRecords(
-        "test", "", config.phase, tuple(results), tuple(image_ids), torch.stack(counts), tuple(boxes), tuple(scores),
-        evidence,
-    )  # fmt: skip
 
 
 def summarise(runs: Sequence[dict], draws: int = 2000) -> list[dict]:
@@ -207,3 +232,41 @@ def answer(rows: Sequence[Mapping]) -> str:
         f"Alone destroys detection: {'; '.join(lost) or 'none'}.\n"
         f"Alone makes the routing all or nothing: {'; '.join(stuck) or 'none'}."
     )
+
+
+def ablation_table(rows: Sequence[Mapping]) -> pd.DataFrame:
+    """One defect at a time, a line a variant: what it does to AP and routing, with intervals.
+
+    Args:
+        rows: of :func:`summarise`.
+    """
+    lines = []
+    for row in rows:
+        (low, high), (less, more) = row["AP_full_interval"], row["AP_full_minus_working_interval"]
+        lines.append({
+            "one defect": row["variant"],
+            "seeds": len(row["seeds"]),
+            "AP full": row["AP_full"],
+            "low": low,
+            "high": high,
+            "minus working": row["AP_full_minus_working"],
+            "from": less,
+            "to": more,
+            "AP routed": row["AP"],
+            "largest share": row["largest_share"],
+            "std c1": row["spread"],
+            "destroys detection": "yes" if row["destroys_detection"] else "",
+            "all or nothing": "yes" if row["all_or_nothing"] else "",
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def ladder_table(rows: Sequence[Mapping]) -> pd.DataFrame:
+    """The ladder of repairs, a line a variant and seed."""
+    lines = []
+    for row in rows:
+        line = {"variant": row["variant"], "seed": row["seed"]}
+        line |= {f"{name} %": 100 * share for name, share in row["exit_shares"].items()}
+        line |= {"c1": row["confidence_mean"]["exit1"], "std c1": row["confidence_std"]["exit1"]}
+        lines.append(line | {f"AP {name}": value for name, value in row["AP_exits"].items()})
+    return pd.DataFrame(lines)

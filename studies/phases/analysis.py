@@ -12,13 +12,18 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from torch import nn
 
 from eelib.config import ROOT, ConfidenceConfig, ConfigError, load
+from eelib.model import CUTS
+from eelib.timing import macs
 from studies.phases.confidence import confidence
+from studies.phases.config import EXIT_NAMES
+from studies.phases.detector import RecordedDetector
 
 FOLDER = ROOT / "data" / "record"
 EPOCHS, STEPS_PER_EPOCH = 20, 1250
-TRAIN_IMAGES, VAL_BATCHES, IMAGES_PER_BATCH = 5000, 145, 4
+TRAIN_IMAGES, VAL_BATCHES = 5000, 145  # a batch has four images
 RATE_TARGETS = (0.30, 0.25)  # what the distribution loss of 1.5 to 1.9 asks of exit1 and exit2
 LOSS_WEIGHTS = (0.3, 0.4, 0.3)  # exit1, exit2, full after the ramp
 FULL_WEIGHT_1_9 = 0.5  # a floor in 1.9 keeps the full loss at this weight (defect 36)
@@ -281,7 +286,7 @@ def decayed_temperature(start: float, epochs: int, *, lr: float = 1e-2, weight_d
     return np.array(means)
 
 
-# --- sampling and time -------------------------------------------------------------------------
+# --- sampling ------------------------------------------------------------------------------------
 
 
 def sampling_band(rate: np.ndarray, draws: int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
@@ -296,6 +301,53 @@ def sampling_band(rate: np.ndarray, draws: int, z: float = 1.96) -> tuple[np.nda
     return np.clip(rate - half, 0, 1), np.clip(rate + half, 0, 1)
 
 
-def per_image_ms(ms_per_batch: np.ndarray | float) -> np.ndarray:
-    """The record's times are calls on four images."""
-    return np.asarray(ms_per_batch, dtype=float) / IMAGES_PER_BATCH
+# --- the architecture ---------------------------------------------------------------------------
+
+
+def convolutions(modules: Sequence[nn.Module]) -> list[tuple[int, int]]:
+    """(kernel, stride) of every convolution wider than one pixel, in order, dilation included."""
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    return [
+        ((c.kernel_size[0] - 1) * c.dilation[0] + 1, c.stride[0])
+        for c in layers
+        if c.kernel_size[0] > 1 or c.stride[0] > 1
+    ]
+
+
+def receptive_field(layers: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Receptive field and stride, in pixels, of a chain of (kernel, stride).
+
+    Squeeze-excitation is left out: it sees the image through one mean a channel, which carries no place.
+    """
+    field, stride = 1, 1
+    for kernel, step in layers:
+        field += (kernel - 1) * stride
+        stride *= step
+    return field, stride
+
+
+def receptive_fields(detector: RecordedDetector) -> list[int]:
+    """Receptive field of each exit in pixels: the wider of the trunk's path and the context's, then the branch."""
+    children, fields = list(detector.backbone.children()), []
+    start, trunk, context = 0, [], 0
+    for name, stop in zip(EXIT_NAMES, (*CUTS, len(children)), strict=True):
+        trunk += convolutions(children[start:stop])
+        field, stride = receptive_field(trunk)
+        branch = convolutions([detector.heads.branches[name].trunk])
+        context = max(field, context) + sum(kernel - 1 for kernel, _ in branch) * stride
+        fields.append(context)
+        start = stop
+    return fields
+
+
+def architecture_table(detector: RecordedDetector) -> pd.DataFrame:
+    """A row an exit: parameters of the trunk up to its cut and of its branch, cost, receptive field."""
+    count = [sum(p.numel() for p in child.parameters()) for child in detector.backbone.children()]
+    stops = (*CUTS, len(count))
+    return pd.DataFrame({
+        "exit": EXIT_NAMES,
+        "trunk parameters": [sum(count[:stop]) for stop in stops],
+        "branch parameters": [sum(p.numel() for p in detector.heads.branches[n].parameters()) for n in EXIT_NAMES],
+        "million multiply-adds": [macs(detector, name) / 1e6 for name in EXIT_NAMES],
+        "receptive field, px": receptive_fields(detector),
+    })  # fmt: skip

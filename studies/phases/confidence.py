@@ -4,19 +4,15 @@ All rules take ``p``, the chair probability of each box after the temperature, s
 and return one confidence an image, shape (B,). ``m`` is max(p, 1 - p).
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from eelib.config import ConfidenceConfig
-from eelib.model import chair_probability, flatten_predictions
-from eelib.records import box_certainty as entropy
+from studies.phases.config import ConfidenceConfig
 
 
-def probability_of_maps(cls_maps: Sequence[Tensor], temperature: Tensor | float = 1.0) -> Tensor:
-    """Chair probability (B, sum of H * W * K) from class maps (B, K * 2, H, W), one a level, channel pairs permuted."""
-    return chair_probability(flatten_predictions(cls_maps, 2), temperature)
+def chair_probability(cls_logits: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+    """Chair probability of each box from logits (B, A, 2), background first: (B, A)."""
+    return (cls_logits / temperature).softmax(-1)[..., 1]
 
 
 def top_score(p: Tensor) -> Tensor:
@@ -27,6 +23,12 @@ def top_score(p: Tensor) -> Tensor:
 def mean_max(p: Tensor) -> Tensor:
     """Mean of max(p, 1 - p), never below 0.5: phases 1.7 and the lost 1.1 run (defect 22)."""
     return torch.maximum(p, 1 - p).mean(1)
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Mean of 1 - H2(p), the binary entropy in bits: phase 1.1 on record."""
+    q = p.clamp(1e-7, 1 - 1e-7)
+    return (1 + (q * q.log2() + (1 - q) * (1 - q).log2())).mean(1)
 
 
 def counted(p: Tensor, rule: ConfidenceConfig) -> Tensor:

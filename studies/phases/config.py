@@ -1,36 +1,31 @@
-"""One validated configuration for every run: the recorded phases and the repaired path.
+"""The configuration of the recorded phases: every defect of the record is a key whose default is right.
 
-A phase is data. Every defect of the record is a field whose default is the right behaviour;
-the number in a comment is the defect's number in the record's list (section C). Groups name
-the place where a defect acts. Unknown keys are refused with the nearest known name.
+The number in a comment is the defect's number in the record's list (section C). Groups name
+the place where a defect acts. A switch that cannot act beside the others is refused.
 """
 
-import difflib
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from eelib.config_rules import idle_switches, tautologies
+from eelib.config import (
+    NOTEBOOK_KEYS,
+    ConfigError,
+    Group,
+    OptimConfig,
+    SplitFiles,
+    override,
+    read_yaml,
+    validate,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
+EXIT_NAMES = ("exit1", "exit2", "full")  # of every phase, in the order in which they are computed
 
 
-class ConfigError(ValueError):
-    """A configuration is not valid; the message names file, key, value and what was expected."""
-
-
-class _Group(BaseModel):
-    # strict: "1e-4" in YAML is a string, and a silent conversion would hide the slip
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class ModelConfig(_Group):
+class ModelConfig(Group):
     """Which detector, and where its weights start."""
 
-    architecture: Literal["ssdlite", "recorded"] = "ssdlite"  # "recorded": three branches, each a switch below
-    exits: bool = True  # exit1 and exit2 exist; False is the baseline
     weights: Literal["none", "imagenet", "coco"] = "none"  # start of the trunk; the last two are downloaded
     start: str | None = None  # checkpoint to start from, relative to the repository; overrides `weights`
     train_trunk: bool = True  # False freezes the trunk, statistics included
@@ -42,22 +37,14 @@ class ModelConfig(_Group):
     context_detached: bool = True  # 16: False lets a deeper exit's loss train the branches before it
 
 
-class SplitFiles(_Group):
-    """A split in files of one's own; paths relative to the repository."""
-
-    annotations: str  # COCO JSON
-    images: str  # folder of the files that it names
-
-
-class DataConfig(_Group):
+class DataConfig(Group):
     """Which images, and what happens to them and to their boxes."""
 
     root: str = "data/showroom"  # a folder in eelib's layout or COCO 2017's
     category: str = "chair"  # its name in the annotation files
     # own COCO files by split, instead of `root`; val and calibrate are drawn from train where they have none
     files: dict[Literal["train", "val", "calibrate", "test"], SplitFiles] = {}
-    image_sizes: list[list[int]] = [[0, 320]]  # [first epoch, side in px]
-    augment: Literal["none", "flip", "ssd"] = "ssd"
+    augment: Literal["none", "flip"] = "flip"
     normalise: bool = True  # 9: False feeds [0, 1] to a trunk that was trained on [-1, 1]
     rescale_boxes: bool = True  # 7: boxes follow the resize
     flip_boxes: bool = True  # 8: boxes follow the flip
@@ -69,7 +56,7 @@ class DataConfig(_Group):
     val_limit: int | None = Field(None, ge=1)  # val images routed after each epoch of a recorded phase; None takes all
 
 
-class TargetsConfig(_Group):
+class TargetsConfig(Group):
     """What a default box is asked to predict."""
 
     assignment: Literal["iou", "random", "background"] = "iou"  # 3, 4
@@ -79,15 +66,12 @@ class TargetsConfig(_Group):
     boxes: Literal["encoded", "pixels", "zero_or_teacher"] = "encoded"  # 6: absolute corners; 5: no ground truth
 
 
-class LossConfig(_Group):
+class LossConfig(Group):
     """How the terms are formed and weighed."""
 
     classification: Literal["hard_negative", "quality_focal", "mean"] = "quality_focal"  # 41: "mean" mines nothing
     box: Literal["smooth_l1", "giou"] = "giou"
-    mask: float = Field(0.0, ge=0)  # weight of the auxiliary mask loss on the trunk, in training alone
     exit_weights: tuple[float, float, float] = Field((1.0, 1.0, 1.0), strict=False)  # exit1, exit2, full
-    gradient_rescaling: bool = False  # each part of the trunk gets the mean over the exits behind it, not the sum
-    distillation: float = Field(0.0, ge=0)  # weight of full's scores and boxes as targets of an exit's positives
     exit_weights_start: tuple[float, float, float] | None = Field(None, strict=False)  # ramped from, if given
     ramp_epochs: int = Field(4, ge=0)
     teacher: float = Field(0.0, ge=0, le=1)  # share of the next deeper exit in an early exit's loss
@@ -103,7 +87,7 @@ class LossConfig(_Group):
     rates_detached: bool = True  # 25: False lets confidence, threshold and temperature share one gradient
 
 
-class ConfidenceConfig(_Group):
+class ConfidenceConfig(Group):
     """How an exit's boxes become one number; 21: each phase has its own rule."""
 
     rule: Literal["top_score", "mean_max", "split_max", "entropy", "counted", "gated_mean"] = "top_score"  # 33: means
@@ -131,7 +115,7 @@ class ConfidenceConfig(_Group):
         return min(values)
 
 
-class ThresholdConfig(_Group):
+class ThresholdConfig(Group):
     """When an image leaves."""
 
     exit1: float = 0.5
@@ -146,7 +130,7 @@ class ThresholdConfig(_Group):
     tautology: Literal["refused", "allowed"] = "refused"  # 22: a threshold that the rule cannot miss
 
 
-class TemperatureConfig(_Group):
+class TemperatureConfig(Group):
     """The divisor of the logits in the confidence."""
 
     start: tuple[float, float, float] = Field((1.0, 1.0, 1.0), strict=False)
@@ -157,43 +141,36 @@ class TemperatureConfig(_Group):
     bounds: tuple[float, float] = Field((0.5, 3.0), strict=False)
 
 
-class RoutingConfig(_Group):
+class RoutingConfig(Group):
     """What is decided together."""
 
     unit: Literal["image", "batch_mean"] = "image"  # 17: one decision for the mean of a batch
 
 
-class TimingConfig(_Group):
+class TimingConfig(Group):
     """How time is taken."""
 
     batch_size: int = Field(1, ge=1)  # 18: the record calls 4 images "inference time"
     warmup: int = Field(5, ge=0)  # 18: the record has none
 
 
-class OptimConfig(_Group):
-    """How weights move."""
+class PhaseOptim(OptimConfig):
+    """How weights move: the library's keys with the repaired path's first values, and two of the record's own."""
 
     epochs: int = Field(1, ge=0)
     batch_size: int = Field(16, ge=1)
-    lr: float = Field(2.0e-3, gt=0)
     trunk_lr_factor: float = Field(1.0, ge=0)
-    weight_decay: float = Field(0.03, ge=0)
     decay_all: bool = False  # True decays norms and biases too, as the record does
     warmup_steps: int = Field(200, ge=0)
     cosine: Literal["step", "epoch"] = "step"  # "epoch": one rate an epoch, to 0, as the record
     clip_norm: float = Field(10.0, ge=0)  # 40: at 1.0 pixel losses leave the class term 2 % of a step; 0 is off
     ema_decay: float = Field(0.998, ge=0, lt=1)  # 0 keeps the last weights
-    keep: Literal["best", "last"] = "best"  # 43: which epoch, by the exits' mean AP on val
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    accelerator: str = "auto"
-    devices: int = Field(1, ge=1)
-    workers: int = Field(1, ge=0)
-    compile: bool = False  # torch.compile: 1.6 times faster on a CPU, after a minute of compiling a size
-    eval_every: int = Field(5, ge=1)
+    keep: Literal["best", "last"] = "best"  # 43: which epoch, by full's AP on val
+    accelerator: Literal["cpu"] = "cpu"
 
 
-class PhaseConfig(_Group):
-    """A whole run."""
+class PhaseConfig(Group):
+    """A whole run of a phase."""
 
     phase: str
     seed: int = Field(0, ge=0)
@@ -206,99 +183,79 @@ class PhaseConfig(_Group):
     temperature: TemperatureConfig = TemperatureConfig()
     routing: RoutingConfig = RoutingConfig()
     timing: TimingConfig = TimingConfig()
-    optim: OptimConfig = OptimConfig()
+    optim: PhaseOptim = PhaseOptim()
+
+
+# A switch is refused where it cannot act: the key, the key that it depends on, and the values that let it act.
+_NEEDS = (
+    *((f"confidence.{key}", "confidence.rule", ("counted",)) for key in ("count_bonus", "penalty_few", "penalty_none")),
+    *((f"confidence.{key}", "confidence.rule", ("counted", "gated_mean")) for key in ("cut", "min_count")),
+    ("confidence.gate", "confidence.rule", ("gated_mean",)),
+    ("confidence.gate_slope", "confidence.gate", ("sigmoid_of_count", "soft_count")),
+    ("confidence.soft_count_slope", "confidence.gate", ("soft_count",)),
+    *((f"thresholds.{key}", "thresholds.kind", ("parameter",)) for key in ("lr", "weight_decay", "bounded")),
+    *((f"thresholds.{key}", "thresholds.kind", ("schedule",)) for key in ("exit1_end", "exit2_end", "schedule_end")),
+    *((f"temperature.{key}", "temperature.from_routing", (True,)) for key in ("lr", "weight_decay")),
+    ("temperature.bounds", "temperature.clamp", ("parameter", "forward")),
+    ("targets.iou_threshold", "targets.assignment", ("iou",)),
+    ("loss.box", "targets.boxes", ("encoded", "pixels")),
+    ("data.flip_boxes", "data.augment", ("flip",)),
+    ("optim.trunk_lr_factor", "model.train_trunk", (True,)),
+    ("loss.gumbel_temperature", "loss.exit_rates", ("gumbel",)),
+    ("loss.exit_slope", "loss.exit_rates", ("soft", "gumbel")),
+)
+
+
+def value_at(config: BaseModel, key: str) -> object:
+    """The value of a dotted key."""
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def idle_switches(config: PhaseConfig) -> list[str]:
+    """What is set in a phase's configuration and cannot act beside the rest of it, one line each."""
+    default, problems = type(config)(phase=config.phase), []
+    for key, other, allowed in _NEEDS:
+        if value_at(config, key) != value_at(default, key) and value_at(config, other) not in allowed:
+            expected = " or ".join(repr(v) for v in allowed)
+            problems.append(
+                f"key '{key}' is {value_at(config, key)!r} but cannot act: it needs '{other}' to be {expected}, "
+                f"not {value_at(config, other)!r}"
+            )
+    if config.data.files and config.data.root != default.data.root:
+        problems.append(f"key 'data.root' is {config.data.root!r} but cannot act: 'data.files' names the files")
+    if config.loss.ramp_epochs != default.loss.ramp_epochs and config.loss.exit_weights_start is None:
+        problems.append("key 'loss.ramp_epochs' cannot act: it needs 'loss.exit_weights_start'")
+    if config.loss.exit_distribution and config.loss.rates_detached and config.thresholds.kind != "parameter":
+        problems.append(
+            "key 'loss.exit_distribution' cannot act: with 'loss.rates_detached' it moves thresholds alone, and "
+            f"'thresholds.kind' is {config.thresholds.kind!r}"
+        )
+    return problems
+
+
+def tautologies(config: PhaseConfig) -> list[str]:
+    """A threshold of a phase's configuration that the confidence rule cannot miss: one line, or none."""
+    least, t = config.confidence.infimum, config.thresholds
+    if t.tautology == "allowed" or t.exit1 > least or least == 0.0:
+        return []
+    return [
+        f"key 'thresholds.exit1' is {t.exit1}, but the rule '{config.confidence.rule}' cannot give less than "
+        f"{least:.4g}: every image would leave; raise it or set 'thresholds.tautology' to 'allowed'"
+    ]
 
 
 def parse(values: object, source: str = "configuration") -> PhaseConfig:
-    """Validate a mapping.
-
-    Args:
-        values: nested mapping of groups and fields.
-        source: file that the values came from, for the message.
-
-    Raises:
-        ConfigError: one line a problem, with file, dotted key, value and expectation.
-    """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source}: expected a mapping of groups, got {type(values).__name__}")
-    try:
-        config = PhaseConfig(**values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(source, e) for e in error.errors())) from None
+    """Validate a mapping; :class:`ConfigError` with one line a problem."""
+    config = validate(PhaseConfig, values, source)
     problems = [*idle_switches(config), *tautologies(config)]
     if problems:
         raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
     return config
 
 
-def override(values: dict, settings: dict[str, object]) -> dict:
-    """A copy of nested ``values`` with dotted keys set; groups that are missing are made."""
-    result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
-    for key, value in settings.items():
-        *groups, last = key.split(".")
-        target = result
-        for group in groups:
-            target[group] = dict(target.get(group) or {})
-            target = target[group]
-        target[last] = value
-    return result
-
-
-def _explain(source: str, error: dict) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    value = error.get("input")
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), _known_keys(error["loc"][:-1]), n=1, cutoff=0.4)
-        return f"{source}: unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
-    if error["type"] == "missing":
-        return f"{source}: key '{key}' is missing"
-    hint = ""
-    if isinstance(value, str) and error["type"].startswith(("float", "int")):
-        hint = _number_hint(value)
-    return f"{source}: key '{key}' is {value!r}: {error['msg'].lower()}{hint}"
-
-
-def _known_keys(path: tuple) -> list[str]:
-    fields = PhaseConfig.model_fields
-    for part in path:
-        # `data.files` is a mapping by split: what is below has no fields to guess from
-        fields = getattr(getattr(fields.get(part), "annotation", None), "model_fields", {})
-    return list(fields)
-
-
-def _number_hint(value: str) -> str:
-    try:
-        float(value)
-    except ValueError:
-        return ""
-    mantissa, e, exponent = value.lower().partition("e")
-    proper = f"{mantissa if '.' in mantissa else mantissa + '.0'}{e}{exponent}"
-    return f"; YAML reads {value} as text, write {proper} without quotes"
-
-
-def read_yaml(path: Path | str) -> dict:
-    """A YAML mapping; :class:`ConfigError` when the file is missing or is none."""
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such parameter file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({error})") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of groups, got {type(values).__name__}")
-    return values
-
-
-# Keys of a parameter file that belong to the notebook, not to the run's configuration.
-NOTEBOOK_KEYS = ("reports", "limit")
-
-
 def load(path: Path | str, settings: dict[str, object] | None = None) -> PhaseConfig:
-    """Read and validate ``params/*.yaml``; dotted keys of ``settings`` replace values of the file."""
+    """Read and validate a phase's parameter file; dotted keys of ``settings`` replace values of the file."""
     values = {key: value for key, value in read_yaml(path).items() if key not in NOTEBOOK_KEYS}
     return parse(override(values, settings or {}), str(path))
-
-
-def resolve(path: Path | str) -> Path:
-    """A path of a configuration, anchored in the repository and never in the working folder."""
-    return ROOT / path

@@ -14,10 +14,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eelib.anchors import decode, default_boxes
-from eelib.config import PhaseConfig
-from eelib.model import ASPECT_RATIOS, CUTS, EXIT_NAMES, SCALES, EarlyExitSSDLite, flatten_predictions
+from eelib.detections import Detections
+from eelib.model import (
+    ASPECT_RATIOS,
+    CUTS,
+    SCALES,
+    SIZE,
+    EarlyExitSSDLite,
+    ExitOutput,
+    class_scores,
+    flatten_predictions,
+    keep_best,
+)
+from studies.phases.confidence import chair_probability
+from studies.phases.config import EXIT_NAMES, ModelConfig, PhaseConfig, TemperatureConfig, ThresholdConfig
 
+SIZE_HW = (SIZE, SIZE)
+GRIDS_HW = tuple((n, n) for n in (20, 10, 5, 3, 2, 1))  # of SSDLite's levels; the record has the first alone
 BOXES_PER_CELL = 6
+NMS_THRESHOLD = 0.45  # of the record's inference script
 # Square sizes that the record's inference script assumes; training knew no prior boxes at all.
 PRIOR_SIZES_PX = (40, 60, 80, 100, 120, 140)
 CHANNELS = {"exit1": (80, 128), "exit2": (112, 224), "full": (672, 512)}
@@ -26,25 +41,34 @@ LEVEL_CHANNELS = 128  # of a branch's own strided levels
 
 
 class ExitMaps(NamedTuple):
-    """Raw maps of a branch, one a level: ``cls`` (B, 12, H, W) each, ``box`` (B, 24, H, W) each."""
+    """Raw maps of a branch, one per level: ``cls`` (B, 12, H, W) each, ``box`` (B, 24, H, W) each.
 
+    The loss reads them as they are: which numbers of a map form a row is what defects 1 and 2 are about.
+    """
+
+    name: str
     cls: list[Tensor]
     box: list[Tensor]
 
     @property
-    def grids(self) -> list[tuple[int, int]]:
+    def grids_hw(self) -> list[tuple[int, int]]:
         """Height and width of each level."""
-        return [tuple(m.shape[-2:]) for m in self.cls]
+        return [tuple(level.shape[-2:]) for level in self.cls]
+
+    def output(self) -> ExitOutput:
+        """What everybody but the loss reads; where the training asked for corners (defect 6), the rows are corners."""
+        boxes = flatten_predictions(self.box, 4)
+        return ExitOutput(self.name, flatten_predictions(self.cls, 2), boxes, prior_boxes(self.grids_hw))
 
 
-def prior_boxes(grids_hw: Sequence[tuple[int, int]], size_hw: tuple[int, int]) -> Tensor:
+def prior_boxes(grids_hw: Sequence[tuple[int, int]]) -> Tensor:
     """Six boxes at each cell, xyxy pixels, (A, 4): squares on a single map, SSD's default boxes on a pyramid."""
     if len(grids_hw) > 1:
         levels = len(grids_hw)
-        return default_boxes(grids_hw, SCALES[: levels + 1], ASPECT_RATIOS[:levels], size_hw)
-    rows, columns = grids_hw[0]
-    cy = (torch.arange(rows) + 0.5) * size_hw[0] / rows
-    cx = (torch.arange(columns) + 0.5) * size_hw[1] / columns
+        return default_boxes(grids_hw, SCALES[: levels + 1], ASPECT_RATIOS[:levels], SIZE_HW)
+    ((rows, columns),) = grids_hw
+    cy = (torch.arange(rows) + 0.5) * SIZE_HW[0] / rows
+    cx = (torch.arange(columns) + 0.5) * SIZE_HW[1] / columns
     grid_y, grid_x = torch.meshgrid(cy, cx, indexing="ij")
     centres = torch.stack((grid_x, grid_y), -1).reshape(-1, 1, 2)
     half = torch.tensor(PRIOR_SIZES_PX).reshape(-1, 1) / 2
@@ -110,11 +134,6 @@ def _strided(channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(_conv(channels_in, channels_in, 3, channels_in, stride=2), _conv(channels_in, channels_out))
 
 
-def _join(first: tuple[Tensor, Tensor], levels: Levels | None, context: Tensor, tail: Sequence[Tensor]) -> ExitMaps:
-    maps = [first, *(levels(context, tail) if levels is not None else ())]
-    return ExitMaps([cls for cls, _ in maps], [box for _, box in maps])
-
-
 class RecordedBranch(nn.Module):
     """One exit of the record: trunk (context) and two 1 x 1 heads.
 
@@ -143,10 +162,11 @@ class RecordedBranch(nn.Module):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
-    def forward(self, features: Tensor, tail: Sequence[Tensor] = ()) -> tuple[ExitMaps, Tensor]:
-        """Features, and the trunk's maps below them, to the branch's maps and its context."""
+    def forward(self, features: Tensor, tail: Sequence[Tensor] = ()) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Features, and the trunk's maps below them, to the maps of each level and the branch's context."""
         context = self.trunk(features)
-        return _join((self.cls_logits(context), self.bbox_regression(context)), self.levels, context, tail), context
+        maps = [(self.cls_logits(context), self.bbox_regression(context))]
+        return maps + (self.levels(context, tail) if self.levels is not None else []), context
 
 
 class LightBranch(nn.Module):
@@ -161,9 +181,10 @@ class LightBranch(nn.Module):
         super().__init__()
         self.predictor, self.levels = Predictor(channels_in), levels
 
-    def forward(self, features: Tensor, tail: Sequence[Tensor] = ()) -> tuple[ExitMaps, Tensor]:
-        """Features, and the trunk's maps below them, to the branch's maps and, as the context, the features."""
-        return _join(self.predictor(features), self.levels, features, tail), features
+    def forward(self, features: Tensor, tail: Sequence[Tensor] = ()) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Features, and the trunk's maps below them, to the maps of each level and, as the context, the features."""
+        levels = self.levels(features, tail) if self.levels is not None else []
+        return [self.predictor(features), *levels], features
 
 
 class RecordedExits(nn.Module):
@@ -174,64 +195,42 @@ class RecordedExits(nn.Module):
     its gradient None, and AdamW then leaves it alone, weight decay included.
 
     Args:
-        temperatures: start values for exit1, exit2, full.
-        thresholds: start values for exit1, exit2; trained if ``thresholds.kind`` is "parameter".
-        temperature_clamp: ``"none"``, ``"forward"`` (no gradient outside, defect 28) or
-            ``"parameter"`` (:meth:`project`).
-        temperature_bounds: of the clamp.
-        thresholds_bounded: :meth:`project` keeps thresholds in [0, 1] (defect 25).
-        single_map: each exit predicts from one map (defect 11); False gives it SSDLite's six levels.
-        full_truncated: full ends with the trunk's first part (defect 12); False feeds it SSDLite's tail.
-        full_head: ``"heavy"`` is the record's branch, ``"light"`` SSDLite's predictors (defect 13).
-        context_recomputed: run a branch's trunk again for its context (defect 14).
-        context_detached: a deeper loss does not reach the branches before it (defect 16).
+        model: the switches of the branches (defects 11 to 14 and 16).
+        temperature: start values of exit1, exit2 and full, and how they are bounded: not at all, in the forward
+            pass, which leaves no gradient outside (defect 28), or as parameters by :meth:`project`.
+        thresholds: start values of exit1 and exit2; :meth:`project` holds bounded ones in [0, 1] (defect 25).
     """
 
-    def __init__(
-        self,
-        temperatures: tuple[float, ...] = (1.5, 1.5, 1.0),
-        thresholds: tuple[float, float] = (0.5, 0.5),
-        *,
-        temperature_clamp: str = "none",
-        temperature_bounds: tuple[float, float] = (0.5, 3.0),
-        thresholds_bounded: bool = True,
-        single_map: bool = True,
-        full_truncated: bool = True,
-        full_head: str = "heavy",
-        context_recomputed: bool = False,
-        context_detached: bool = False,
-    ):
+    def __init__(self, model: ModelConfig, temperature: TemperatureConfig, thresholds: ThresholdConfig):
         super().__init__()
+        self.switches, self.temperature, self.bounded = model, temperature, thresholds.bounded
         # without levels of its own to lie on, the tail joins full's one map
-        self.tail_joins = single_map and not full_truncated
+        self.tail_joins = model.single_map and not model.full_truncated
         self.branches = nn.ModuleDict()
         for name, (channels_in, channels) in CHANNELS.items():
-            tail = name == "full" and not full_truncated
-            channels_in += TAIL[0] if tail and single_map else 0
-            light = name == "full" and full_head == "light"
-            levels = None if single_map else Levels(channels_in if light else channels, tail)
+            tail = name == "full" and not model.full_truncated
+            channels_in += TAIL[0] if tail and model.single_map else 0
+            light = name == "full" and model.full_head == "light"
+            levels = None if model.single_map else Levels(channels_in if light else channels, tail)
             self.branches[name] = (
                 LightBranch(channels_in, levels) if light else RecordedBranch(channels_in, channels, levels)
             )
         self.projections = nn.ModuleDict({"exit2": nn.Conv2d(128, 112, 1), "full": nn.Conv2d(224, 672, 1)})
-        self.temperatures = _scalars(EXIT_NAMES, temperatures)
-        self.thresholds = _scalars(EXIT_NAMES[:2], thresholds)
-        self.temperature_clamp, self.temperature_bounds = temperature_clamp, temperature_bounds
-        self.thresholds_bounded = thresholds_bounded
-        self.context_recomputed, self.context_detached = context_recomputed, context_detached
+        self.temperatures = _scalars(EXIT_NAMES, temperature.start)
+        self.thresholds = _scalars(EXIT_NAMES[:2], (thresholds.exit1, thresholds.exit2))
 
     def applied_temperatures(self) -> list[Tensor]:
         """Temperatures as the confidence uses them, scalars in the order of the exits."""
         values = list(self.temperatures.values())
-        return [t.clamp(*self.temperature_bounds) for t in values] if self.temperature_clamp == "forward" else values
+        return [t.clamp(*self.temperature.bounds) for t in values] if self.temperature.clamp == "forward" else values
 
     @torch.no_grad()
     def project(self) -> None:
         """Bring bounded parameters back into their bounds; called after each step."""
-        if self.temperature_clamp == "parameter":
+        if self.temperature.clamp == "parameter":
             for temperature in self.temperatures.values():
-                temperature.clamp_(*self.temperature_bounds)
-        if self.thresholds_bounded:
+                temperature.clamp_(*self.temperature.bounds)
+        if self.bounded:
             for threshold in self.thresholds.values():
                 threshold.clamp_(0.0, 1.0)
 
@@ -245,13 +244,14 @@ class RecordedExits(nn.Module):
         context = None
         for name, (features, *tail) in zip(EXIT_NAMES, maps, strict=True):
             if context is not None:
-                context = context.detach() if self.context_detached else context
+                context = context.detach() if self.switches.context_detached else context
                 features = features + self.projections[name](context)
             if tail and self.tail_joins:
                 features = torch.cat((features, F.interpolate(tail.pop(), features.shape[-2:])), 1)
-            output, context = self.branches[name](features, tail)
-            yield output  # before the recomputation: an image that leaves here never pays for it
-            if self.context_recomputed and name != "full":
+            levels, context = self.branches[name](features, tail)
+            # before the recomputation: an image that leaves here never pays for it
+            yield ExitMaps(name, *map(list, zip(*levels, strict=True)))
+            if self.switches.context_recomputed and name != "full":
                 context = self.branches[name].trunk(features)
 
     def forward(self, maps: Sequence[Sequence[Tensor]]) -> list[ExitMaps]:
@@ -266,29 +266,24 @@ def _scalars(names: tuple[str, ...], values: tuple[float, ...]) -> nn.ParameterD
 class RecordedDetector(nn.Module):
     """The record's detector: the trunk of SSDLite, as far as the switches use it, and the three branches.
 
+    Its exits are the library's :class:`eelib.model.ExitOutput`, so that recording, routing and AP are the library's,
+    too; :meth:`forward` gives the raw maps that the loss reads.
+
     Args:
-        config: ``model``, ``data.normalise``, ``temperature`` and ``thresholds`` are used.
+        config: ``model``, ``data.normalise``, ``targets.boxes``, ``temperature`` and ``thresholds`` are used.
     """
+
+    exit_names, size = EXIT_NAMES, SIZE
 
     def __init__(self, config: PhaseConfig):
         super().__init__()
         weights = None if config.model.weights == "none" else config.model.weights
-        whole = EarlyExitSSDLite((), weights=weights).backbone
-        tail = [] if config.model.full_truncated else [whole.features[1], *whole.extra]
-        self.backbone = whole.features[0]
+        ssdlite = EarlyExitSSDLite((), weights=weights).backbone
+        tail = [] if config.model.full_truncated else [ssdlite.features[1], *ssdlite.extra]
+        self.backbone = ssdlite.features[0]
         self.backbone_tail = nn.ModuleList(tail[:1] if config.model.single_map else tail)
-        self.heads = RecordedExits(
-            config.temperature.start,
-            (config.thresholds.exit1, config.thresholds.exit2),
-            temperature_clamp=config.temperature.clamp,
-            temperature_bounds=config.temperature.bounds,
-            thresholds_bounded=config.thresholds.bounded,
-            single_map=config.model.single_map,
-            full_truncated=config.model.full_truncated,
-            full_head=config.model.full_head,
-            context_recomputed=config.model.context_recomputed,
-            context_detached=config.model.context_detached,
-        )
+        self.heads = RecordedExits(config.model, config.temperature, config.thresholds)
+        self.boxes = config.targets.boxes
         self.normalise = config.data.normalise
         self.backbone.requires_grad_(config.model.train_trunk)
         self.backbone_tail.requires_grad_(config.model.train_trunk)
@@ -301,7 +296,7 @@ class RecordedDetector(nn.Module):
         """The trunk's maps of each exit, computed only when they are asked for."""
         features = (images - 0.5) / 0.5 if self.normalise else images
         children, start = list(self.backbone.children()), 0
-        for stop in (*(cut for cut, _ in CUTS.values()), len(children)):
+        for stop in (*CUTS, len(children)):
             for child in children[start:stop]:
                 features = child(features)
             start = stop
@@ -310,46 +305,29 @@ class RecordedDetector(nn.Module):
                 maps.append(block(maps[-1]))
             yield maps
 
-    def exits(self, images: Tensor) -> Iterator[ExitMaps]:
+    def exits(self, images: Tensor) -> Iterator[ExitOutput]:
         """Exits one at a time from images (B, 3, H, W) in [0, 1]."""
-        return self.heads.exits(self.trunk_maps(images))
+        return (maps.output() for maps in self.heads.exits(self.trunk_maps(images)))
 
     def forward(self, images: Tensor) -> list[ExitMaps]:
-        """All three exits."""
-        return list(self.exits(images))
+        """Raw maps of all three exits, for the loss."""
+        return list(self.heads.exits(self.trunk_maps(images)))
+
+    def probability(self, output: ExitOutput) -> Tensor:
+        """Chair probability of each box at an exit with the exit's temperature, (B, A)."""
+        temperatures = self.heads.applied_temperatures()
+        return chair_probability(output.cls_logits, temperatures[EXIT_NAMES.index(output.name)])
+
+    def postprocess(self, output: ExitOutput, size_hw: tuple[int, int]) -> list[Detections]:
+        """Detections of each image, ranked without temperature, as the record's script does."""
+        boxes, scores = decoded_boxes(output, self.boxes), class_scores(output.cls_logits)
+        return keep_best(output.name, boxes, scores, size_hw, nms_threshold=NMS_THRESHOLD)
 
 
-def class_rows(cls: Sequence[Tensor], layout: str, index: str = "cell_major") -> Tensor:
-    """Rows of the class loss from maps (B, 12, H, W), one a level: (B, sum of H * W * 6, 2).
+def decoded_boxes(output: ExitOutput, boxes: str) -> Tensor:
+    """Boxes (B, A, 4) in pixels as the training meant them: raw corners, or offsets to the prior boxes.
 
     Args:
-        cls: raw class maps.
-        layout: ``"permuted"`` pairs the two channels of a box; ``"column_pairs"`` views without
-            a permute, so a row is two neighbouring columns of one channel (defect 1).
-        index: order of the rows. Box rows are cell-major; under ``"channel_major"`` the same
-            index is another place for the class (defect 2). The record has both defects.
+        boxes: ``targets.boxes`` of the phase.
     """
-    return torch.cat([_rows_of_level(level, layout, index) for level in cls], 1)
-
-
-def _rows_of_level(cls: Tensor, layout: str, index: str) -> Tensor:
-    batch, _, height, width = cls.shape
-    cells = height * width
-    if layout == "permuted":
-        rows = flatten_predictions([cls], 2)
-        if index == "cell_major":
-            return rows
-        return rows.view(batch, cells, -1, 2).transpose(1, 2).reshape(batch, -1, 2)  # (B, K, H*W, 2)
-    pairs = cls.contiguous().view(batch, -1, cells, 2)  # (B, K, H*W, 2): pairs of both channels of a box
-    if index == "channel_major":
-        return pairs.flatten(1, 2)
-    # each pair goes to one of the two cells that it covers, so that place agrees with the box rows
-    start = 2 * torch.arange(cells)
-    cell = start % cells + (start >= cells) * (1 - cells % 2)
-    return pairs[:, :, cell.argsort()].transpose(1, 2).reshape(batch, -1, 2)
-
-
-def decoded_boxes(maps: ExitMaps, targets_boxes: str, size_hw: tuple[int, int]) -> Tensor:
-    """Boxes (B, A, 4) in pixels as the training meant them: raw corners, or offsets to the prior boxes."""
-    rows = flatten_predictions(maps.box, 4)
-    return rows if targets_boxes != "encoded" else decode(rows, prior_boxes(maps.grids, size_hw))
+    return decode(output.bbox_regression, output.default_boxes) if boxes == "encoded" else output.bbox_regression

@@ -1,15 +1,161 @@
-"""Figures of the record's re-analysis: recorded values and formulas in, a Figure out."""
+"""Figures of the recorded phases: values in, a Figure out. First our runs of them, then the record's own numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from eelib.config import ConfidenceConfig
-from studies.figures import EXIT_COLOURS, OURS_COLOUR, RECORDED_COLOUR, TEXT_WIDTH_IN
+from eelib.plots import ALARM_COLOUR, EXIT_COLOURS, OURS_COLOUR, RECORDED_COLOUR, TEXT_WIDTH_IN
 from studies.phases import analysis as record
+
+HOLDS_COLOUR, FAILS_COLOUR = "#BFDDEE", "#EFA47A"
+
+
+def _by_epoch(*axes) -> None:
+    for axis in axes:
+        axis.set_xlabel("epoch")
+        axis.set_xticks([1, 5, 10, 15, 20])
+
+
+def training_panels(history: Sequence[Mapping]) -> Figure:
+    """A recorded phase by epoch: losses, confidences with thresholds, temperatures, exit shares on ``val``.
+
+    Args:
+        history: rows of :func:`studies.phases.trainer.train_phase`.
+    """
+    frame = pd.DataFrame(history).set_index("epoch")
+    figure, axes = plt.subplots(2, 2, figsize=(TEXT_WIDTH_IN, 4.4), sharex=True)
+    (losses, confidences), (temperatures, shares) = axes
+    for name, colour in EXIT_COLOURS.items():
+        losses.plot(frame[f"loss_{name}"], color=colour, label=name)
+        mean, spread = frame[f"confidence_{name}"], frame[f"confidence_std_{name}"]
+        confidences.plot(mean, color=colour)
+        confidences.fill_between(frame.index, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+        if f"threshold_{name}" in frame:
+            confidences.plot(frame[f"threshold_{name}"], color=colour, linestyle="--", linewidth=1)
+        temperatures.plot(frame[f"temperature_{name}"], color=colour)
+    values = frame[[f"val_share_{name}" for name in EXIT_COLOURS]].T
+    shares.stackplot(frame.index, values, colors=EXIT_COLOURS.values(), step="mid")
+    for axis, label in zip(axes.flat, ("loss", "confidence", "temperature", "share on val"), strict=True):
+        axis.set_ylabel(label)
+    for axis in axes[1]:
+        axis.set_xlabel("epoch")
+    losses.legend()
+    return figure
+
+
+def _stacked_shares(axis, shares: pd.DataFrame, **style) -> None:
+    """Bars of exit shares, a row of the frame each, with the exits' legend above the axis."""
+    shares[list(EXIT_COLOURS)].plot.bar(stacked=True, color=EXIT_COLOURS, ax=axis, rot=0, legend=False, **style)
+    handles = [Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in EXIT_COLOURS.items()]
+    axis.legend(handles=handles, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def shares_beside_record(phases: Sequence[Mapping]) -> Figure:
+    """Exit shares of each phase: the record (left, pale) beside the first seed (right).
+
+    Args:
+        phases: entries of ``phases.json``.
+    """
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.6))
+    names = [phase["phase"].replace("_", "\n") for phase in phases]
+    # a bar of position 0.5 is centred on its tick
+    for shares, position, alpha in (
+        ([phase["recorded"]["exit_shares"] for phase in phases], 1.06, 0.45),
+        ([phase["runs"][0]["exit_shares"] for phase in phases], -0.06, 1.0),
+    ):
+        _stacked_shares(axis, pd.DataFrame(shares, names), width=0.36, position=position, alpha=alpha)
+    axis.set_xlim(-0.6, len(phases) - 0.4)
+    axis.set_xlabel("phase (left: record, right: ours)")
+    axis.set_ylabel("share of the images")
+    return figure
+
+
+def causal_ladder(rows: Sequence[Mapping]) -> Figure:
+    """What each repair does: exit shares, spread of exit1's confidence over images, AP of the full exit.
+
+    Args:
+        rows: ``variant``, ``seed``, ``exit_shares``, ``confidence_std`` and ``AP_exits`` of each run;
+            bars are means over seeds, dots are single seeds.
+    """
+    frame = pd.DataFrame(rows)
+    position, names = pd.factorize(frame["variant"])
+    shares, spread, ap = (pd.DataFrame(frame[key].tolist()) for key in ("exit_shares", "confidence_std", "AP_exits"))
+    figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(TEXT_WIDTH_IN, 5.4), sharex=True)
+    _stacked_shares(top, shares.groupby(position).mean(), width=0.6)
+    ap.groupby(position).mean().plot.bar(width=0.54, color=EXIT_COLOURS, ax=bottom, rot=0, legend=False)
+    for k, (name, colour) in enumerate(EXIT_COLOURS.items()):
+        x = position + 0.18 * (k - 1)
+        middle.scatter(x, spread[name], color=colour, s=22, zorder=3)
+        bottom.scatter(x, ap[name], color="black", s=5, zorder=3)
+    top.set_ylabel("share of images")
+    middle.set_yscale("log")
+    middle.grid(axis="y", color="0.9")
+    middle.set_ylabel("spread of confidence\nover images (std)")
+    bottom.set_ylabel("AP on test")
+    bottom.set_xticks(range(len(names)), [name.replace(" + ", "\n+ ") for name in names])
+    return figure
+
+
+def ablation_dots(rows: Sequence[Mapping]) -> Figure:
+    """One defect at a time: AP of full, share of the largest exit, spread of exit1's confidence.
+
+    Args:
+        rows: of :func:`studies.phases.ablation.summarise`, the working configuration first; a bar is the
+            95 % interval, a small dot one seed, the vertical line the working configuration.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH_IN, 0.185 * len(rows) + 0.8), sharey=True)
+    panels = (
+        ("AP_full", "AP of full on test", "destroys_detection"),
+        ("largest_share", "share of the\nlargest exit", "all_or_nothing"),
+        ("spread", "spread of exit1's\nconfidence (std)", "all_or_nothing"),
+    )
+    for axis, (key, label, verdict) in zip(axes, panels, strict=True):
+        axis.axvline(rows[0][key], color="0.75", linewidth=0.8, zorder=0)
+        for y, row in enumerate(rows):
+            colour = ALARM_COLOUR if row[verdict] else OURS_COLOUR
+            axis.plot(row[f"{key}_interval"], [y, y], color=colour, linewidth=1.2, solid_capstyle="butt")
+            axis.scatter([s[key] for s in row["seeds"].values()], [y] * len(row["seeds"]), color=colour, s=4, zorder=3)
+            axis.scatter(row[key], y, color=colour, s=18, zorder=4)
+        axis.set_xlabel(label)
+        axis.grid(axis="y", color="0.93", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.tick_params(axis="y", length=0)
+    axes[1].set_xlim(0, 1.03)
+    axes[2].set_xlim(left=0)
+    axes[0].set_yticks(range(len(rows)), [row["variant"] for row in rows], fontsize=7)
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    return figure
+
+
+def check_matrix(checks: pd.DataFrame) -> Figure:
+    """Preflight checks against phases: what holds, what fails, and the number behind it.
+
+    Args:
+        checks: columns ``phase``, ``check``, ``measured`` and ``holds``; a check that does not
+            apply to a phase has no row.
+    """
+    column, phases = pd.factorize(checks["phase"])
+    line, names = pd.factorize(checks["check"])
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 0.36 * len(names) + 0.7))
+    axis.set(xlim=(0, len(phases)), ylim=(len(names), 0))
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    axis.set_xticks(np.arange(len(phases)) + 0.5, phases)
+    axis.set_yticks(np.arange(len(names)) + 0.5, names)
+    axis.xaxis.tick_top()
+    for x, y, measured, holds in zip(column, line, checks["measured"], checks["holds"], strict=True):
+        colour = HOLDS_COLOUR if holds else FAILS_COLOUR
+        axis.add_patch(Rectangle((x + 0.04, y + 0.06), 0.92, 0.88, color=colour, linewidth=0))
+        text = f"{measured:.2f}".replace("-0.00", "0.00")
+        axis.text(x + 0.5, y + 0.52, text, ha="center", va="center", fontsize=6.5, color="black")
+    handles = [Rectangle((0, 0), 1, 1, color=c) for c in (HOLDS_COLOUR, FAILS_COLOUR)]
+    figure.legend(handles, ["holds", "fails"], loc="outside lower right", ncols=2)
+    return figure
 
 
 def rule_curves(rules: Mapping[str, ConfidenceConfig], rows: pd.DataFrame) -> Figure:
@@ -71,33 +217,7 @@ def rate_of_1_7(trajectory: pd.DataFrame) -> Figure:
     left.legend(loc="center left", bbox_to_anchor=(0, 0.42))
     right.semilogy(epoch, trajectory["confidence_exit1"] - 0.5, "o-", markersize=3, color=EXIT_COLOURS["exit1"])
     right.set_ylabel("confidence of exit1 minus 0.5")
-    for axis in (left, right):
-        axis.set_xlabel("epoch")
-        axis.set_xticks([1, 5, 10, 15, 20])
-    return figure
-
-
-def time_of_1_7(trajectory: pd.DataFrame, other: pd.DataFrame, full_ms: float) -> Figure:
-    """Recorded time a batch by epoch: 1.7 on exit1 throughout, 1.9 first on exit1, then on full.
-
-    Args:
-        trajectory: 1.7 by epoch.
-        other: 1.9 by epoch.
-        full_ms: recorded time of a full pass with a vectorised confidence (1.1).
-    """
-    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.3))
-    key = "ms_per_batch_of_4"
-    left_early = other["val_fraction_exit1"] == 1
-    axis.plot(trajectory.index, trajectory[key], "o-", color=EXIT_COLOURS["exit1"], markersize=4, label="1.7, exit1")
-    for mask, name in ((left_early, "exit1"), (~left_early, "full")):
-        points = other[key][mask]
-        axis.plot(points.index, points, "s", color=EXIT_COLOURS[name], markersize=4, mfc="white", label=f"1.9, {name}")
-    axis.axhline(full_ms, color=EXIT_COLOURS["full"], linestyle="--", linewidth=0.8, label="1.1, full")
-    axis.set_ylim(0, None)
-    axis.set_xticks([1, 5, 10, 15, 20])
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("ms a batch of four")
-    axis.legend(ncols=2, loc="lower left")
+    _by_epoch(left, right)
     return figure
 
 
@@ -125,8 +245,7 @@ def gap_of_1_6(trajectory: pd.DataFrame) -> Figure:
         right.axhline(target, color=EXIT_COLOURS[name], linestyle="--", linewidth=0.8)
     right.axhline(0, color="0.3", linewidth=0.8)
     right.text(20, 0.012, "leaves above this line", ha="right", fontsize=8, color="0.3")
-    right.set_xlabel("epoch")
-    right.set_xticks([1, 5, 10, 15, 20])
+    _by_epoch(right)
     right.set_ylabel("confidence minus threshold")
     right.legend(loc="lower right")
     return figure
@@ -153,24 +272,8 @@ def gate_of_1_9(trajectory: pd.DataFrame) -> Figure:
     right.text(2, 0.006, "untrained exits", ha="center", va="bottom", rotation=90, fontsize=8)
     right.set_xlim(0.5, 20.5)
     right.set_ylim(0.004, 1.6)
-    right.set_xticks([1, 5, 10, 15, 20])
-    right.set_xlabel("epoch")
+    _by_epoch(right)
     right.legend(loc="center right", bbox_to_anchor=(1, 0.42))
-    return figure
-
-
-def column_pairs(trajectory: pd.DataFrame, floor: float) -> Figure:
-    """1.1: class loss of each exit by epoch and the floor of what zero padding can tell apart."""
-    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.3))
-    for name, colour in EXIT_COLOURS.items():
-        axis.semilogy(
-            trajectory.index, trajectory[f"loss_{name}"], "o-", markersize=3.5, color=colour, label=f"{name}, recorded"
-        )
-    axis.axhline(floor, color="0.3", linestyle=":", label=r"floor of exit1, $0.4\,\ln 2$")
-    axis.set_xticks([1, 5, 10, 15, 20])
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("loss")
-    axis.legend(loc="center right", bbox_to_anchor=(1, 0.62))
     return figure
 
 
@@ -191,8 +294,6 @@ def beside_record(recorded: pd.DataFrame, ours: pd.DataFrame | None, panels: lis
         if label.endswith("(log)"):
             axis.set_yscale("log")
         axis.set_ylabel(label.removesuffix(" (log)"))
-        axis.set_xticks([1, 5, 10, 15, 20])
-    for axis in axes[-1]:
-        axis.set_xlabel("epoch")
+    _by_epoch(*axes[-1])
     axes.flat[0].legend()
     return figure

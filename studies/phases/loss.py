@@ -1,4 +1,4 @@
-"""The loss of the record, each defect a switch.
+"""The loss of the record, each defect a switch: thresholds of an epoch, exit rates, and the terms of a batch.
 
 Restated from the record's sections A.5 and B.1 to B.9.
 """
@@ -10,24 +10,140 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
-from eelib.anchors import encode
-from eelib.config import PhaseConfig
+from eelib.anchors import BACKGROUND, encode, match_iou
+from eelib.deploy.evidence import first_exit
 from eelib.losses import hard_negative_loss, paired_iou, quality_focal_loss
-from eelib.matching import match_iou, match_random
-from eelib.model import EXIT_NAMES, flatten_predictions
-from studies.phases.confidence import confidence, probability_of_maps
-from studies.phases.detector import ExitMaps, class_rows, decoded_boxes, prior_boxes
-from studies.phases.rates import distribution_loss, exit_rates, slope_at
+from eelib.model import flatten_predictions
+from studies.phases.confidence import chair_probability, confidence
+from studies.phases.config import EXIT_NAMES, LossConfig, PhaseConfig, ThresholdConfig
+from studies.phases.detector import ExitMaps, decoded_boxes, prior_boxes
 
-SIZE_HW = (320, 320)
 ZERO_BOX_WEIGHT = 0.1  # of the full exit's boxes against zero, phase 1.1
 
 
-def assign(
-    targets: list[dict], grids_hw: Sequence[tuple[int, int]], config: PhaseConfig, generator: torch.Generator
-) -> Tensor:
-    """``matched_idxs`` (B, A) of a batch by the configured assignment; one draw serves all exits."""
-    priors = prior_boxes(grids_hw, SIZE_HW)
+def scheduled_thresholds(rule: ThresholdConfig, epoch: int, epochs: int) -> tuple[float, float]:
+    """Thresholds in force during an epoch (from 0), for ``kind`` fixed and schedule.
+
+    A schedule that divides by E instead of E - 1 misses its end (defect 37): 0.44 for 0.45.
+    """
+    if rule.kind != "schedule":
+        return rule.exit1, rule.exit2
+    share = min(1.0, epoch / max(1, epochs - (rule.schedule_end == "reached")))
+    return (rule.exit1 + share * (rule.exit1_end - rule.exit1), rule.exit2 + share * (rule.exit2_end - rule.exit2))
+
+
+def first_exit_of_groups(confidences: Tensor, thresholds: Sequence[float], group: int = 1) -> Tensor:
+    """Exit index of each image, int64 (N,): the first whose confidence reaches its threshold, else the last.
+
+    Args:
+        confidences: (N, 2 or more), one column an exit in order.
+        thresholds: of exit1 and exit2.
+        group: images that share one decision, made on their mean confidence. 4 is the record's batch (defect 17).
+    """
+    means = [chunk.mean(0, keepdim=True).expand_as(chunk) for chunk in confidences.split(group)]
+    return torch.from_numpy(first_exit(torch.cat(means).numpy(), thresholds))
+
+
+def match_random(num_objects: int, num_defaults: int, generator: torch.Generator) -> Tensor:
+    """The record's assignment: random boxes are positive, objects are dealt out in turn.
+
+    Args:
+        num_objects: G, objects in the image, at least 0.
+        num_defaults: A, boxes of the exit.
+        generator: source of the draw; the record redraws it every step.
+
+    Returns:
+        ``matched_idxs``, int64, shape (A,), with min(10 G, 120) positives.
+
+    Source: the record, section A.5. Kept as an executable switch: it is the defect that
+    keeps every recorded phase from localising anything.
+    """
+    matched_idxs = torch.full((num_defaults,), BACKGROUND)
+    positives = min(10 * num_objects, 120, num_defaults)
+    if positives:
+        chosen = torch.randperm(num_defaults, generator=generator)[:positives]
+        matched_idxs[chosen] = torch.arange(positives) % num_objects
+    return matched_idxs
+
+
+def exit_rates(c1: Tensor, c2: Tensor, thresholds: Sequence[Tensor | float], kind: str, **options) -> list[Tensor]:
+    """Share of a batch that would leave at exit1 and at exit2.
+
+    Args:
+        c1, c2: confidences (B,).
+        thresholds: two values; parameters receive a gradient from ``"soft"`` and ``"gumbel"`` only.
+        kind: ``"hard"`` compares, ``"soft"`` takes sigmoid(slope (c - threshold)), ``"gumbel"``
+            draws a hard decision with a straight-through gradient; logits are plus and minus
+            slope (c - threshold), so P(exit) = sigmoid(2 slope (c - threshold)) at any temperature.
+        options: ``slope``; for ``"gumbel"`` also ``temperature`` and ``generator``.
+
+    Source: the record, sections B.5 to B.7. Jang et al., "Categorical Reparameterization with
+    Gumbel-Softmax", ICLR 2017, section 2.2.
+    """
+    leaves = [_decision(c, t, kind, **options) for c, t in zip((c1, c2), thresholds, strict=True)]
+    return [leaves[0].mean(), ((1 - leaves[0]) * leaves[1]).mean()]
+
+
+def _decision(c: Tensor, threshold: Tensor | float, kind: str, slope=10.0, temperature=1.0, generator=None) -> Tensor:
+    if kind == "hard":
+        return (c >= threshold).to(c.dtype)
+    margin = slope * (c - threshold)
+    if kind == "soft":
+        return margin.sigmoid()
+    uniform = torch.rand((2, len(c)), generator=generator).clamp(1e-9, 1 - 1e-7)
+    noise = -(-uniform.log()).log()
+    soft = ((2 * margin + noise[0] - noise[1]) / temperature).sigmoid()
+    return (soft >= 0.5).to(c.dtype) + soft - soft.detach()
+
+
+def distribution_loss(rates: Sequence[Tensor], loss: LossConfig) -> Tensor:
+    """Squared distance of two exit rates from ``exit_targets``: 0.1525 when nobody leaves early."""
+    return sum((rate - target) ** 2 for rate, target in zip(rates, loss.exit_targets, strict=True))
+
+
+def slope_at(loss: LossConfig, epoch: float, epochs: int) -> float:
+    """Slope of the soft decisions, moving linearly over the epochs (defect 24: it never did)."""
+    first, last = loss.exit_slope
+    return first + (last - first) * min(1.0, epoch / max(1, epochs - 1))
+
+
+def class_rows(cls: Sequence[Tensor], layout: str, index: str = "cell_major") -> Tensor:
+    """Rows of the class loss from maps (B, 12, H, W), one a level: (B, sum of H * W * 6, 2).
+
+    Args:
+        cls: raw class maps.
+        layout: ``"permuted"`` pairs the two channels of a box; ``"column_pairs"`` views without
+            a permute, so a row is two neighbouring columns of one channel (defect 1).
+        index: order of the rows. Box rows are cell-major; under ``"channel_major"`` the same
+            index is another place for the class (defect 2). The record has both defects.
+    """
+    return torch.cat([_rows_of_level(level, layout, index) for level in cls], 1)
+
+
+def _rows_of_level(cls: Tensor, layout: str, index: str) -> Tensor:
+    batch, _, height, width = cls.shape
+    cells = height * width
+    if layout == "permuted":
+        rows = flatten_predictions([cls], 2)
+        if index == "cell_major":
+            return rows
+        return rows.view(batch, cells, -1, 2).transpose(1, 2).reshape(batch, -1, 2)  # (B, K, H*W, 2)
+    pairs = cls.contiguous().view(batch, -1, cells, 2)  # (B, K, H*W, 2): pairs of both channels of a box
+    if index == "channel_major":
+        return pairs.flatten(1, 2)
+    # each pair goes to one of the two cells that it covers, so that place agrees with the box rows
+    start = 2 * torch.arange(cells)
+    cell = start % cells + (start >= cells) * (1 - cells % 2)
+    return pairs[:, :, cell.argsort()].transpose(1, 2).reshape(batch, -1, 2)
+
+
+def assign(targets: list[dict], priors: Tensor, config: PhaseConfig, generator: torch.Generator) -> Tensor:
+    """``matched_idxs`` (B, A) of a batch by the configured assignment; one draw serves all exits.
+
+    Args:
+        targets: ``boxes`` (G, 4) of each image, xyxy pixels.
+        priors: the exits' default boxes, (A, 4) xyxy pixels.
+    """
     match config.targets.assignment:
         case "random":
             matched = [match_random(len(t["boxes"]), len(priors), generator) for t in targets]
@@ -55,7 +171,7 @@ def _class_term(maps: ExitMaps, rows: Tensor, matched: Tensor, targets: list[dic
     if kind == "hard_negative":
         return hard_negative_loss(rows, positive) / count
     quality = torch.zeros(positive.shape)
-    reached = decoded_boxes(maps, config.targets.boxes, SIZE_HW).detach()[positive]
+    reached = decoded_boxes(maps.output(), config.targets.boxes).detach()[positive]
     quality[positive] = paired_iou(reached, _matched_boxes(targets, matched)).clamp(0, 1)
     return quality_focal_loss(rows, quality) / count
 
@@ -64,10 +180,10 @@ def _box_term(maps: ExitMaps, matched: Tensor, targets: list[dict], config: Phas
     positive, boxes = matched >= 0, _matched_boxes(targets, matched)
     count = positive.sum().clamp(min=1)
     if config.loss.box == "giou":
-        predicted = decoded_boxes(maps, config.targets.boxes, SIZE_HW)[positive]
+        predicted = decoded_boxes(maps.output(), config.targets.boxes)[positive]
         return 2.0 * generalized_box_iou_loss(predicted, boxes, reduction="sum") / count
     if config.targets.boxes == "encoded":
-        priors = prior_boxes(maps.grids, SIZE_HW).expand(len(targets), -1, -1)
+        priors = prior_boxes(maps.grids_hw).expand(len(targets), -1, -1)
         boxes = encode(boxes, priors[positive])
     return F.smooth_l1_loss(flatten_predictions(maps.box, 4)[positive], boxes, reduction="sum") / count
 
@@ -147,17 +263,17 @@ def recorded_loss(
     Source: the record, sections A.5 and B.
     """
     loss = config.loss
-    matched = assign(targets, outputs[0].grids, config, generator)
+    matched = assign(targets, prior_boxes(outputs[0].grids_hw), config, generator)
     losses, cascade = _exit_losses(outputs, matched, targets, config)
-    p = [probability_of_maps(o.cls, t) for o, t in zip(outputs, temperatures, strict=True)]
+    p = [chair_probability(flatten_predictions(o.cls, 2), t) for o, t in zip(outputs, temperatures, strict=True)]
     c = [confidence(values, config.confidence) for values in p]
     order = _order(c)
     slope = slope_at(loss, epoch, config.optim.epochs)
     options = {"slope": slope}
     if loss.exit_rates == "gumbel":
         options |= {"temperature": loss.gumbel_temperature, "generator": generator}
-    seen = [v.detach() for v in c[:2]] if loss.rates_detached else c[:2]
-    rates = exit_rates(*seen, thresholds, loss.exit_rates, **options)
+    decided_on = [v.detach() for v in c[:2]] if loss.rates_detached else c[:2]
+    rates = exit_rates(*decided_on, thresholds, loss.exit_rates, **options)
     distribution = distribution_loss(rates, loss)
     total = sum(w * part for w, part in zip(exit_weights(config, epoch), losses, strict=True))
     terms = ((loss.cascade, cascade), (loss.confidence_order, order), (loss.exit_distribution, distribution))

@@ -9,11 +9,12 @@ import math
 import torch
 
 from eelib.config import PhaseConfig
-from eelib.model import EXIT_NAMES
 from eelib.train import learning_rate_factor
 from studies.phases.confidence import confidence
-from studies.phases.rates import first_exit_of_groups, scheduled_thresholds
+from studies.phases.config import EXIT_NAMES
+from studies.phases.loss import first_exit_of_groups, scheduled_thresholds
 
+EARLY = EXIT_NAMES[:2]
 SHARE_TOLERANCE = 0.05  # of an exit share, before a difference from the record is explained
 
 
@@ -26,19 +27,11 @@ def check_mechanisms(config: PhaseConfig, run: dict, history: list[dict]) -> lis
         history: rows of the training, one an epoch.
     """
     checks = (
-        _unmoved_thresholds,
-        _soft_optimum,
-        _tautology,
-        _shut_gate,
-        _gate_factor,
-        _untrained_warm_up,
-        _column_pairs,
-        _uniform_field,
-        _logistic_rate,
-        _runaway_temperature,
+        *(_unmoved_thresholds, _soft_optimum, _tautology, _shut_gate, _gate_factor, _untrained_warm_up),
+        *(_column_pairs, _uniform_field, _logistic_rate, _runaway_temperature),
     )
-    found = (check(config, run, history) for check in checks)
-    return [result for result in found if result is not None]
+    results = (check(config, run, history) for check in checks)
+    return [result for result in results if result is not None]
 
 
 def _result(prediction: str, predicted: dict, measured: dict, holds: bool) -> dict:
@@ -53,9 +46,7 @@ def _unmoved_thresholds(config: PhaseConfig, run: dict, history: list[dict]) -> 
     """The record, section B.5: a comparison has no derivative."""
     if config.thresholds.kind != "parameter" or not _distribution_on(config, "hard"):
         return None
-    start = {
-        k: float(torch.tensor(v)) for k, v in (("exit1", config.thresholds.exit1), ("exit2", config.thresholds.exit2))
-    }
+    start = {name: float(torch.tensor(getattr(config.thresholds, name))) for name in EARLY}
     text = "No gradient reaches a threshold behind a comparison: both end on the float32 of their start."
     return _result(text, start, run["thresholds"], run["thresholds"] == start)
 
@@ -64,15 +55,16 @@ def _soft_optimum(config: PhaseConfig, run: dict, history: list[dict]) -> dict |
     """The record, section B.6."""
     if config.thresholds.kind != "parameter" or not _distribution_on(config, "soft"):
         return None
-    wanted = dict(zip(("soft_exit1", "soft_exit2"), config.loss.exit_targets, strict=True))
-    slope, (r1, r2) = config.loss.exit_slope[1], config.loss.exit_targets
+    slope, (r1, r2), last = config.loss.exit_slope[1], config.loss.exit_targets, history[-1]
     gaps = [math.log(r / (1 - r)) / slope for r in (r1, r2 / (1 - r1))]
-    predicted = wanted | {"hard_exit1": 0.0, "hard_exit2": 0.0, "gap_exit1": gaps[0], "gap_exit2": gaps[1]}
-    last = history[-1]
-    measured = {key: run["train_rates"][key] for key in ("soft_exit1", "soft_exit2", "hard_exit1", "hard_exit2")}
-    measured |= {f"gap_{n}": last[f"confidence_{n}"] - last[f"threshold_{n}"] for n in EXIT_NAMES[:2]}
-    holds = all(abs(measured[k] - v) < 0.02 for k, v in wanted.items())
-    holds = holds and measured["hard_exit1"] < 0.05 and measured["hard_exit2"] < 0.05
+    predicted = {"soft_exit1": r1, "soft_exit2": r2, "hard_exit1": 0.0, "hard_exit2": 0.0}
+    measured = {key: run["train_rates"][key] for key in predicted}
+    holds = all(
+        abs(measured[f"soft_{n}"] - r) < 0.02 and measured[f"hard_{n}"] < 0.05
+        for n, r in zip(EARLY, (r1, r2), strict=True)
+    )
+    predicted |= {f"gap_{name}": gap for name, gap in zip(EARLY, gaps, strict=True)}
+    measured |= {f"gap_{n}": last[f"confidence_{n}"] - last[f"threshold_{n}"] for n in EARLY}
     text = "Soft rates reach their targets while every image stays below its threshold: hard rates are 0."
     return _result(text, predicted, measured, holds)
 
@@ -94,13 +86,13 @@ def _shut_gate(config: PhaseConfig, run: dict, history: list[dict]) -> dict | No
     if config.confidence.gate != "hard_count":
         return None
     measured, holds = {}, True
-    for name in EXIT_NAMES[:2]:
+    for name in EARLY:
         shut = [row[f"confidence_{name}"] == 0 for row in history]  # in training mode: where the gradient flows
         first = shut.index(True) if any(shut) else None
         reopened = 0 if first is None else shut[first:].count(False)
         measured |= {f"shut_from_epoch_{name}": None if first is None else first + 1, f"reopened_{name}": reopened}
         holds = holds and first is not None and reopened == 0
-    predicted = {f"reopened_{name}": 0 for name in EXIT_NAMES[:2]}
+    predicted = {f"reopened_{name}": 0 for name in EARLY}
     text = "The gate shuts at both exits; it multiplies the gradient by 0 too, so it never opens again."
     return _result(text, predicted, measured, holds)
 
@@ -111,7 +103,7 @@ def _gate_factor(config: PhaseConfig, run: dict, history: list[dict]) -> dict | 
     if rule.gate != "sigmoid_of_count":
         return None
     factor = 1 / (1 + math.exp(rule.gate_slope * rule.min_count))
-    measured = {f"factor_{n}": run["confidence_mean"][n] / run["probability_mean"][n] for n in EXIT_NAMES[:2]}
+    measured = {f"factor_{n}": run["confidence_mean"][n] / run["probability_mean"][n] for n in EARLY}
     holds = all(abs(value / factor - 1) < 0.01 for value in measured.values())
     text = f"No box is above {rule.cut}: the confidence is the mean probability times {factor:.5f}, the gate at 0."
     return _result(text, {key: factor for key in measured}, measured, holds)
@@ -157,8 +149,8 @@ def _uniform_field(config: PhaseConfig, run: dict, history: list[dict]) -> dict 
     chosen = EXIT_NAMES[int(first_exit_of_groups(c[None], tuple(run["thresholds"].values())))]
     predicted = {f"share_{chosen}": 1.0, "confidence_exit1": float(c[0]), "confidence_exit2": float(c[1])}
     measured = {f"share_{chosen}": run["exit_shares"][chosen]}
-    measured |= {f"confidence_{n}": run["confidence_mean"][n] for n in EXIT_NAMES[:2]}
-    measured |= {f"confidence_std_{n}": run["confidence_std"][n] for n in EXIT_NAMES[:2]}
+    measured |= {f"confidence_{n}": run["confidence_mean"][n] for n in EARLY}
+    measured |= {f"confidence_std_{n}": run["confidence_std"][n] for n in EARLY}
     text = f"The mean probability alone, put through the rule, decides for all images: they take {chosen}."
     return _result(text, predicted, measured, measured[f"share_{chosen}"] >= 0.99)
 
@@ -202,7 +194,7 @@ def explain_difference(config: PhaseConfig, run: dict, recorded: dict) -> str | 
         return None
     parts = [f"{n} {run['exit_shares'][n]:.0%} (recorded {s:.0%})" for n, s in shares.items()]
     lines = ["Exit shares differ: " + ", ".join(parts) + "."]
-    for name in EXIT_NAMES[:2]:
+    for name in EARLY:
         c, spread, theta = run["confidence_mean"][name], run["confidence_std"][name], run["thresholds"][name]
         side = "at or above" if c >= theta else "below"
         old = recorded["confidence"][name]

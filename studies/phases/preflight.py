@@ -4,22 +4,24 @@ Nine phases were trained before anyone asked. Each check here is a measurement o
 training images that needs no trained weights, and each would have stopped the record in phase 1.1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from eelib.matching import matching_quality
 from torch import Tensor
 
+from eelib.anchors import match_iou, matching_quality, pairwise_iou
 from eelib.coco import open_source
-from eelib.config import PhaseConfig
-from eelib.data import DetectionDataset, build_transform
-from eelib.losses import detection_loss, match_batch
-from eelib.model import EarlyExitSSDLite, ExitOutput, flatten_predictions
+from eelib.config import Config
+from eelib.data import DetectionDataset
+from eelib.losses import Targets, assign, detection_loss
+from eelib.model import EarlyExitSSDLite, ExitOutput
 from studies.phases.confidence import confidence
-from studies.phases.detector import BOXES_PER_CELL, ExitMaps, RecordedExits, prior_boxes
-from studies.phases.loss import SIZE_HW, assign, recorded_loss
-from studies.phases.rates import distribution_loss, exit_rates, scheduled_thresholds, slope_at
+from studies.phases.config import PhaseConfig
+from studies.phases.detector import BOXES_PER_CELL, GRIDS_HW, SIZE_HW, ExitMaps, RecordedExits, prior_boxes
+from studies.phases.images import PhaseImages
+from studies.phases.loss import assign as assign_recorded
+from studies.phases.loss import distribution_loss, exit_rates, recorded_loss, scheduled_thresholds, slope_at
 
 # Logit of the difference chair - background at which a detector starts: 1 % chair (RetinaNet's prior).
 PRIOR_LOGIT = -4.6
@@ -36,31 +38,29 @@ class Check(NamedTuple):
     holds: bool
 
 
-def preflight(config: PhaseConfig, images: int = 24) -> list[Check]:
+def preflight(config: PhaseConfig | Config, images: int = 24) -> list[Check]:
     """All checks that apply to a configuration.
 
     Args:
-        config: a recorded or a repaired phase.
+        config: of a recorded phase, or of the library's detector, which routes by a fixed threshold on its best score.
         images: training images that the first checks look at, at least 1.
 
     Returns:
         One :class:`Check` each, in the order in which the data flows.
     """
     samples = _samples(config, images)
-    return [*_data(samples), *_targets(config, samples), *_class_path(config, samples), *_routing(config)]
+    routed = config if isinstance(config, PhaseConfig) else PhaseConfig(phase=config.name)
+    return [*_data(samples), *_targets(config, samples), *_class_path(config, samples), *_routing(routed)]
 
 
-def _samples(config: PhaseConfig, images: int) -> list[dict]:
-    data = config.data
-    dataset = DetectionDataset(
-        "train",
-        open_source(data),
-        build_transform(SIZE_HW[0], data.augment, data.rescale_boxes, data.flip_boxes),
-        negatives=False,
-        limit=images,
-        seed=config.seed,
-        masks=True,
-    )
+def _samples(config: PhaseConfig | Config, images: int) -> list[dict]:
+    if isinstance(config, Config):
+        dataset = DetectionDataset("train", open_source(config.data), limit=images, seed=config.seed, masks=True)
+    else:
+        # whatever the phase trains on: a sample of images with chairs
+        sample = {"negatives": False, "drop_crowd": True, "sample": "seeded"}
+        seen = config.model_copy(update={"data": config.data.model_copy(update=sample)})
+        dataset = PhaseImages("train", seen, images, mirrored=True, masks=True)
     return [target for _, target in (dataset[i] for i in range(len(dataset))) if len(target["boxes"])]
 
 
@@ -76,36 +76,40 @@ def _data(samples: list[dict]) -> Iterator[Check]:
     yield Check("boxes follow the image", "share of chair pixels inside a box", share, "at least 0.85", share >= 0.85)
 
 
-def _levels(config: PhaseConfig) -> list[tuple[int, int]]:
-    return [(20, 20)] if config.model.single_map else [(n, n) for n in (20, 10, 5, 3, 2, 1)]
+def _grids(config: PhaseConfig) -> tuple[tuple[int, int], ...]:
+    return GRIDS_HW[:1] if config.model.single_map else GRIDS_HW
 
 
-def _grid(config: PhaseConfig) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Default boxes (A, 4), and class outputs, as leaves, and box outputs of an untrained exit for one image."""
-    if config.model.architecture == "ssdlite":
+def _maps_of(output: ExitOutput, grids_hw: Sequence[tuple[int, int]]) -> ExitMaps:
+    """The raw maps whose rows an output holds."""
+    counts, maps = [BOXES_PER_CELL * rows * columns for rows, columns in grids_hw], []
+    for values in (output.cls_logits, output.bbox_regression):
+        levels = zip(values.split(counts, 1), grids_hw, strict=True)
+        maps.append([rows.reshape(1, *grid, -1).permute(0, 3, 1, 2) for rows, grid in levels])
+    return ExitMaps(output.name, *maps)
+
+
+def _untrained(config: PhaseConfig) -> ExitOutput:
+    """Output of an untrained exit for one image: every box at the prior, its logits a leaf of the graph."""
+    if isinstance(config, Config):
         with torch.no_grad():
-            output = EarlyExitSSDLite(()).eval()(torch.zeros(1, 3, *SIZE_HW))[0]
-        defaults = output.default_boxes
-        cls = torch.tensor([0.0, PRIOR_LOGIT]).expand(1, len(defaults), 2).clone()
-        return defaults, [cls.requires_grad_()], [torch.zeros(1, len(defaults), 4)]
-    pair = torch.tensor([0.0, PRIOR_LOGIT]).repeat(BOXES_PER_CELL).reshape(1, -1, 1, 1)
-    cls = [pair.expand(1, -1, *grid).clone().requires_grad_() for grid in _levels(config)]
-    boxes = [torch.zeros(1, 4 * BOXES_PER_CELL, *grid) for grid in _levels(config)]
-    return prior_boxes(_levels(config), SIZE_HW), cls, boxes
+            defaults = EarlyExitSSDLite(()).eval()(torch.zeros(1, 3, *SIZE_HW))[0].default_boxes
+    else:
+        defaults = prior_boxes(_grids(config))
+    logits = torch.tensor([0.0, PRIOR_LOGIT]).expand(1, len(defaults), 2).clone()
+    return ExitOutput("full", logits.requires_grad_(), torch.zeros(1, len(defaults), 4), defaults)
 
 
-def _matched(config: PhaseConfig, target: dict, defaults: Tensor, generator: torch.Generator) -> Tensor:
-    if config.model.architecture == "ssdlite":
-        output = ExitOutput("full", torch.zeros(1, len(defaults), 2), torch.zeros(1, len(defaults), 4), defaults)
-        return match_batch(output, [target], config.targets.iou_threshold)[0][0]
-    return assign([target], _levels(config), config, generator)[0]
+def _matched(config: PhaseConfig, target: dict, output: ExitOutput, generator: torch.Generator) -> Tensor:
+    if isinstance(config, Config):
+        return match_iou(target["boxes"], output.default_boxes, config.loss.iou_threshold)
+    return assign_recorded([target], output.default_boxes, config, generator)[0]
 
 
 def _targets(config: PhaseConfig, samples: list[dict]) -> Iterator[Check]:
     """Defects 3 and 4: positives must lie on the objects that they are asked for."""
-    defaults, _, _ = _grid(config)
-    generator = torch.Generator().manual_seed(config.seed)
-    rows = [matching_quality(t["boxes"], defaults, _matched(config, t, defaults, generator)) for t in samples]
+    output, generator = _untrained(config), torch.Generator().manual_seed(config.seed)
+    rows = [matching_quality(t["boxes"], output.default_boxes, _matched(config, t, output, generator)) for t in samples]
     objects, positives = sum(r["objects"] for r in rows), sum(r["positives"] for r in rows)
     reached = sum(r["reached"] for r in rows) / max(1, objects)
     iou = sum(r["iou_sum"] for r in rows) / max(1, positives)
@@ -117,10 +121,9 @@ def _class_path(config: PhaseConfig, samples: list[dict]) -> Iterator[Check]:
     """Defects 1 and 2: the class loss must raise the chair logit of positives, as the confidence reads it."""
     raised = {True: [], False: []}
     for target in samples[:8]:
-        defaults, cls, boxes = _grid(config)
-        generator = torch.Generator().manual_seed(config.seed)
-        positive = _matched(config, target, defaults, generator) >= 0
-        gradient = _class_gradient(config, cls, boxes, defaults, target, generator.manual_seed(config.seed))
+        output, generator = _untrained(config), torch.Generator().manual_seed(config.seed)
+        positive = _matched(config, target, output, generator) >= 0
+        gradient = _class_gradient(config, output, target, generator.manual_seed(config.seed))
         for sign in (True, False):
             raised[sign].append(gradient[positive == sign] < 0)
     rates = [
@@ -131,21 +134,20 @@ def _class_path(config: PhaseConfig, samples: list[dict]) -> Iterator[Check]:
     yield Check("class loss trains the confidence", question, advantage, "at least 0.9", advantage >= 0.9)
 
 
-def _class_gradient(config, cls, boxes, defaults, target, generator) -> Tensor:
-    """Gradient of the class loss with respect to chair - background of each box, in the confidence's order (A,)."""
-    if config.model.architecture == "ssdlite":
-        options = {"classification": config.loss.classification, "box": config.loss.box}
-        output = ExitOutput("full", *cls, *boxes, defaults)
-        loss = detection_loss(output, [target], iou_threshold=config.targets.iou_threshold, **options)
-        pairs = torch.autograd.grad(loss["classification"], cls)[0][0]  # (A, 2)
-        return (pairs[:, 1] - pairs[:, 0]) / 2
-    # Only the full exit's class maps are leaves here, so no box, teacher or order term reaches them.
-    still = ExitMaps([level.detach() for level in cls], boxes)
-    exits = [still, still, ExitMaps(cls, boxes)]
-    one = [torch.ones(())] * 3
-    loss, _ = recorded_loss(exits, [target], one, one[:2], config, config.optim.epochs, generator)
-    pairs = flatten_predictions(torch.autograd.grad(loss, cls), 2)[0]  # (A, 2)
-    return (pairs[:, 1] - pairs[:, 0]) / 2
+def _class_gradient(config: PhaseConfig, output: ExitOutput, target: dict, generator: torch.Generator) -> Tensor:
+    """Gradient of the class loss with respect to chair - background of each box, (A,)."""
+    if isinstance(config, Config):
+        targets = Targets(target["boxes"][None], target["labels"][None])
+        iou = pairwise_iou(targets.boxes_xyxy, output.default_boxes)
+        matched = assign(iou, targets, output, config.loss.iou_threshold)
+        loss = detection_loss(output, matched, config.loss.classification, config.loss.box)["classification"]
+    else:
+        # only the full exit's logits are a leaf here, so no box, teacher or order term reaches them
+        still = _maps_of(output._replace(cls_logits=output.cls_logits.detach()), _grids(config))
+        exits, ones = [still, still, _maps_of(output, _grids(config))], [torch.ones(())] * 3
+        loss, _ = recorded_loss(exits, [target], ones, ones[:2], config, config.optim.epochs, generator)
+    (pairs,) = torch.autograd.grad(loss, output.cls_logits)
+    return (pairs[0, :, 1] - pairs[0, :, 0]) / 2
 
 
 def _routing(config: PhaseConfig) -> Iterator[Check]:
@@ -177,7 +179,7 @@ def _routing(config: PhaseConfig) -> Iterator[Check]:
 def _pushed_temperature(config: PhaseConfig) -> float:
     """Where a temperature ends that a routing loss drives away: a clamp in the forward pass leaves the parameter."""
     rule = config.temperature
-    exits = RecordedExits(temperature_clamp=rule.clamp, temperature_bounds=rule.bounds)
+    exits = RecordedExits(config.model, rule, config.thresholds)
     for temperature in exits.temperatures.values():
         temperature.fill_(PUSHED)
     exits.project()

@@ -8,32 +8,38 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
+from eelib.sources import open_source
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from eelib.checkpoints import TrainingError
 from eelib.config import PhaseConfig
-from eelib.data import as_input
-from eelib.evaluate import coco_ap, decision, precision_recall, provenance
+from eelib.data import DetectionDataset, as_input, batches
+from eelib.evaluate import decision, precision_recall, provenance, to_results
 from eelib.files import write_json
-from eelib.model import EXIT_NAMES
+from eelib.model import SIZE, class_scores, keep_best
+from eelib.routed_ap import RoutedAP
 from eelib.routing import exit_shares
 from eelib.timing import machine, measure
-from eelib.train import training_set
 from studies.phases.analysis import recorded_values
 from studies.phases.confidence import confidence
-from studies.phases.detector import RecordedDetector
+from studies.phases.config import EXIT_NAMES
+from studies.phases.detector import NMS_THRESHOLD, SIZE_HW, RecordedDetector, decoded_boxes
 from studies.phases.mechanisms import check_mechanisms, explain_difference, explain_unmet
 from studies.phases.trainer import (
-    exit_probability,
+    Routed,
     final_thresholds,
     identity,
     load_phase,
+    optimiser_steps,
     route_split,
     tag,
     weights_path,
 )
 
+SCORES = (0.5, 0.4, 0.35)  # least scores that the record's script tried
 # Keys of phases.json, for its readers.
 ABOUT = {
     "phases": "one entry a phase: recorded, runs (one a seed), and how many runs agree",
@@ -54,8 +60,8 @@ ABOUT = {
 def routed_call(detector: RecordedDetector, config: PhaseConfig, images: Tensor) -> int:
     """One timed call: exits until the batch's mean confidence reaches its threshold."""
     in_force = final_thresholds(detector, config)
-    for index, maps in enumerate(detector.exits(images)):
-        value = float(confidence(exit_probability(detector, index, maps), config.confidence).mean())
+    for index, output in enumerate(detector.exits(images)):
+        value = float(confidence(detector.probability(output), config.confidence).mean())
         if index == len(in_force) or value >= in_force[index]:
             return index
     raise AssertionError("the full exit takes what no other took")
@@ -82,43 +88,48 @@ def phase_times(detector: RecordedDetector, config: PhaseConfig, images: Tensor)
     }
 
 
-def measure_phase(config: PhaseConfig, detector: RecordedDetector, history: list[dict], out: Path | str) -> dict:
-    """Everything measured of a trained phase on ``test``, with its provenance."""
-    run = route_split(detector, config, "test")
-    dataset, last = run["dataset"], history[-1]
-    ap = {name: coco_ap(dataset.coco, rows, dataset.image_ids) for name, rows in run["results"].items()}
-    routed = coco_ap(dataset.coco, run["routed"], dataset.image_ids)
-    images = as_input(torch.stack([dataset[i][0] for i in range(min(4, len(dataset)))]))
+def routed_results(run: Routed) -> list[dict]:
+    """COCO results of the exits that the images of a split took."""
+    (category,) = run.coco.getCatIds()
+    return [
+        result
+        for row, (image_id, k) in enumerate(zip(run.records.image_ids, run.chosen.tolist(), strict=True))
+        for result in to_results(image_id, run.records.detections(k, row), category)
+    ]
+
+
+def measure_phase(config: PhaseConfig, detector: RecordedDetector, history: list[dict]) -> dict:
+    """Everything measured of a trained phase on ``test``."""
+    run, last = route_split(detector, config, "test"), history[-1]
+    evaluator, count = RoutedAP(run.records, run.coco), len(run.records)
+    routed, scores = routed_results(run), evaluator.scores(run.chosen.numpy())
+    dataset = DetectionDataset("test", open_source(config.data), SIZE, keep_crowd=True, limit=4)
+    images = as_input(torch.stack([dataset[i][0] for i in range(len(dataset))]))
 
     def by_exit(values: Tensor) -> dict[str, float]:
         return dict(zip(EXIT_NAMES, values.tolist(), strict=True))
 
-    exits = dict(zip(EXIT_NAMES, exit_shares(run["chosen"]), strict=True))
-    steps = -(-len(training_set(config)) // config.optim.batch_size) * config.optim.epochs
     return {
         "phase": config.phase,
         "seed": config.seed,
-        "images": len(dataset),
+        "images": count,
         "train_images": config.data.limit,
         "epochs": config.optim.epochs,
-        "steps": steps,
-        "exit_shares": exits,
-        "confidence_mean": by_exit(run["confidences"].mean(0)),
-        "confidence_std": by_exit(run["confidences"].std(0)),
-        "probability_mean": by_exit(run["probabilities"].mean(0)),
+        "steps": optimiser_steps(config),
+        "exit_shares": dict(zip(EXIT_NAMES, exit_shares(run.chosen), strict=True)),
+        "confidence_mean": by_exit(run.confidences.mean(0)),
+        "confidence_std": by_exit(run.confidences.std(0)),
+        "probability_mean": by_exit(run.probabilities.mean(0)),
         "temperature": {name: last[f"temperature_{name}"] for name in EXIT_NAMES},
         "thresholds": dict(zip(EXIT_NAMES[:2], final_thresholds(detector, config), strict=True)),
         "loss": {key.removeprefix("loss_"): last[key] for key in last if key.startswith("loss")},
         "train_rates": {key.removeprefix("rate_"): last[key] for key in last if key.startswith("rate_")},
         "time": phase_times(detector, config, images),
-        "AP_exits": {exit_: values["AP"] for exit_, values in ap.items()},
-        "AP": routed["AP"],
-        "AP50": routed["AP50"],
-        "detections_per_image": len(run["routed"]) / len(dataset),
-        "at_score": precision_recall(dataset.coco, run["routed"], dataset.image_ids),
-        "decision": decision(routed["AP"]),
-        "start_sha256": identity(config)["start_sha256"],
-        **provenance("test", config, weights_path(out, config.phase)),
+        "AP_exits": {name: evaluator.of_exit(k) for k, name in enumerate(EXIT_NAMES)},
+        **scores,
+        "detections_per_image": len(routed) / count,
+        "at_score": precision_recall(run.coco, routed, run.records.image_ids),
+        "decision": decision(scores["AP"]),
     }
 
 
@@ -137,8 +148,8 @@ def validate(config: PhaseConfig, folder: Path | str, *, compute: bool, score: f
     summary = Path(folder) / f"final_summary_phase{tag(config.phase)}.json"
     if compute:
         run = route_split(load_phase(config, folder), config, "test")
-        coco, ids = run["dataset"].coco, run["dataset"].image_ids
-        ap = coco_ap(coco, run["routed"], ids) | precision_recall(coco, run["routed"], ids, score)
+        ap = RoutedAP(run.records, run.coco).scores(run.chosen.numpy())
+        ap |= precision_recall(run.coco, routed_results(run), run.records.image_ids, score)
     elif summary.exists():
         content = json.loads(summary.read_text())
         ap = content | content["at_score"]
@@ -146,6 +157,51 @@ def validate(config: PhaseConfig, folder: Path | str, *, compute: bool, score: f
         raise TrainingError(f"{summary}: nothing measured yet; add --compute-map or run `make reproduce`")
     keys = ("AP", "AP50", "precision", "recall", "score", "detections_per_image")
     return {"phase": config.phase, "split": "test", **{k: ap[k] for k in keys}, "decision": decision(ap["AP"])}
+
+
+@torch.no_grad()
+def describe(detector: RecordedDetector, config: PhaseConfig, exit_name: str, limit: int | None = None) -> dict:
+    """Scores and boxes of one exit on ``test``; scores are without temperature, as the record's script takes them.
+
+    Args:
+        exit_name: ``"exit1"``, ``"exit2"`` or ``"full"``.
+        limit: images; None takes all.
+
+    Returns:
+        ``chair_probability`` and ``background_probability`` (least, greatest), ``boxes_px`` (range of
+        each corner), ``kept`` by least score (before and after NMS, a mean an image), ``confidence``
+        (mean, spread over images), ``iou`` of the best box with each object (mean), and ``images``.
+    """
+    detector.eval()
+    dataset = DetectionDataset("test", open_source(config.data), SIZE, limit=limit)
+    probability, corners, confidences, iou = [], [], [], []
+    counts = {score: {"before_nms": 0, "after_nms": 0} for score in SCORES}
+    for images, targets in batches(dataset, 4):
+        output = detector(images)[EXIT_NAMES.index(exit_name)].output()
+        scores, boxes = class_scores(output.cls_logits), decoded_boxes(output, config.targets.boxes)
+        p = scores[..., 0]
+        confidences.append(confidence(detector.probability(output), config.confidence))
+        probability.append(torch.stack(p.aminmax(dim=1), 1))
+        corners.append(torch.stack(boxes.aminmax(dim=1), 1))  # (B, 2, 4)
+        for score in SCORES:
+            survivors = keep_best(exit_name, boxes, scores, SIZE_HW, score, NMS_THRESHOLD, topk=p.shape[1])
+            counts[score]["before_nms"] += int((p > score).sum())
+            counts[score]["after_nms"] += sum(len(d.scores) for d in survivors)
+        iou += [box_iou(t["boxes"], b).amax(1) for t, b in zip(targets, boxes, strict=True) if len(t["boxes"])]
+    probability, corners, confidences = torch.cat(probability), torch.cat(corners), torch.cat(confidences)
+    low, high = float(probability[:, 0].min()), float(probability[:, 1].max())
+    ranges = zip(("x1", "y1", "x2", "y2"), corners[:, 0].amin(0).tolist(), corners[:, 1].amax(0).tolist(), strict=True)
+    return {
+        "exit": exit_name,
+        "images": len(dataset),
+        "boxes_per_image": p.shape[1],
+        "chair_probability": {"least": low, "greatest": high},
+        "background_probability": {"least": 1 - high, "greatest": 1 - low},
+        "confidence": {"mean": float(confidences.mean()), "spread": float(confidences.std())},
+        "boxes_px": {name: {"least": a, "greatest": b} for name, a, b in ranges},
+        "kept": {f"{s:.2f}": {k: v / len(dataset) for k, v in by_step.items()} for s, by_step in counts.items()},
+        "best_iou_mean": float(torch.cat(iou).mean()) if iou else None,
+    }
 
 
 def recorded_card(phase: str) -> dict:
@@ -173,18 +229,16 @@ def recorded_card(phase: str) -> dict:
 
 def summarise(config: PhaseConfig, detector: RecordedDetector, history: list[dict], out: Path | str) -> dict:
     """A phase on ``test`` beside the record; writes ``final_summary_phaseN.json`` to ``out``."""
-    run = measure_phase(config, detector, history, out)
-    card = recorded_card(config.phase)
+    run, card = measure_phase(config, detector, history), recorded_card(config.phase)
     checks = check_mechanisms(config, run, history)
-    provenance_keys = ("start_sha256", "split", "split_sha256", "checkpoint_sha256", "config", "versions")
-    summary = {key: value for key, value in run.items() if key not in provenance_keys}
-    summary |= {
+    summary = run | {
         "recorded": card,
         "mechanisms": checks,
         "mechanism_holds": all(check["holds"] for check in checks) if checks else None,
         "difference": explain_difference(config, run, card),
         "unmet": explain_unmet(config, run, checks),
-        **{key: run[key] for key in provenance_keys},
+        "start_sha256": identity(config)["start_sha256"],
+        **provenance("test", config, weights_path(out, config.phase)),
     }
     write_json(Path(out) / f"final_summary_phase{tag(config.phase)}.json", summary)
     return summary
@@ -202,22 +256,37 @@ def join_runs(paths: Sequence[Path]) -> dict:
     for path, row in zip(sorted(paths), rows, strict=True):
         if row["split_sha256"] != rows[0]["split_sha256"]:
             raise ValueError(f"{path}: measured on another 'test' than {sorted(paths)[0]}; run it again")
-    phases = []
+    phases, shared = [], {"phase", "recorded", "split", "split_sha256"}
     for phase in dict.fromkeys(row["phase"] for row in rows):
         runs = [row for row in rows if row["phase"] == phase]
-        own = [
-            {k: v for k, v in run.items() if k not in ("phase", "recorded", "split", "split_sha256")} for run in runs
-        ]
-        for run in own[1:]:
+        phases.append({
+            "phase": phase,
+            "recorded": runs[0]["recorded"],
+            "agree": sum(run["difference"] is None for run in runs) if runs[0]["recorded"] else None,
+            "mechanism_holds": sum(bool(run["mechanism_holds"]) for run in runs),
+            "seeds": len(runs),
+            "runs": [{k: v for k, v in run.items() if k not in shared} for run in runs],
+        })  # fmt: skip
+        for run in phases[-1]["runs"][1:]:
             del run["config"]  # the seed aside, it is the first run's
-        phases.append(
-            {
-                "phase": phase,
-                "recorded": runs[0]["recorded"],
-                "agree": sum(run["difference"] is None for run in runs) if runs[0]["recorded"] else None,
-                "mechanism_holds": sum(bool(run["mechanism_holds"]) for run in runs),
-                "seeds": len(runs),
-                "runs": own,
-            }
-        )
     return {"about": ABOUT, **{key: rows[0][key] for key in ("split", "split_sha256")}, "phases": phases}
+
+
+def card_table(summary: dict) -> pd.DataFrame:
+    """One run: recorded value beside ours, a line a quantity.
+
+    Args:
+        summary: of :func:`summarise`.
+    """
+    old, lines = summary["recorded"], []
+    pairs = {key: key for key in ("exit_shares", "confidence_std", "temperature", "thresholds", "loss")}
+    for key, ours in ({"exit_shares": "exit_shares", "confidence": "confidence_mean"} | pairs).items():
+        for name, value in summary[ours].items():
+            lines.append((f"{key} {name}", old.get(key, {}).get("total" if name == "loss" else name), value))
+    for kind in ("soft", "hard"):
+        for name, value in old.get(f"{kind}_rates", {}).items():
+            lines.append((f"{kind} rate {name}", value, summary["train_rates"].get(f"{kind}_{name}")))
+    lines.append(("ms a call of four", old.get("ms_per_batch_of_four"), summary["time"]["four_images_ms"]))
+    lines.append(("ms an image", old.get("ms_per_image"), summary["time"]["one_image_ms"]))
+    lines.append(("AP", None, summary["AP"]))
+    return pd.DataFrame(lines, columns=["quantity", "recorded", "ours"]).astype({"recorded": object, "ours": object})

@@ -4,27 +4,30 @@ import functools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
+import pandas as pd
 import torch
+from pycocotools.coco import COCO
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from eelib.checkpoints import TrainingError, load_checkpoint, load_weights, save_checkpoint
 from eelib.coco import open_source
-from eelib.config import PhaseConfig, resolve
-from eelib.data import DetectionDataset, batches, build_transform, split_sha256
-from eelib.evaluate import coco_ap, file_sha256, to_results
-from eelib.files import write_atomic, write_json
-from eelib.model import EXIT_NAMES, keep_best
+from eelib.config import resolve
+from eelib.data import DetectionDataset, as_input, batches, split_sha256
+from eelib.detections import Detections
+from eelib.evaluate import coco_ap, detect_exits
+from eelib.files import file_sha256, write_atomic, write_json
+from eelib.fit import Trainer, fit, learning_rate_factor
+from eelib.model import SIZE, ExitOutput
+from eelib.records import ExitRecords, detections_of_exits
 from eelib.routing import exit_shares
-from eelib.train import fit, require_architecture, training_set
-from studies.phases.cache import FeatureDataset, collate_images, collate_maps
-from studies.phases.confidence import confidence, probability_of_maps
-from studies.phases.detector import ExitMaps, RecordedDetector, decoded_boxes
-from studies.phases.loss import SIZE_HW, recorded_loss
-from studies.phases.rates import exit_rates, first_exit_of_groups, scheduled_thresholds
-
-NMS_THRESHOLD = 0.45  # of the record's inference script
+from studies.phases.confidence import confidence
+from studies.phases.config import EXIT_NAMES, PhaseConfig
+from studies.phases.detector import RecordedDetector
+from studies.phases.images import PhaseImages, mirror
+from studies.phases.loss import exit_rates, first_exit_of_groups, recorded_loss, scheduled_thresholds
 
 
 def tag(phase: str) -> str:
@@ -49,19 +52,77 @@ def build_detector(config: PhaseConfig) -> RecordedDetector:
     Raises:
         TrainingError: the start checkpoint has no fitting trunk.
     """
-    require_architecture(config, "recorded")
     torch.manual_seed(config.seed)
     detector = RecordedDetector(config)
     if config.model.start:
         state = load_checkpoint(resolve(config.model.start))["model"]
         try:
             for part, prefix in _trunk_parts(detector):
-                own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-                part.load_state_dict(own)
+                weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+                part.load_state_dict(weights)
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip()
             raise TrainingError(f"{config.model.start}: checkpoint of another architecture; {detail}") from None
     return detector.to(memory_format=torch.channels_last)
+
+
+class FeatureDataset(Dataset):
+    """A frozen trunk's maps of every image and its mirror image, as float16 (0.7 MB an image and side).
+
+    Items are ``(maps, boxes)``, full's maps last; which side is drawn depends on (seed, epoch, index) alone.
+    Caching changes nothing: the contexts of the exits are added to these maps and never pass
+    through the trunk (the record, section A.3).
+
+    Args:
+        detector: its trunk is run in evaluation mode.
+        dataset: images that are not mirrored themselves.
+        config: ``data`` is used.
+        mirrored: cache the mirror images too; False for evaluation.
+    """
+
+    def __init__(self, detector: RecordedDetector, dataset: PhaseImages, config: PhaseConfig, mirrored: bool = True):
+        self.sides, self.flips = [], torch.zeros(len(dataset), dtype=torch.bool)
+        self.boxes = [[], []]
+        self.augment = mirrored and config.data.augment != "none"
+        detector.eval()
+        for mirrored in (False, True)[: 1 + self.augment]:
+            maps = []
+            for images, targets in batches(dataset, 8):
+                with torch.no_grad():
+                    features = sum(detector.trunk_maps(images.flip(-1) if mirrored else images), [])
+                maps.append([f.half() for f in features])
+                for target in targets:
+                    boxes = target["boxes"]
+                    follows = mirrored and config.data.flip_boxes
+                    self.boxes[mirrored].append(mirror(boxes, SIZE) if follows else boxes)
+            self.sides.append([torch.cat(level) for level in zip(*maps, strict=True)])
+
+    def draw(self, seed: int, epoch: int) -> None:
+        """Choose the side of every image for an epoch."""
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        self.flips = (torch.rand(len(self.flips), generator=generator) < 0.5) & self.augment
+
+    def __len__(self) -> int:
+        return len(self.flips)
+
+    def __getitem__(self, index: int) -> tuple[list[Tensor], Tensor]:
+        side = int(self.flips[index])
+        return [level[index].float() for level in self.sides[side]], self.boxes[side][index]
+
+
+def collate_maps(items: list) -> tuple[list[list[Tensor]], list[dict]]:
+    """Items of a :class:`FeatureDataset` to the maps (B, C, H, W) of each exit, and targets.
+
+    Channels last is a fifth faster in the 1 x 1 convolutions of the branches on a CPU.
+    """
+    levels = zip(*(maps for maps, _ in items), strict=True)
+    maps = [torch.stack(level).contiguous(memory_format=torch.channels_last) for level in levels]
+    return [maps[:1], maps[1:2], maps[2:]], [{"boxes": boxes} for _, boxes in items]
+
+
+def collate_images(items: list) -> tuple[Tensor, list[dict]]:
+    """Images (B, 3, H, W) in [0, 1] and targets, for a trunk that is trained."""
+    return as_input(torch.stack([image for image, _ in items])), [target for _, target in items]
 
 
 def identity(config: PhaseConfig) -> dict:
@@ -75,20 +136,50 @@ def identity(config: PhaseConfig) -> dict:
 
 def _continues(config: PhaseConfig, out: Path, log: Callable) -> bool:
     """Whether the folder holds the same run; marks it as this run's otherwise."""
-    path, own = out / "identity.json", identity(config)
-    if path.exists() and json.loads(path.read_text()) == own:
+    path, run = out / "identity.json", identity(config)
+    if path.exists() and json.loads(path.read_text()) == run:
         return True
     if path.exists():
         log(f"{out}: configuration, start weights or data changed: training starts over")
     for name in ("last.pth", "best.pth"):
         (out / name).unlink(missing_ok=True)
-    write_json(path, own)
+    write_json(path, run)
     return False
 
 
-def _validation_set(config: PhaseConfig) -> DetectionDataset:
-    limit = config.data.val_limit or config.data.eval_limit
-    return DetectionDataset("val", open_source(config.data), build_transform(SIZE_HW[0]), keep_crowd=True, limit=limit)
+def optimiser_steps(config: PhaseConfig) -> int:
+    """Steps of a whole training."""
+    images = len(PhaseImages("train", config, config.data.limit))
+    return -(-images // config.optim.batch_size) * config.optim.epochs
+
+
+def parameter_groups(model: nn.Module, config: PhaseConfig) -> list[dict]:
+    """Weights and scalars of a phase, each at its own rate and decay: thresholds and temperatures have theirs."""
+    optim = config.optim
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        lr = optim.lr * (optim.trunk_lr_factor if name.startswith("backbone") else 1.0)
+        decay = optim.weight_decay if parameter.ndim > 1 or optim.decay_all else 0.0
+        for part, rule in (("temperatures", config.temperature), ("thresholds", config.thresholds)):
+            if part in name.split("."):
+                lr, decay = rule.lr, rule.weight_decay
+        groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+
+
+def learning_rate(config: PhaseConfig) -> Callable[[int, int], float]:
+    """Factor on every rate at a step, of so many an epoch: as the library's, or one an epoch and to 0."""
+    optim = config.optim
+
+    def factor(step: int, steps: int) -> float:
+        total = steps * optim.epochs
+        if optim.cosine == "step":
+            return learning_rate_factor(step, total, optim.warmup_steps)
+        return learning_rate_factor(step // steps * steps, total, optim.warmup_steps, end=0.0)
+
+    return factor
 
 
 def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, log: Callable = print) -> dict:
@@ -112,14 +203,11 @@ def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, l
     cached = not config.model.train_trunk
 
     @functools.cache  # a finished run needs no maps
-    def source(split: str) -> FeatureDataset | DetectionDataset:
-        dataset = training_set(config) if split == "train" else _validation_set(config)
-        if cached:
-            return FeatureDataset(detector, dataset, config, mirror=split == "train")
-        if split == "train":
-            data = config.data
-            dataset.transform = build_transform(SIZE_HW[0], data.augment, data.rescale_boxes, data.flip_boxes)
-        return dataset
+    def source(split: str) -> FeatureDataset | PhaseImages:
+        train, data = split == "train", config.data
+        limit = data.limit if train else data.val_limit or data.eval_limit
+        dataset = PhaseImages(split, config, limit, mirrored=train and not cached)
+        return FeatureDataset(detector, dataset, config, mirrored=train) if cached else dataset
 
     def epoch_batches(epoch: int) -> DataLoader:
         generator.manual_seed(config.seed * 1_000_003 + epoch)
@@ -136,31 +224,33 @@ def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, l
         inputs, targets = batch
         outputs = model(inputs)
         heads, in_force = detector.heads, thresholds(detector, config, int(epoch))
-        return recorded_loss(outputs, targets, heads.applied_temperatures(), in_force, config, epoch, generator)
+        temperatures = heads.applied_temperatures()
+        loss, parts = recorded_loss(outputs, targets, temperatures, in_force, config, epoch, generator)
+        return loss, {name: torch.tensor(value) for name, value in parts.items()}
 
     def after_epoch(model: nn.Module, epoch: int) -> dict[str, float]:
         temperatures = detector.heads.applied_temperatures()
         row = {f"temperature_{name}": float(t.detach()) for name, t in zip(EXIT_NAMES, temperatures, strict=True)}
         collate = collate_maps if cached else collate_images
         batches_of_four = DataLoader(source("val"), 4, collate_fn=collate)
-        outputs = (model(inputs) for inputs, _ in batches_of_four)
+        outputs = ([maps.output() for maps in model(inputs)] for inputs, _ in batches_of_four)
         row |= validation_metrics(detector, config, outputs, epoch)
         if config.optim.keep == "best":
-            row["full_AP"] = coco_full_ap(detector, config, _validation_set(config))
+            val = PhaseImages("val", config, config.data.val_limit or config.data.eval_limit)
+            row["full_AP"] = coco_ap(val.coco, detect_exits(detector, val, 4)["full"], val.image_ids)["AP"]
         return row
 
     trained = detector.heads if cached else detector
-    history = fit(
+    trainer = Trainer(
         trained,
         step_loss,
-        epoch_batches,
-        config,
-        out,
-        resume=resume,
-        evaluate=after_epoch,
+        config.optim,
+        groups=parameter_groups(trained, config),
+        rate=learning_rate(config),
         after_step=detector.heads.project,
-        log=log,
     )
+    run = identity(config)
+    history = fit(trainer, epoch_batches, out, identity=run, resume=resume, evaluate=after_epoch, log=log)
     state = {"model": detector.state_dict(), "config": config.model_dump(mode="json"), "history": history}
     save_checkpoint(weights_path(out, config.phase), state)
     write_metrics(history, config.phase, out)
@@ -187,10 +277,15 @@ def routing_group(config: PhaseConfig) -> int:
 
 @torch.no_grad()
 def validation_metrics(
-    detector: RecordedDetector, config: PhaseConfig, outputs: Iterable[list[ExitMaps]], epoch: int
+    detector: RecordedDetector, config: PhaseConfig, outputs: Iterable[list[ExitOutput]], epoch: int
 ) -> dict[str, float]:
-    """Routing of an epoch on ``val``: shares, confidences over *all* images, hard and soft rates of single images."""
-    c = torch.cat([confidences(detector, config, maps) for maps in outputs])
+    """Routing of an epoch on ``val``: shares, confidences over *all* images, hard and soft rates of single images.
+
+    Args:
+        outputs: those of the three exits for each batch.
+    """
+    rule = config.confidence
+    c = torch.cat([torch.stack([confidence(detector.probability(o), rule) for o in batch], 1) for batch in outputs])
     in_force = tuple(float(t) for t in thresholds(detector, config, epoch))
     shares = exit_shares(first_exit_of_groups(c, in_force, routing_group(config)))
     row = {f"val_share_{name}": share for name, share in zip(EXIT_NAMES, shares, strict=True)}
@@ -205,13 +300,11 @@ def validation_metrics(
 
 def write_metrics(history: list[dict], phase: str, out: Path | str) -> None:
     """``train_metrics_phaseN.csv`` and ``val_metrics_phaseN.csv``, a line an epoch."""
-    for split in ("train", "val"):
-        chosen = [k for k in history[0] if k.startswith("val_") == (split == "val") and k not in ("epoch", "seconds")]
-        lines = [",".join(["epoch", *chosen])]
-        lines += [",".join(str(row[k]) for k in ("epoch", *chosen)) for row in history]
-        content = ("\n".join(lines) + "\n").encode()
+    frame = pd.DataFrame(history).set_index("epoch").drop(columns="seconds")
+    val = frame.columns.str.startswith("val_")
+    for split, columns in (("train", ~val), ("val", val)):
         path = Path(out) / f"{split}_metrics_phase{tag(phase)}.csv"
-        write_atomic(path, lambda file, content=content: file.write(content))
+        write_atomic(path, frame.loc[:, columns].to_csv)
 
 
 def publish(config: PhaseConfig, out: Path | str, folder: Path | str) -> None:
@@ -240,65 +333,37 @@ def load_phase(config: PhaseConfig, out: Path | str) -> RecordedDetector:
     return detector.eval()
 
 
-def exit_probability(detector: RecordedDetector, index: int, maps: ExitMaps) -> Tensor:
-    """Chair probability of each box at an exit with the exit's temperature, (B, A)."""
-    return probability_of_maps(maps.cls, detector.heads.applied_temperatures()[index])
+class Routed(NamedTuple):
+    """A phase on a split.
 
-
-def confidences(detector: RecordedDetector, config: PhaseConfig, outputs: list[ExitMaps]) -> Tensor:
-    """Confidence of each image at each exit, (B, 3)."""
-    return torch.stack(
-        [confidence(exit_probability(detector, k, maps), config.confidence) for k, maps in enumerate(outputs)], 1
-    )
-
-
-def _detections(maps: ExitMaps, targets: list[dict], config: PhaseConfig, category_id: int) -> dict[int, list[dict]]:
-    boxes = decoded_boxes(maps, config.targets.boxes, SIZE_HW)
-    kept = keep_best(boxes, probability_of_maps(maps.cls), SIZE_HW, nms_threshold=NMS_THRESHOLD)
-    pairs = zip(targets, kept, strict=True)
-    return {target["image_id"]: to_results(target["image_id"], d, category_id) for target, d in pairs}
-
-
-@torch.no_grad()
-def coco_full_ap(detector: RecordedDetector, config: PhaseConfig, dataset: DetectionDataset) -> float:
-    """AP of the full exit on a data set: it chooses the epoch under ``optim.keep: best``."""
-    detector.eval()
-    results: list[dict] = []
-    for images, targets in batches(dataset, 4):
-        rows = _detections(detector(images)[-1], targets, config, dataset.category_ids[0])
-        results += [r for image in rows.values() for r in image]
-    return coco_ap(dataset.coco, results, dataset.image_ids)["AP"]
-
-
-@torch.no_grad()
-def route_split(detector: RecordedDetector, config: PhaseConfig, split: str) -> dict:
-    """Run every exit on a split, then route with the thresholds in force at the end.
-
-    Returns:
-        ``confidences`` (N, 3), ``probabilities`` (N, 3): mean over the boxes after the
-        temperature, ``chosen`` (N,), ``results``: COCO results of each exit, ``routed``: those
-        of the routed system, and the ``dataset``.
+    Attributes:
+        coco: annotations of the split.
+        records: detections of every exit, ranked without temperature.
+        confidences: (N, 3).
+        probabilities: (N, 3), mean over the boxes after the temperature.
+        chosen: (N,), exit of each image.
     """
-    detector.eval()
-    dataset = DetectionDataset(
-        split, open_source(config.data), build_transform(SIZE_HW[0]), keep_crowd=True, limit=config.data.eval_limit
-    )
-    columns, means, results = [], [], {name: {} for name in EXIT_NAMES}
-    for images, targets in batches(dataset, 4):
-        outputs = detector(images)
-        columns.append(confidences(detector, config, outputs))
-        means.append(torch.stack([exit_probability(detector, k, m).mean(1) for k, m in enumerate(outputs)], 1))
-        for name, maps in zip(EXIT_NAMES, outputs, strict=True):
-            results[name] |= _detections(maps, targets, config, dataset.category_ids[0])
-    c = torch.cat(columns)
+
+    coco: COCO
+    records: ExitRecords
+    confidences: Tensor
+    probabilities: Tensor
+    chosen: Tensor
+
+
+@torch.no_grad()
+def route_split(detector: RecordedDetector, config: PhaseConfig, split: str) -> Routed:
+    """Run every exit on a split, then route with the thresholds in force at the end."""
+    source = open_source(config.data)
+    dataset = DetectionDataset(split, source, SIZE, keep_crowd=True, limit=config.data.eval_limit)
+    detections: dict[str, list[Detections]] = {name: [] for name in EXIT_NAMES}
+    c, means = ({name: [] for name in EXIT_NAMES} for _ in range(2))
+    for output, _, batch in detections_of_exits(detector, dataset, 4):
+        p = detector.probability(output)
+        detections[output.name] += batch
+        c[output.name].append(confidence(p, config.confidence))
+        means[output.name].append(p.mean(1))
+    c, means = (torch.stack([torch.cat(columns[name]) for name in EXIT_NAMES], 1) for columns in (c, means))
+    records = ExitRecords.of(split, (split_sha256(split, source), ""), dataset.image_ids, detections)
     chosen = first_exit_of_groups(c, final_thresholds(detector, config), routing_group(config))
-    routed = [r for i, k in zip(dataset.image_ids, chosen.tolist(), strict=True) for r in results[EXIT_NAMES[k]][i]]
-    flat = {name: [r for rows in by_image.values() for r in rows] for name, by_image in results.items()}
-    return {
-        "confidences": c,
-        "probabilities": torch.cat(means),
-        "chosen": chosen,
-        "results": flat,
-        "routed": routed,
-        "dataset": dataset,
-    }
+    return Routed(dataset.coco, records, c, means, chosen)

@@ -4,38 +4,17 @@ Recorded values come from ``data/record``, ours from ``phases.json``: the first 
 phase. A phase that was not run has a dash. Judging words are chosen from the numbers.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from eelib.config import ConfigError
-from eelib.model import EXIT_NAMES
 from studies.phases import analysis as record
+from studies.phases.config import EXIT_NAMES
 
 FEW, ALL = 0.05, 0.95  # shares of the images below and above which an exit counts as unused or as the only one
 TEMPERATURE_BOUNDS = (0.5, 3.0)  # of 1.8 and 1.9's clamp
 WARM_UP_EPOCHS = {"1-3": (1, 3), "4": (4, 4), "5-20": (5, 20)}
-
-
-def load_entries(path: Path | str) -> dict[str, dict]:
-    """Entries of ``phases.json`` by phase.
-
-    Raises:
-        ConfigError: the file, or a key of it, is missing.
-    """
-    try:
-        content = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such metrics file; run `make reproduce`") from None
-    entries = {}
-    for entry in content.get("phases", []):
-        for key in ("phase", "recorded", "runs", "agree", "mechanism_holds", "seeds"):
-            if key not in entry:
-                raise ConfigError(f"{path}: key 'phases[].{key}' is missing; run notebook 05b_scorecard again")
-        entries[entry["phase"]] = entry
-    return entries
 
 
 def _run(entries: Mapping[str, dict], phase: str) -> dict | None:
@@ -137,11 +116,11 @@ def timeline(entries: Mapping[str, dict]) -> pd.DataFrame:
     """Date, attempt, outcome and the cause of each phase."""
     lines = []
     for phase, row in record.final_values().iterrows():
-        told, run = record.narrative()["phases"][phase], _run(entries, phase)
+        story, run = record.narrative()["phases"][phase], _run(entries, phase)
         lines.append({
-            "phase": phase, "date": told["date"], "attempt": told["attempt"],
+            "phase": phase, "date": story["date"], "attempt": story["attempt"],
             "recorded": outcome(_recorded_shares(row)), "ours": outcome(run and run["exit_shares"]),
-            "cause": told["cause"],
+            "cause": story["cause"],
         })  # fmt: skip
     return _object(lines)
 
@@ -179,13 +158,13 @@ def problems(entries: Mapping[str, dict]) -> pd.DataFrame:
     """What each phase tried to solve, and what decided it."""
     lines = []
     for phase, row in record.final_values().iterrows():
-        told = record.narrative()["phases"][phase]
+        story = record.narrative()["phases"][phase]
         holds = None
         if phase in entries:
             holds = f"{entries[phase]['mechanism_holds']} of {entries[phase]['seeds']}"
         lines.append({
-            "phase": phase, "problem": told["problem"], "attempt": told["attempt"],
-            "recorded": outcome(_recorded_shares(row)), "cause": told["cause"], "predictions hold (seeds)": holds,
+            "phase": phase, "problem": story["problem"], "attempt": story["attempt"],
+            "recorded": outcome(_recorded_shares(row)), "cause": story["cause"], "predictions hold (seeds)": holds,
         })  # fmt: skip
     return _object(lines)
 
@@ -232,7 +211,7 @@ def all_tables(entries: Mapping[str, dict], history: pd.DataFrame | None) -> dic
     """The eight tables by file name.
 
     Args:
-        entries: of :func:`load_entries`.
+        entries: of :func:`studies.report.metrics_files.load_entries`.
         history: of 1.9, by :func:`read_history`.
     """
     return {

@@ -5,64 +5,24 @@ sentence that judges an outcome is chosen by a number. A key that a template ask
 metrics file lacks is an error that names both.
 """
 
-import json
 from pathlib import Path
 
 import jinja2
 import pandas as pd
 
+from eelib import tables
 from eelib.config import ConfigError
 from eelib.evaluate import decision
 from eelib.files import write_atomic
-from eelib.model import EXIT_NAMES
-from studies import tables
 from studies.compress.alternatives import clear, of_every_seed, verdict
+from studies.goals import load_goals
 from studies.phases import analysis as record
+from studies.phases.ablation import ablation_table, ladder_table
+from studies.phases.config import EXIT_NAMES
 from studies.report import comparison
+from studies.report.metrics_files import Values, load_entries, read_metrics
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Report to the metrics files without which it says nothing.
-REPORTS = {
-    "PHASE_COMPARISON_TABLE.md": ("phases.json",),
-    "EXECUTIVE_SUMMARY.md": ("baseline.json", "exits.json", "phases.json"),
-    "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md": ("baseline.json", "exits.json", "phases.json"),
-    "INFERENCE_ISSUES_PHASE1_4.md": ("detector_1_4.json", "phases.json"),
-}
-# Goals of the project: share of full AP at least, time relative to full at most.
-EXIT_GOALS = {"exit1": (0.75, 0.55), "exit2": (0.92, 0.72)}
-FULL_GOAL = 0.99  # AP of full / that of the baseline
-# Share of the way from random to the oracle at least; time relative to full, and relative AP, at 1 % of loss.
-ROUTING_GOALS = {"recovered": 0.60, "time": 0.75, "AP": -0.01}
-
-
-class Values(dict):
-    """A mapping of a metrics file whose missing keys are named with the file."""
-
-    def __init__(self, values: dict, file: Path | str, path: str = ""):
-        super().__init__({key: _wrap(value, file, f"{path}{key}") for key, value in values.items()})
-        self.origin = (file, path)
-
-    def __missing__(self, key: str):
-        file, path = self.origin
-        raise ConfigError(f"{file}: key '{path}{key}' is missing; run `make reproduce` again")
-
-
-def _wrap(value: object, file: Path | str, path: str) -> object:
-    if isinstance(value, dict):
-        return Values(value, file, f"{path}.")
-    if isinstance(value, list):
-        return [_wrap(item, file, f"{path}[{i}]") for i, item in enumerate(value)]
-    return value
-
-
-def read_metrics(path: Path) -> Values:
-    """A metrics file; :class:`ConfigError` when it is missing or not JSON."""
-    try:
-        return Values(json.loads(path.read_text()), path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such metrics file; run `make reproduce`") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
 
 
 def _of_the(released: str, metrics: Path, name: str, key: str = "checkpoint_sha256") -> Values | None:
@@ -70,8 +30,8 @@ def _of_the(released: str, metrics: Path, name: str, key: str = "checkpoint_sha2
     files = metrics / f"{released}.json", metrics / f"{name}.json"
     if not all(file.exists() for file in files):
         return None
-    weights, found = map(read_metrics, files)
-    return found if found.get(key) == weights["checkpoint_sha256"] else None
+    weights, study = map(read_metrics, files)
+    return study if study.get(key) == weights["checkpoint_sha256"] else None
 
 
 def paying(alternatives: Values) -> list[dict]:
@@ -84,18 +44,17 @@ def paying(alternatives: Values) -> list[dict]:
         alternatives: of ``compress.json``.
     """
     rows = []
-    for one in alternatives["with_exits"]:
-        seeds = [trained["points"] for trained in of_every_seed(alternatives, one["name"]).values()]
-        row: dict = {"name": one["name"], "seeds": len(seeds)}
+    for system in alternatives["with_exits"]:
+        seeds = [trained["points"] for trained in of_every_seed(alternatives, system["name"]).values()]
+        row: dict = {"name": system["name"], "seeds": len(seeds)}
         for hull in ("peers", "all"):
             key = f"minus_{hull}"
-            above = clear(one["points"], key)[0]
             budgets = [{b for p in clear(points, key)[0] for b in p["budgets"]} for points in seeds]
-            again = [sum(not found.isdisjoint(p["budgets"]) for found in budgets) for p in above]
-            row[hull] = {
-                "verdict": verdict(one["points"], key),
-                "above": [dict(p) | {"seeds": count} for p, count in zip(above, again, strict=True)],
-            }
+            above = [
+                dict(p) | {"seeds": sum(not clear_at.isdisjoint(p["budgets"]) for clear_at in budgets)}
+                for p in clear(system["points"], key)[0]
+            ]
+            row[hull] = {"verdict": verdict(system["points"], key), "above": above}
         rows.append(row)
     return rows
 
@@ -113,17 +72,19 @@ def seeds_beside_goals(training: Values) -> list[dict]:
     rows = [row for row in training["seeds"] if row["training"] != "baseline"]
     if len({row["training"] for row in rows}) < 2:
         return []
-    goals = {name: goal for name, (goal, _) in EXIT_GOALS.items()} | {"full": FULL_GOAL}
-    found = []
-    for name, goal in goals.items():
-        of = "baseline" if name == "full" else "full"
-        shares = [row[f"share_of_{of}"] for row in rows if row["exit"] == name]
-        found.append({"exit": name, "of": of, "shares": shares, "goal": goal})
-    return found
+    table = []
+    for name, goal in load_goals()["exits"].items():
+        shares = [row[f"share_of_{goal['of']}"] for row in rows if row["exit"] == name]
+        table.append({"exit": name, "of": goal["of"], "shares": shares, "goal": goal["AP_share"]})
+    return table
 
 
 def _per_cent(share: float) -> str:
     return f"{100 * share:.0f} %"
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f} %"
 
 
 def _gate(value: float, least: float) -> str:
@@ -132,11 +93,7 @@ def _gate(value: float, least: float) -> str:
 
 
 def _at_most(value: float, most: float) -> str:
-    return "met" if value <= most else f"missed by {tables.rounded(value - most)}"
-
-
-def _signed(share: float) -> str:
-    return f"{100 * share:+.1f} %"
+    return _gate(-value, -most)
 
 
 def _share_gate(share: float, least: float) -> str:
@@ -150,112 +107,139 @@ def _seeds(count: int, of: int) -> str:
     return f"in none of {of} seeds" if count == 0 else f"in {count} of {of} seeds"
 
 
-def _plural(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
+def _plural(count: int, singular: str, plural: str) -> str:
+    return f"{count} {singular if count == 1 else plural}"
+
+
+def _table(rows: object) -> str:
+    return tables.markdown(pd.DataFrame(rows))
 
 
 def causal_means(causal: Values) -> pd.DataFrame:
     """Means over seeds of each variant of the causal ladder, a row a variant."""
-    frame = tables.causal(causal["runs"]).drop(columns="seed")
+    frame = ladder_table(causal["runs"]).drop(columns="seed")
     means = frame.groupby("variant", sort=False).mean().reset_index()
     shares = [{name: row[f"{name} %"] / 100 for name in EXIT_NAMES} for _, row in means.iterrows()]
     means.insert(1, "outcome", [comparison.outcome(s) for s in shares])
     return means
 
 
-def context(metrics: Path, published: Path) -> dict:
-    """Everything that a template may name.
-
-    Args:
-        metrics: folder of the metrics files.
-        published: folder of the runs by epoch.
-    """
-    entries = {}
-    if (metrics / "phases.json").exists():
-        comparison.load_entries(metrics / "phases.json")
-        entries = {e["phase"]: e for e in read_metrics(metrics / "phases.json")["phases"]}
-    told, final, rules = record.narrative(), record.final_values(), record.phase_rules()
+def _phases(metrics: Path) -> dict:
+    """Our runs of the nine phases, as far as there are any: entries by phase, and which agree and hold."""
+    path, final = metrics / "phases.json", record.final_values()
+    entries = load_entries(path) if path.exists() else {}
     nine = {phase: entry for phase, entry in entries.items() if phase in final.index}
-    causal, ablation = (_of_the("baseline", metrics, name) for name in ("causal", "ablation"))
-    routing, guarantee, seen = (_of_the("exits", metrics, name) for name in ("routing", "guarantee", "predictability"))
-    training = _of_the("exits", metrics, "training")
-    alternatives = _of_the("exits", metrics, "compress", "exits_sha256")
-    built = comparison.all_tables(entries, comparison.read_history(published, "1.9"))
+    return {
+        "nine": nine,
+        "agreeing": [phase for phase, entry in nine.items() if entry["agree"] == entry["seeds"]],
+        "holding": [phase for phase, entry in nine.items() if entry["mechanism_holds"] == entry["seeds"]],
+        "stories": record.narrative()["phases"],
+    }
+
+
+def _record() -> dict:
+    """The record's own numbers: final rows and outcomes by phase, what the rules can give, one constant in all."""
+    final, rules = record.final_values(), record.phase_rules()
     constant = record.constant_against_threshold(rules, 0.46)
     return {
-        "entries": entries,
-        "nine": nine,
-        "agreeing": [p for p, e in nine.items() if e["agree"] == e["seeds"]],
-        "holding": [p for p, e in nine.items() if e["mechanism_holds"] == e["seeds"]],
-        "best_phase_ap": max((e["runs"][0]["AP"] for e in nine.values()), default=None),
-        "told": told["phases"],
-        "claims": tables.markdown(pd.DataFrame(told["claims"])),
-        "slips": tables.markdown(pd.DataFrame(told["slips"])),
         "final": {phase: row.to_dict() for phase, row in final.iterrows()},
         "outcomes": {
             phase: comparison.outcome({n: row[f"val_fraction_{n}"] for n in EXIT_NAMES})
             for phase, row in final.iterrows()
         },
         "ranges": {phase: record.attainable_range(rule) for phase, rule in rules.items()},
-        "tables": {name: tables.markdown(frame) for name, frame in built.items()},
         "constant": constant,
         "constant_agrees": int(constant["agrees"].sum()),
         "constant_differs": constant["phase"][~constant["agrees"]].tolist(),
-        "weights": record.recovered_weights(final.drop(index="1.9")),
-        "weight_full_1_9": float(record.recovered_full_weight(final)["1.9"]),
-        "fixed_point": record.soft_fixed_point(),
-        "gate_factor": float(record.gate_factor(0)),
-        "floor": record.column_pair_floor(6),
-        "causal": causal,
-        "causal_table": None if causal is None else tables.markdown(causal_means(causal)),
-        "causal_rows": None if causal is None else causal_means(causal).to_dict("records"),
-        "ablation": ablation,
-        "ablation_table": None if ablation is None else tables.markdown(tables.ablation(ablation["variants"])),
-        "routing": routing,
-        "guarantee": guarantee,
-        "seen": seen,
+    }
+
+
+def _measured(metrics: Path) -> dict:
+    """Studies of the present weights, None where there is none of them, and the goals."""
+    causal, training = _of_the("baseline", metrics, "causal"), _of_the("exits", metrics, "training")
+    alternatives = _of_the("exits", metrics, "compress", "exits_sha256")
+    goals = load_goals()
+    return {
+        "causal_rows": causal and causal_means(causal).to_dict("records"),
+        "ablation": _of_the("baseline", metrics, "ablation"),
+        "routing": _of_the("exits", metrics, "routing"),
+        "guarantee": _of_the("exits", metrics, "guarantee"),
+        "foreseen": _of_the("exits", metrics, "predictability"),
         "repeated": training and seeds_beside_goals(training),
         "paying": alternatives and paying(alternatives),
-        "detector_record": tables.markdown(pd.read_csv(record.FOLDER / "detector_1_4.csv")),
-        "exit_goals": EXIT_GOALS,
-        "routing_goals": ROUTING_GOALS,
+        "exit_goals": {name: goal for name, goal in goals["exits"].items() if "time" in goal},
+        "full_goal": goals["exits"]["full"]["AP_share"],
+        "routing_goals": goals["routing"],
+    }
+
+
+def _comparison(metrics: Path, published: Path) -> dict:
+    phases = _phases(metrics)
+    built = comparison.all_tables(phases["nine"], comparison.read_history(published, "1.9"))
+    return phases | {"tables": built}
+
+
+def _summary(metrics: Path, _: Path) -> dict:
+    phases = _phases(metrics)
+    best = max((entry["runs"][0]["AP"] for entry in phases["nine"].values()), default=None)
+    return phases | _record() | _measured(metrics) | {"best_phase_ap": best}
+
+
+def _analysis(metrics: Path, _: Path) -> dict:
+    final, narrative, measured = record.final_values(), record.narrative(), _measured(metrics)
+    ablation = measured["ablation"]
+    analysis = {
+        "claims": narrative["claims"],
+        "slips": narrative["slips"],
+        "weights": record.recovered_weights(final.drop(index="1.9")),
+        "weight_full_1_9": float(record.recovered_full_weight(final)["1.9"]),
+        "floor": record.column_pair_floor(6),
+        "ablation_rows": ablation and ablation_table(ablation["variants"]),
         "exit_names": EXIT_NAMES,
-    }  # fmt: skip
+    }
+    return _phases(metrics) | _record() | measured | analysis
+
+
+def _detector(metrics: Path, _: Path) -> dict:
+    return _phases(metrics) | _record() | {"detector_record": pd.read_csv(record.FOLDER / "detector_1_4.csv")}
+
+
+# Report to the metrics files without which it says nothing, and what else its template names.
+REPORTS = {
+    "PHASE_COMPARISON_TABLE.md": (("phases",), _comparison),
+    "EXECUTIVE_SUMMARY.md": (("baseline", "exits", "phases"), _summary),
+    "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md": (("baseline", "exits", "phases"), _analysis),
+    "INFERENCE_ISSUES_PHASE1_4.md": (("detector_1_4", "phases"), _detector),
+}
 
 
 def environment() -> jinja2.Environment:
     """Templates with strict names; a filter formats, a function judges."""
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
     env.filters |= {"num": tables.rounded, "pct": _per_cent, "signed": _signed, "shares": comparison.shares_text}
-    env.globals |= {
-        "gate": _gate,
-        "share_gate": _share_gate,
-        "at_most": _at_most,
-        "seeds": _seeds,
-        "plural": _plural,
-        "decision": decision,
-        "outcome": comparison.outcome,
-    }
+    env.filters["table"] = _table
+    env.globals |= {"gate": _gate, "share_gate": _share_gate, "at_most": _at_most, "seeds": _seeds}
+    env.globals |= {"plural": _plural, "decision": decision, "outcome": comparison.outcome}
     return env
 
 
 def render(name: str, metrics: Path | str, published: Path | str) -> str:
     """Text of one report.
 
+    Args:
+        metrics: folder of the metrics files.
+        published: folder of the runs by epoch.
+
     Raises:
         ConfigError: a metrics file, or a key of one, is missing.
     """
-    files = {file.removesuffix(".json"): read_metrics(Path(metrics) / file) for file in REPORTS[name]}
-    values = context(Path(metrics), Path(published)) | {key: v for key, v in files.items() if key != "phases"}
+    needed, context = REPORTS[name]
+    files = {file: read_metrics(Path(metrics) / f"{file}.json") for file in needed}
     try:
-        return environment().get_template(f"{name}.j2").render(values)
+        return environment().get_template(f"{name}.j2").render(context(Path(metrics), Path(published)) | files)
     except jinja2.UndefinedError as error:
         raise ConfigError(f"{TEMPLATES / name}.j2: {error.message}") from None
 

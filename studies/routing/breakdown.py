@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
+import pandas as pd
 from pycocotools.coco import COCO
 
 from eelib.config import resolve
@@ -19,7 +18,6 @@ from eelib.data import load_split
 from eelib.records import records_of
 from eelib.routed_ap import ALL_AREAS, AREAS, RoutedAP, bootstrap, interval, resample, scenes_of
 from eelib.routing import Split
-from studies.figures import EXIT_COLOURS, TEXT_WIDTH_IN
 
 
 def only_model(coco: COCO, model: str) -> COCO:
@@ -165,34 +163,21 @@ def _ratio(key: str, value: float, whole: float, samples: np.ndarray, whole_samp
     return {key: value / whole, f"{key}_interval": interval(samples / whole_samples)}
 
 
-def ap_dots(
-    values: Mapping[str, Mapping[str, tuple[float, float, float]]], baseline: float | None = None, of: str = "test"
-) -> Figure:
-    """AP with its 95 % interval, a line a group and a colour a system.
+def trainings_table(rows: list[dict]) -> pd.DataFrame:
+    """Detectors side by side, a line an exit: AP with interval, shares, difference to the first.
 
     Args:
-        values: ``values[group][system]`` is AP and the ends of its interval; what is no exit is black.
-        baseline: AP of the detector without exits, drawn as a line.
-        of: the images that AP is measured on.
+        rows: of :func:`compare_detectors`.
     """
-    systems = list(dict.fromkeys(system for row in values.values() for system in row))
-    height = 0.5 if len(values) < 8 else 0.3
-    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, height * len(values) + 1.0))
-    if baseline is not None:
-        axis.axvline(baseline, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-        axis.annotate(" baseline", (baseline, 1), xycoords=("data", "axes fraction"), va="bottom", fontsize=7)
-    for k, system in enumerate(systems):
-        colour = EXIT_COLOURS.get(system, "black")
-        shift = (k - (len(systems) - 1) / 2) * 0.7 / len(systems)
-        rows = [(y + shift, *row[system]) for y, row in enumerate(values.values()) if system in row]
-        for y, _, low, high in rows:
-            axis.plot([low, high], [y, y], color=colour, linewidth=1.2)
-        axis.scatter([ap for _, ap, _, _ in rows], [y for y, *_ in rows], color=colour, s=16, zorder=3, label=system)
-    axis.set_yticks(range(len(values)), values)
-    axis.set_ylim(len(values) - 0.5, -0.5)
-    axis.tick_params(axis="y", length=0)
-    axis.set_xlim(left=0)
-    axis.set_xlabel(f"AP[.50:.95] on {of}")
-    if len(systems) > 1:
-        figure.legend(*axis.get_legend_handles_labels(), ncols=len(systems), loc="outside upper left")
-    return figure
+    names = {"training": "training", "exit": "exit", "AP": "AP", "AP_interval": ("low", "high"), "AP50": "AP50"}
+    names |= {"share_of_full": "/ own full", "share_of_baseline": "/ baseline"}
+    names |= {"share_of_baseline_interval": ("at least", "at most")}
+    names |= {"minus_first": "minus first", "minus_first_interval": ("from", "to")}
+    lines = []
+    for row in rows:
+        line = {}
+        for key, name in names.items():
+            value = row.get(key)
+            line |= {name: value} if isinstance(name, str) else dict(zip(name, value or (None, None), strict=True))
+        lines.append(line)
+    return pd.DataFrame(lines).astype({key: object for key in ("minus first", "from", "to")})

@@ -2,14 +2,11 @@
 
 import numpy as np
 import pytest
-from synthetic import NAMES, annotations
 
-from eelib.config import ROOT, ConfigError, load, read_yaml
-from eelib.evaluate import coco_ap
-from eelib.routed_ap import RoutedAP
-from studies import figures, tables
-from studies.phases import ablation
-from studies.phases.causal import ladder
+from eelib.config import ROOT, ConfigError, read_yaml
+from studies.phases import ablation, figures
+from studies.phases.ablation import ladder
+from studies.phases.config import load
 
 STUDY = read_yaml(ROOT / "params" / "ablation.yaml")
 BASE = ROOT / STUDY["base"]
@@ -73,26 +70,11 @@ def test_summary_by_hand():
         "Alone destroys detection: blind.",
         "Alone makes the routing all or nothing: stuck.",
     ]
-    table = tables.ablation([working, blind, stuck])
+    table = ablation.ablation_table([working, blind, stuck])
     assert table["destroys detection"].tolist() == ["", "yes", ""] and table["seeds"].tolist() == [2, 2, 2]
     left, middle, _ = figures.ablation_dots([working, blind, stuck]).axes
     assert [t.get_text() for t in left.get_yticklabels()] == ["working", "blind", "stuck"]
     assert middle.get_xlim()[1] > 1
-
-
-def test_match_flags_of_results_give_pycocotools_ap():
-    coco = annotations({1: [[0, 0, 50, 50]], 2: [], 3: [[10, 10, 40, 40], [100, 100, 60, 60]]})
-
-    def result(image, box, score):
-        return {"image_id": image, "category_id": 62, "bbox": box, "score": score}
-
-    good = [result(1, [0, 0, 50, 48], 0.9), result(2, [5, 5, 9, 9], 0.8), result(3, [100, 101, 60, 58], 0.3)]
-    found = {"exit1": [], "exit2": good[:2], "full": good}
-    records = ablation._as_records(found, [1, 2, 3], load(BASE))
-    assert records.exit_names == NAMES and records.counts.tolist() == [[0, 0, 0], [1, 1, 0], [1, 1, 1]]
-    evaluator = RoutedAP(records, coco)
-    for k, rows in enumerate(found.values()):
-        assert evaluator.of_exit(k) == pytest.approx(coco_ap(coco, rows)["AP"], abs=1e-9)
 
 
 def test_a_stopped_study_goes_on(tmp_path, monkeypatch):

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
+from eelib.splits import prepare
 from synthetic import NAMES, annotations, noisy, records
 
 from eelib.evaluate import coco_ap, to_results
-from eelib.routed_ap import RoutedAP, resample
-from eelib.routing import prepare
-from studies import tables
-from studies.routing import breakdown
+from eelib.routed_ap import resample
+from studies import breakdown
 
 COSTS = (0.5, 0.7, 1.0)
 
@@ -41,7 +40,7 @@ def results(split, chosen, ids):
 
 
 def test_every_tag_equals_pycocotools_on_its_images(split, rows):
-    parts, systems = rows
+    found, systems = rows
     groups = breakdown.groups_of(split)
     assert groups["dark True"].sum() == 12 and groups["clutter high"].sum() == 12 and groups["blur 0.7"].sum() == 8
     for row in parts:
@@ -100,13 +99,8 @@ def test_detectors_side_by_side(split, monkeypatch):
     assert full["share_of_baseline"] == 1 and full["share_of_baseline_interval"] == [1, 1]
     assert "minus_first" not in full and found[-1]["minus_first"] == 0 and found[-1]["minus_first_interval"] == [0, 0]
     assert found[1]["share_of_full"] == pytest.approx(found[1]["AP"] / full["AP"])
-    table = tables.trainings(found)
+    table = breakdown.trainings_table(found)
     assert table["training"].tolist() == [row["training"] for row in found] and table["low"][1] <= table["AP"][1]
-    seeds = tables.seeds(found).set_index("seed")
-    assert seeds.index.tolist() == ["frozen", "joint", "mean", "standard deviation"]
-    assert seeds["exit1"]["mean"] == pytest.approx(found[1]["AP"]) and seeds["full"]["standard deviation"] == 0
-    assert seeds["full / baseline"]["joint"] == 1
-    assert seeds["exit1 / full"]["joint"] == pytest.approx(found[1]["share_of_full"])
     dots = {
         t: {r["exit"]: (r["AP"], *r["AP_interval"]) for r in found if r["training"] == t} for t in ("frozen", "joint")
     }

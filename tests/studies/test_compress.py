@@ -2,23 +2,22 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
 from eelib.__main__ import main
-from eelib.checkpoints import TrainingError, load_released, save_checkpoint
+from eelib.checkpoints import load_released, save_checkpoint
 from eelib.config import ROOT, ConfigError
 from eelib.records import record
 from studies.compress import alternatives, search, variants
 from studies.compress import study as compress
-from studies.compress.plane import alternatives_plane
-from studies.compress.systems import System, session_records, system
+from studies.compress.systems import export_system, measure_times, session_records
 from studies.compress.variants import RELEASED, Variant, distilling_step, fine_tuning, folder_of, load_config
 
 PARAMS = ROOT / "params" / "compress.yaml"
-ALL_OF_256 = ("input_256", "input_256 int8", "exits on input_256", "exits on input_256 int8")
+EARLY = ("exit1", "exit2")
+LOOKS_MS = {"suppression": 3.0, "observation": 5.0}
 
 
 def write(tmp_path, **changes):
@@ -47,7 +46,6 @@ def test_the_parameter_file_is_valid():
         ({"variants": {"a": {}}}, "key 'search.widths' names 'width_75', which is no variant"),
         ({"seeds": [1, 1]}, "key 'seeds' is .1, 1.; expected different seeds, none of them 'seed'"),
         ({"seeds": [0, 1]}, "key 'seeds' is .0, 1."),
-        ({"importance": "luck"}, "key 'importance' is 'luck'"),
         ({"trials": 3}, "key 'trials' is 3"),
     ],
 )
@@ -77,14 +75,6 @@ def test_missing_and_foreign_checkpoints_are_refused(tmp_path, capsys):
     assert "--only width_99: expected search or one of width_75" in capsys.readouterr().err
 
 
-def test_the_hull_of_two_static_systems_by_hand():
-    costs, static = np.array([0.5, 1.0]), np.array([[0.2, 0.4], [0.3, 0.3]])
-    # half way in time: (0.2 + 0.4) / 2, and 0.3 where the slower one gains nothing
-    assert compress.hull_gap(0.75, np.array([0.35, 0.25]), costs, static) == pytest.approx([0.05, -0.05])
-    assert compress.hull_gap(1.2, np.array([0.5, 0.5]), costs, static) == pytest.approx([0.1, 0.2])
-    assert compress.hull_gap(0.4, np.array([0.1, 0.1]), costs, static) is None
-
-
 def test_the_verdict_counts_what_is_clear_of_the_hull():
     points = [
         {"time_ratio": 0.4, "minus_all": None},
@@ -102,9 +92,9 @@ def test_the_verdict_counts_what_is_clear_of_the_hull():
 
 def test_the_best_variant_is_chosen_inside_the_budget():
     trained = {
-        "slow": {"val_AP": 0.3, "predicted_ratio": 0.9},
-        "good": {"val_AP": 0.2, "predicted_ratio": 0.7},
-        "fast": {"val_AP": 0.2, "predicted_ratio": 0.5},
+        "slow": {"val_AP": 0.3, "ratio_at_choice": 0.9},
+        "good": {"val_AP": 0.2, "ratio_at_choice": 0.7},
+        "fast": {"val_AP": 0.2, "ratio_at_choice": 0.5},
     }
     assert compress.best_variant(trained, 0.75) == "fast"
     assert compress.best_variant(trained, 1.0) == "slow"
@@ -116,19 +106,6 @@ def test_kinds():
     assert all(compress.kind_of("v", {"v": Variant(**values)}) == kind for kind, values in cases.items())
     assert compress.kind_of("v", {"v": Variant(width=0.5, size=256)}) == "mixed"
     assert compress.kind_of("searched", {}) == "search"
-
-
-def test_time_of_a_candidate_is_the_sum_of_its_segments():
-    pieces = {"trunk 0-8": 4.0, "trunk 8-10": 1.0, "trunk 10-12": 2.0, "trunk 12-13": 0.5, "exit1": 0.3, "exit2": 0.2}
-    table = {"released 320": pieces | {"tail 6": 3.0, "tail 4": 2.5}}
-    late = Variant(cuts=(10, 12), maps=4)
-    found = search.predicted_ms(table, RELEASED, late, exits=True)
-    assert found == pytest.approx({"exit1": 5.3, "exit2": 7.5, "full": 10.5})
-    assert search.predicted_ms(table, RELEASED, late, exits=False) == pytest.approx({"full": 10.0})
-    with pytest.raises(TrainingError, match=r"no 'released' of 256 px with 6 maps and cuts \(8, 12\)"):
-        search.predicted_ms(table, RELEASED, Variant(size=256), exits=True)
-    with pytest.raises(TrainingError, match=r"cuts \(9, 12\)"):
-        search.predicted_ms(table, RELEASED, Variant(cuts=(9, 12)), exits=True)
 
 
 def test_the_search_chooses_by_full_inside_the_budget():
@@ -148,25 +125,26 @@ def test_a_student_that_is_its_teacher_has_only_its_own_loss():
     batch = images, [{"boxes": torch.tensor([[40.0, 40, 140, 160]])}]
     step = distilling_step(fine_tuning(config, 320), teacher, weight=1.0)
     loss, parts = step(teacher.eval(), batch, 0.0)
-    assert parts["distilled_classes"] == pytest.approx(0, abs=1e-5)
-    assert parts["distilled_boxes"] == 0
-    assert float(loss.detach()) == pytest.approx(parts["classification"] + parts["bbox_regression"], abs=1e-4)
+    assert parts["full_distilled_classes"] == pytest.approx(0, abs=1e-5)
+    assert parts["full_distilled_boxes"] == 0
+    own = parts["full_classification"] + parts["full_bbox_regression"]
+    assert float(loss.detach()) == pytest.approx(own, abs=1e-4)
 
 
 @torch.no_grad()
 def test_records_of_an_export_are_what_the_session_detects(tmp_path):
-    from eelib.data import DetectionDataset, as_input, build_transform
+    from eelib.data import DetectionDataset, as_input
     from eelib.deploy.runtime import forced
 
     model = load_released(ROOT / "checkpoints" / "exits.pth")
     state = {"model": model.state_dict(), "plan": model.plan | {"size": 224}}
     config = fine_tuning(load_config(PARAMS), 224).model_dump(mode="json")
     path = save_checkpoint(tmp_path / "small.pth", state | {"config": config})
-    one = system("small", "exits", path, tmp_path / "export")
-    records = session_records(one, "val", 2)
-    session = one.session()
+    system = export_system("small", "exits", path, tmp_path / "export")
+    records = session_records(system, "val", 2)
+    session = system.session()
     assert session.size == 224 and records.exit_names == ("exit1", "exit2", "full")
-    dataset = DetectionDataset("val", transform=build_transform(224), limit=2)
+    dataset = DetectionDataset("val", size=224, limit=2)
     array = as_input(dataset[1][0][None]).contiguous().numpy()
     (mine,) = session.detect(array, forced("exit2"))
     theirs = records.detections(1, 1)
@@ -178,26 +156,62 @@ def test_records_of_an_export_are_what_the_session_detects(tmp_path):
     torch.testing.assert_close(records.evidence[:, :, :2], eager.evidence[:, :, :2], rtol=0, atol=2e-3)
     torch.testing.assert_close(records.column("agreement"), eager.column("agreement"), rtol=0, atol=2e-2)
     torch.testing.assert_close(records.column("box_certainty"), eager.column("box_certainty"), rtol=0, atol=1e-3)
-    again = session_records(one, "val", 2)
+    again = session_records(system, "val", 2)
     assert torch.equal(again.scores[0], records.scores[0])
 
 
-def test_a_variant_is_trained_once(tmp_path, monkeypatch):
-    """Training is what `fit` tests; here: what is kept, and that it is not made again."""
+SMALL = {
+    "train.images": 8, "train.epochs": 1, "train.compile": False, "limit": 8, "repeats": 2, "resamples": 4,
+    "budgets": [0.5, 1.0], "seeds": [1], "variants": {"input_96": {"size": 96}}, "search.widths": [RELEASED],
+}  # fmt: skip
 
-    def no_training(model, *args, **kwargs):
-        return [{"epoch": 1, "seconds": 1.5}]
 
-    monkeypatch.setattr(variants, "fit", no_training)
-    settings = {"out": str(tmp_path), "importance": "bn_scale", "limit": 2, "train.images": 8}
-    config, lines = load_config(PARAMS, settings), []
-    folder = variants.train_variant("width_75", config, log=lines.append)
-    static, whole = load_released(folder / "static.pth"), load_released(folder / "variant.pth")
-    assert static.exit_names == ("full",) and whole.exit_names == ("exit1", "exit2", "full")
-    assert all(torch.equal(v, whole.state_dict()[k]) for k, v in static.state_dict().items())
-    assert json.loads((folder / "variant.json").read_text())["seconds"] == 1.5
-    variants.train_variant("width_75", config, log=lines.append)
-    assert lines == ["training width_75"]
+def test_from_training_to_the_closing_table_on_eight_images(tmp_path):
+    """One small variant stands for all: its float export under every name that the study gives it."""
+    lines, config = [], load_config(PARAMS, SMALL | {"out": str(tmp_path)})
+    folder = variants.train_variant("input_96", config, log=lines.append)
+    variants.train_heads(folder, config, log=lines.append)
+    trained = len(lines)
+    assert variants.train_variant("input_96", config, log=lines.append) == folder
+    variants.train_heads(folder, config, log=lines.append)
+    assert len(lines) == trained  # what is trained is read
+    alone, whole = load_released(folder / "static.pth"), load_released(folder / "variant.pth")
+    assert alone.exit_names == ("full",) and whole.exit_names == ("exit1", "exit2", "full")
+    assert all(torch.equal(v, whole.state_dict()[k]) for k, v in alone.state_dict().items())
+
+    static = export_system("input_96", "input", folder / "static.pth", folder / "export_static")
+    exits = export_system("exits on input_96", "exits", folder / "exits.pth", folder / "export_exits")
+    int8 = [s._replace(name=f"{s.name} int8") for s in (static._replace(kind="int8"), exits)]
+    again = [static, int8[0], exits, int8[1]]
+    systems = compress.Systems([static._replace(name="full", kind="full"), static, int8[0]], again[2:], {1: again})
+    measured = measure_times([static, exits], 2)
+    exit_ms = {"exit1": 5.0, "exit2": 8.0, "full": 10.0, **{f"{look} at {e}": 1.0 for look in LOOKS_MS for e in EARLY}}
+    names = [*systems.static, *systems.with_exits]
+    times = {(s.name, name): {"median_ms": ms} for s in names for name, ms in exit_ms.items()}
+    assert measured.keys() <= times.keys()  # what is timed is what is read; how long it took decides nothing here
+    report = compress.measure_all(config, systems, times, log=lines.append)
+    assert [row["name"] for row in report["static"]] == ["full", "input_96", "input_96 int8"]
+    assert report["static"][0]["time_ratio"] == 1.0
+    assert {row["AP_minus_full"] for row in report["static"]} == {0.0}  # the same weights under three names
+    for system in report["with_exits"]:
+        assert list(system["exits"]) == ["exit1", "exit2", "full"]
+        assert sum((point["budgets"] for point in system["points"]), []) == config.budgets
+        assert all(sum(point["exit_shares"].values()) == pytest.approx(1) for point in system["points"])
+    # the other seed has the same weights here, so it stands where the first does
+    (seed,) = report["seeds"]
+    assert [row["name"] for row in seed["static"]] == ["input_96", "input_96 int8"]
+    assert seed["with_exits"] == report["with_exits"]
+    compress.save(report, tmp_path)
+    assert json.loads((tmp_path / "metrics" / "static.json").read_text())["peers"][1]["name"] == "input_96"
+    assert len(alternatives.table(report)) == 3 + 2 * 3
+
+
+def test_who_reads_boxes_pays_for_all_exits_asked():
+    """At 100 ms: suppression 3, observation 5. Leaving at exit1 adds 2 to its own time, which holds the suppression."""
+    looks = [(f"{what} at {name}", ms) for name in EARLY for what, ms in LOOKS_MS.items()]
+    times = {("s", look): {"median_ms": ms} for look, ms in looks}
+    ratios = compress.passed_ratios(times, "s", ("exit1", "exit2", "full"), 100.0)
+    assert ratios == pytest.approx([0.02, 0.07, 0.10])
 
 
 def report():
@@ -227,9 +241,9 @@ def test_the_closing_table_and_the_winners_by_hand():
 
 def test_seeds_are_counted_one_by_one():
     found, gaps = report(), ([0.01, 0.02], [-0.01, 0.02])
-    for one in found["with_exits"]:
-        one["name"] = "exits on width_50"
-        one["points"] = [p | {"minus_peers": gaps[0], "minus_all": gaps[1]} for p in one["points"]]
+    for system in found["with_exits"]:
+        system["name"] = "exits on width_50"
+        system["points"] = [p | {"minus_peers": gaps[0], "minus_all": gaps[1]} for p in system["points"]]
     other = {**found["with_exits"][0], "points": [{"time_ratio": 0.6, "minus_peers": None, "minus_all": gaps[0]}]}
     found |= {
         "compress": {"seed": 3},
@@ -243,72 +257,6 @@ def test_seeds_are_counted_one_by_one():
     ]
     assert table["AP full"].tolist() == [0.3, 0.3] and table["AP without exits"].tolist() == [0.2, 0.25]
     assert alternatives.seeds(found | {"seeds": []}).empty
-
-
-def test_the_systems_of_the_best_alternative_are_known_by_the_names_that_seeds_replace(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        compress, "system", lambda name, kind, weights, folder, int8=0: System(name, kind, weights, folder)
-    )
-    config = load_config(PARAMS)
-    for best in ("input_256", "searched"):
-        folders = {name: tmp_path / name for name in ("searched", *config.variants)}
-        variants_ = config.variants | {"searched": Variant(width=0.75)}
-        static, with_exits = compress.systems_of(config, {"folders": folders, "variants": variants_, "best": best})
-        assert static[0].name == "full" and with_exits[0].name == "exits"  # what times and 07 go by
-        names = [one.name for one in static]
-        assert len(set(names)) == len(names) and {best, f"{best} int8"} <= set(names)
-        assert [one.name for one in with_exits[2:]] == [f"exits on {best}", f"exits on {best} int8"]
-        assert compress.systems_on(best, tmp_path, config)[1].kind == "int8"
-
-
-def test_another_seed_stands_among_the_static_systems_in_place_of_the_first(monkeypatch):
-    """Its own float and int8 take their columns, whatever their order, and the first one's samples stay."""
-    seen, values = [], {"full": {"AP": 0.2, "AP50": 0.4, "AP_interval": [0.1, 0.3], "time_ratio": 0.5}}
-    rows = [{"name": n} for n in ("full", "input_256", "full int8", "input_256 int8")]
-    samples = np.zeros((3, 4))
-    monkeypatch.setattr(compress, "session_records", lambda *a: None)
-    monkeypatch.setattr(compress, "systems_on", lambda name, *a: [System(n, "k", None, None) for n in ALL_OF_256])
-    monkeypatch.setattr(
-        compress, "exit_rows", lambda one, *a: (values, np.full((3, 1), ALL_OF_256.index(one.name) + 1))
-    )
-    monkeypatch.setattr(
-        compress, "routed_rows", lambda one, c, t, truth, rows, samples: seen.append(samples[0].tolist()) or one.name
-    )
-    row = compress.seed_row(1, None, load_config(PARAMS), "input_256", {}, None, rows, samples)
-    assert row["with_exits"] == ["exits on input_256", "exits on input_256 int8"]
-    assert seen == [[0, 1, 0, 2]] * 2 and not samples.any()
-    assert [one["name"] for one in row["static"]] == ["input_256", "input_256 int8"] and row["static"][0]["AP"] == 0.2
-
-
-def test_who_reads_boxes_pays_for_all_exits_asked(monkeypatch):
-    """At 100 ms: suppression 3, observation 5. Leaving at exit1 adds 2 to its own time, which holds the suppression."""
-
-    class NoDetector:
-        def __init__(self, *_):
-            self.exits = 3
-
-        def eval(self):
-            return self
-
-    class Records(list):
-        exit_names = ("exit1", "exit2", "full")
-
-    monkeypatch.setattr(compress, "RoutedAP", NoDetector)
-    monkeypatch.setattr(compress, "load_released", NoDetector)
-    monkeypatch.setattr(compress, "macs", lambda *_: 0)
-    monkeypatch.setattr(compress, "bootstrap", lambda *_: np.zeros((2, 3)))
-    monkeypatch.setattr(compress, "_scores", lambda *_: {})
-    times = {("s", name): {"median_ms": ms} for name, ms in (("exit1", 50.0), ("exit2", 70.0), ("full", 110.0))}
-    for name in ("exit1", "exit2"):
-        times |= {
-            ("s", f"suppression at {name}"): {"median_ms": 3.0},
-            ("s", f"observation at {name}"): {"median_ms": 5.0},
-        }
-    rows, _ = compress.exit_rows(
-        System("s", "exits", None, None), Records([0]), times, compress.Truth(None, None, 100.0)
-    )
-    assert [row["passed_ratio"] for row in rows.values()] == pytest.approx([0.02, 0.07, 0.10])
-    assert [row["time_ratio"] for row in rows.values()] == pytest.approx([0.5, 0.7, 1.1])
 
 
 def test_the_plane_draws_every_kind_and_curve():

@@ -1,6 +1,7 @@
 import pytest
 
-from eelib.config import ROOT, ConfigError, PhaseConfig, load, parse, read_yaml
+from eelib.config import ROOT, ConfigError, read_yaml
+from studies.phases.config import PhaseConfig, load, parse
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("phase_*.yaml")), ids=lambda p: p.stem)

@@ -1,6 +1,7 @@
 import pytest
 
-from eelib.config import load, override, parse, resolve
+from eelib.config import override, resolve
+from studies.phases.config import load, parse
 from studies.phases.preflight import preflight
 
 REPAIRED = {"phase": "r", "model": {"architecture": "recorded"}, "data": {"augment": "flip"}}

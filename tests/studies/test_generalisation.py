@@ -5,7 +5,7 @@ import pytest
 from eelib.__main__ import main
 from eelib.checkpoints import load_released
 from eelib.config import ROOT
-from eelib.data import DetectionDataset, build_transform, load_split
+from eelib.data import DetectionDataset, load_split
 from eelib.evaluate import coco_ap, detect_exits
 from studies.generalisation import generalisation
 
@@ -19,7 +19,7 @@ def test_each_set_has_the_ap_of_pycocotools(tmp_path):
     assert json.loads((tmp_path / "metrics" / "generalisation.json").read_text()) == result
     model = load_released(BASELINE)
     for row, (name, (split, root)) in zip(result["sets"], sets.items(), strict=True):
-        dataset = DetectionDataset(split, root, build_transform(320), keep_crowd=True)
+        dataset = DetectionDataset(split, root, 320, keep_crowd=True)
         ap = coco_ap(load_split(split, root), detect_exits(model, dataset)["full"], dataset.image_ids)
         assert row["name"] == name and row["images"] == len(dataset)
         assert row["AP"] == pytest.approx(ap["AP"], abs=1e-6)

@@ -5,12 +5,11 @@ import json
 import pytest
 import torch
 
-from eelib.config import ROOT, ConfigError, load, override, parse
-from eelib.model import EXIT_NAMES
+from eelib.config import ROOT, ConfigError, override
 from eelib.train import training_set
 from studies.phases import trainer as phases
-from studies.phases.cache import FeatureDataset
-from studies.phases.causal import ladder
+from studies.phases.ablation import ladder
+from studies.phases.config import EXIT_NAMES, load, parse
 from studies.phases.detector import RecordedDetector
 from studies.phases.mechanisms import check_mechanisms, explain_difference, explain_unmet
 from studies.phases.scorecard import join_runs, recorded_card, summarise
@@ -89,7 +88,7 @@ def test_keeping_the_best_epoch(tiny, tmp_path, monkeypatch):
     """Defect 43: the epoch with the best AP on val, here the first of two."""
     config = small("1_4", tiny, **{"optim.keep": "best", "optim.epochs": 2})
     values = iter([0.5, 0.2])
-    monkeypatch.setattr(phases, "coco_full_ap", lambda *_: next(values))
+    monkeypatch.setattr(phases, "coco_ap", lambda *_: {"AP": next(values)})
     kept = phases.train_phase(config, tmp_path, log=lambda _: None)["detector"].heads.state_dict()
     best = torch.load(tmp_path / "best.pth", weights_only=True)
     last = torch.load(tmp_path / "last.pth", weights_only=True)
@@ -103,7 +102,7 @@ def test_keeping_the_best_epoch(tiny, tmp_path, monkeypatch):
 def test_mirrored_boxes_in_the_cache(follow, tiny):
     """Defect 8."""
     config = small("1_4", tiny, **{"data.flip_boxes": follow, "data.rescale_boxes": True})
-    features = FeatureDataset(RecordedDetector(config), training_set(config), config)
+    features = phases.FeatureDataset(RecordedDetector(config), training_set(config), config)
     plain, mirrored = (features.boxes[side][0] for side in (0, 1))
     expected = torch.stack((320 - plain[:, 2], plain[:, 1], 320 - plain[:, 0], plain[:, 3]), 1)
     assert torch.equal(mirrored, expected if follow else plain)

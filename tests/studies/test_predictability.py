@@ -5,7 +5,7 @@ import pytest
 import torch
 from synthetic import noisy as synthetic_records
 
-from eelib.data import DetectionDataset, as_input, build_transform
+from eelib.data import DetectionDataset, as_input
 from eelib.model import EarlyExitSSDLite
 from eelib.policies import BEST_SCORE, PENALTIES, evidence_features, fit_gain
 from eelib.routed_ap import RoutedAP, resample
@@ -101,7 +101,7 @@ def test_the_penalty_is_the_one_that_foresees_best_where_it_was_not_fitted(split
 def test_pooled_features_are_those_of_the_trunk_at_the_cuts(tiny):
     torch.manual_seed(0)
     model = EarlyExitSSDLite().eval()
-    dataset = DetectionDataset("test", tiny, build_transform(320), limit=2)
+    dataset = DetectionDataset("test", tiny, 320, limit=2)
     found = pooled_features(model, dataset, batch_size=1)
     with torch.no_grad():
         features = (as_input(dataset[1][0][None]) - 0.5) / 0.5

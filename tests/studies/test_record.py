@@ -9,11 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eelib.config import ROOT, ConfigError, load
-from eelib.model import EXIT_NAMES
+from eelib.config import ROOT, ConfigError
 from studies.phases import analysis as record
-from studies.phases import architecture
 from studies.phases.confidence import confidence
+from studies.phases.config import EXIT_NAMES, load
 from studies.phases.detector import RecordedDetector
 
 FINAL = record.final_values()
@@ -116,12 +115,12 @@ def detector(recomputed: bool) -> RecordedDetector:
 
 
 def test_9_architecture_of_the_record():
-    table = architecture.table(detector(recomputed=False)).set_index("exit")
+    table = record.architecture_table(detector(recomputed=False)).set_index("exit")
     assert table["trunk parameters"].to_list() == [93_200, 406_368, 869_096]
     assert table["branch parameters"].to_list() == [59_428, 164_900, 1_032_228]
     assert table["million multiply-adds"].to_list() == pytest.approx([190, 328, 840], abs=1)
     assert table["receptive field, px"].to_list() == [179, 307, 371]
-    recomputed = architecture.table(detector(recomputed=True))
+    recomputed = record.architecture_table(detector(recomputed=True))
     assert recomputed["million multiply-adds"].iloc[-1] == pytest.approx(910, abs=1)
 
 
@@ -130,11 +129,18 @@ def test_9_exit1_cannot_tell_four_of_ten_column_pairs_apart():
     model = detector(recomputed=False).double().train()  # batch statistics keep the deep signal alive
     with torch.no_grad():
         maps = model(torch.full((2, 3, 320, 320), 0.4, dtype=torch.float64))
-    assert [architecture.indistinguishable_pairs(m.cls[0]) for m in maps] == [4, 0, 0]
+    assert [indistinguishable_pairs(m.cls[0]) for m in maps] == [4, 0, 0]
     floor = record.column_pair_floor(reach_columns=6)
     assert floor == pytest.approx(0.4 * math.log(2))
     early = record.trajectory("1.1")["loss_exit1"].loc[1:2]
     assert (early > floor).all() and (early < 1.15 * floor).all()
+
+
+def indistinguishable_pairs(cls_map: torch.Tensor) -> int:
+    """Column pairs of a map (B, C, H, W) that are equal in every channel at the middle row."""
+    row = cls_map[0, :, cls_map.shape[2] // 2]  # (C, W)
+    pairs = row.reshape(len(row), -1, 2)  # (C, W / 2, 2)
+    return int(((pairs[..., 0] - pairs[..., 1]).abs().amax(0) <= 1e-12 * row.abs().max()).sum())
 
 
 def test_10_rates_are_multiples_of_the_counts():

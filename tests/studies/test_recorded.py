@@ -7,16 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eelib.checkpoints import save_checkpoint
-from eelib.config import ROOT, load, override, parse
-from eelib.model import EXIT_NAMES, EarlyExitSSDLite
+from eelib.config import ROOT, override
+from eelib.data import DetectionDataset
+from eelib.evaluate import coco_ap, detect_exits
+from eelib.model import EarlyExitSSDLite
 from eelib.records import box_certainty as entropy
+from eelib.records import record
+from eelib.routed_ap import RoutedAP
 from studies.phases.analysis import recorded_values
 from studies.phases.confidence import confidence, mean_max
-from studies.phases.detector import ExitMaps, RecordedDetector, RecordedExits, class_rows, decoded_boxes, prior_boxes
-from studies.phases.loss import assign, exit_weights, recorded_loss
-from studies.phases.trainer import build_detector
+from studies.phases.config import EXIT_NAMES, load, parse
+from studies.phases.detector import ExitMaps, RecordedDetector, RecordedExits, prior_boxes
+from studies.phases.loss import assign, class_rows, exit_weights, recorded_loss
+from studies.phases.trainer import build_detector, route_split
 
 PHASE_1_4 = load(ROOT / "params" / "phase_1_4.yaml")
+WORKING = load(ROOT / "params" / "phase_2_0_recorded.yaml")
 PHASE_1_2 = load(ROOT / "params" / "phase_1_2.yaml")
 
 
@@ -24,20 +30,24 @@ def parameters(module):
     return sum(p.numel() for p in module.parameters())
 
 
+def exits_of(model):
+    return RecordedExits(model, PHASE_1_4.temperature, PHASE_1_4.thresholds)
+
+
 def test_parameter_counts_of_the_record():
     """The record, section A.3."""
-    heads = RecordedExits()
+    heads = exits_of(PHASE_1_4.model)
     assert [parameters(heads.branches[n]) for n in EXIT_NAMES] == [59_428, 164_900, 1_032_228]
     assert [parameters(p) for p in heads.projections.values()] == [14_448, 151_200]
 
 
 def test_the_full_head_switch():
     """Defect 13: the heavy head costs more than the rest of the recorded detector together."""
-    heavy, light = (RecordedExits(full_head=kind) for kind in ("heavy", "light"))
+    heavy, light = (exits_of(PHASE_1_4.model.model_copy(update={"full_head": k})) for k in ("heavy", "light"))
     assert parameters(heavy.branches["full"]) == 1_032_228
     assert parameters(light.branches["full"]) < 50_000
     maps = [[torch.rand(1, c, 4, 4)] for c in (80, 112, 672)]
-    shapes = [[m.shape for levels in heads.eval()(maps)[2] for m in levels] for heads in (heavy, light)]
+    shapes = [[m.shape for levels in heads.eval()(maps)[2][1:] for m in levels] for heads in (heavy, light)]
     assert shapes[0] == shapes[1]
 
 
@@ -96,7 +106,7 @@ def test_the_class_loss_does_not_supervise_the_confidence():
     """Defect 1: rows of column pairs push both channels of a box alike."""
     torch.manual_seed(0)
     cls = (0.1 * torch.randn(2, 12, 20, 20)).requires_grad_()
-    outputs = [ExitMaps([cls], [torch.zeros(2, 24, 20, 20)]) for _ in range(3)]
+    outputs = [ExitMaps(name, [cls], [torch.zeros(2, 24, 20, 20)]) for name in EXIT_NAMES]
     targets = [{"boxes": torch.tensor([[40.0, 40, 120, 160]])}] * 2
     gradient = {}
     for layout in ("column_pairs", "permuted"):
@@ -114,13 +124,14 @@ def test_the_class_loss_does_not_supervise_the_confidence():
 
 
 def test_assignment_switch():
-    targets = [{"boxes": prior_boxes([(20, 20)], (320, 320))[1234:1235]}]
+    priors = prior_boxes([(20, 20)])
+    targets = [{"boxes": priors[1234:1235]}]
     values = PHASE_1_4.model_dump(mode="json")
     for assignment, positives in (("random", 10), ("background", 0)):
         config = parse(override(values, {"targets.assignment": assignment}))
-        assert (assign(targets, [(20, 20)], config, torch.Generator()) >= 0).sum() == positives
+        assert (assign(targets, priors, config, torch.Generator()) >= 0).sum() == positives
     config = parse(override(values, {"targets.assignment": "iou"}))
-    assert assign(targets, [(20, 20)], config, torch.Generator())[0, 1234] == 0
+    assert assign(targets, priors, config, torch.Generator())[0, 1234] == 0
 
 
 def test_frozen_switches():
@@ -138,12 +149,15 @@ def test_the_map_and_the_tail_are_two_switches(single, truncated, head):
     model = {"single_map": single, "full_truncated": truncated, "full_head": head}
     config = parse({"phase": "t", "model": {"architecture": "recorded", **model}, "data": {"augment": "flip"}})
     detector = RecordedDetector(config).eval()
+    image = torch.rand(1, 3, 320, 320)
     with torch.no_grad():
-        exits = detector(torch.rand(1, 3, 320, 320))
+        maps, exits = detector(image), list(detector.exits(image))
     grids = [(20, 20)] if single else [(n, n) for n in (20, 10, 5, 3, 2, 1)]
-    assert [o.grids for o in exits] == [grids] * 3
+    assert [m.grids_hw for m in maps] == [grids] * 3
     boxes = 2400 if single else 3234  # the second is SSDLite's count
-    assert [tuple(decoded_boxes(o, "encoded", (320, 320)).shape) for o in exits] == [(1, boxes, 4)] * 3
+    assert [o.name for o in exits] == list(EXIT_NAMES)
+    assert [tuple(o.bbox_regression.shape) for o in exits] == [(1, boxes, 4)] * 3
+    assert [tuple(o.default_boxes.shape) for o in exits] == [(boxes, 4)] * 3
     assert len(detector.backbone_tail) == (0 if truncated else 1 if single else 5)
 
 
@@ -155,3 +169,21 @@ def test_the_tail_comes_from_the_start_checkpoint(tmp_path):
     assert torch.equal(detector.backbone_tail[0][3][0].weight, donor.backbone.features[1][3][0].weight)
     assert torch.equal(detector.backbone_tail[4][1][0].weight, donor.backbone.extra[3][1][0].weight)
     assert not any(p.requires_grad for p in detector.backbone_tail.parameters())
+
+
+@pytest.mark.parametrize("phase", [PHASE_1_4, WORKING], ids=["corners", "offsets"])
+def test_records_of_a_phase_are_the_librarys(phase, tiny):
+    """Recording, routing and AP are those of any detector, whatever a phase's boxes mean."""
+    phase = parse(override(phase.model_dump(mode="json"), {"data.root": str(tiny), "model.start": None}))
+    torch.manual_seed(0)
+    detector = RecordedDetector(phase)
+    run = route_split(detector, phase, "test")
+    dataset = DetectionDataset("test", tiny, 320, keep_crowd=True)
+    assert run.records.exit_names == EXIT_NAMES and run.confidences.shape == (2, 3)
+    results = detect_exits(detector, dataset)
+    for k, name in enumerate(EXIT_NAMES):
+        assert len(results[name]) == int(run.records.counts[k].sum()) > 0
+        ap = coco_ap(dataset.coco, results[name], dataset.image_ids)["AP"]
+        assert RoutedAP(run.records, run.coco).of_exit(k) == pytest.approx(ap, abs=1e-9)
+    mine, theirs = run.records, record(detector, dataset, "test", "", "")
+    assert torch.allclose(mine.detections(2, 1).boxes[:100], theirs.detections(2, 1).boxes, atol=1e-3)

@@ -5,13 +5,13 @@ import json
 import pandas as pd
 import pytest
 
-from eelib.config import ROOT, ConfigError
-from eelib.files import file_sha256
-from eelib.model import EXIT_NAMES
-from studies import tables
+from eelib import tables
+from eelib.config import ConfigError
 from studies.phases import analysis as record
+from studies.phases.config import EXIT_NAMES
 from studies.phases.scorecard import recorded_card
 from studies.report import comparison, reports
+from studies.report.metrics_files import load_entries
 
 FINAL = record.final_values()
 
@@ -126,14 +126,6 @@ def test_a_missing_file_is_named(results):
         reports.write_all(results)
 
 
-@pytest.mark.parametrize("name", reports.REPORTS)
-def test_a_committed_report_is_what_its_metrics_give(name):
-    path = ROOT / "reports" / name
-    if not path.exists():
-        pytest.skip("not released yet")
-    assert reports.render(name, ROOT / "reports" / "metrics", ROOT / "reports" / "phases") == path.read_text()
-
-
 def test_causal_means_state_the_outcome_of_the_mean():
     run = {"confidence_mean": {"exit1": 0.5}, "confidence_std": {"exit1": 0.1}, "AP_exits": {"full": 0.2}}
     runs = [
@@ -146,7 +138,7 @@ def test_causal_means_state_the_outcome_of_the_mean():
 
 
 def test_eight_tables_hold_recorded_beside_ours(results):
-    entries = comparison.load_entries(results / "metrics" / "phases.json")
+    entries = load_entries(results / "metrics" / "phases.json")
     built = comparison.all_tables(entries, None)
     assert len(built) == 8
     quick = built["phases_quick_reference"].set_index("phase")
@@ -175,136 +167,100 @@ def test_warm_up_rows_take_our_history():
     assert table["exit1 confidence recorded"][0] == "0.418 to 0.419"
 
 
-def test_the_ablation_is_told_where_there_is_one(results):
-    name = "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md"
-    reports.write_all(results)
-    assert "One defect at a time" not in (results / name).read_text()
-    row = {
-        "variant": "mean probability (33)",
-        "seeds": {"0": {}, "1": {}},
-        "AP_full": 0.123,
-        "AP_full_interval": [0.1, 0.2],
-        "AP_full_minus_working": 0.0,
-        "AP_full_minus_working_interval": [0.0, 0.0],
-        "AP": 0.1,
-        "largest_share": 1.0,
-        "spread": 0.01,
-        "destroys_detection": False,
-        "all_or_nothing": True,
-    }
-    content = {"variants": [row], "answer": "Alone destroys detection: none.", "checkpoint_sha256": "another"}
-    (results / "metrics" / "ablation.json").write_text(json.dumps(content))
-    reports.write_all(results)
-    assert "One defect at a time" not in (results / name).read_text()  # it is of another baseline
-    (results / "metrics" / "ablation.json").write_text(json.dumps(content | {"checkpoint_sha256": "b"}))
-    reports.write_all(results)
-    text = (results / name).read_text()
-    assert "### One defect at a time" in text and content["answer"] in text
-    assert "| mean probability (33) | 2 | 0.123 |" in text
+ABLATED = {
+    "variant": "mean probability (33)", "seeds": {"0": {}, "1": {}}, "AP_full": 0.123, "AP_full_interval": [0.1, 0.2],
+    "AP_full_minus_working": 0.0, "AP_full_minus_working_interval": [0.0, 0.0], "AP": 0.1, "largest_share": 1.0,
+    "spread": 0.01, "destroys_detection": False, "all_or_nothing": True,
+}  # fmt: skip
+POINTS = [
+    {"budgets": [time], "time_ratio": time, "AP": 0.3, "minus_peers": gap, "minus_all": gap}
+    for time, gap in ((0.3, None), (0.5, [0.01, 0.02]), (0.7, [-0.02, -0.01]))
+]
+SHARES = {"exit1": (0.74, 0.76), "exit2": (0.93, 0.91), "full": (1.0, 1.0)}
+SEEDS = [
+    {"training": f"seed {k}", "exit": name, "share_of_full": share[k], "share_of_baseline": (1.02, 0.95)[k]}
+    for k in (0, 1)
+    for name, share in SHARES.items()
+]
+# Metrics files of studies to the released weights that they are of, and their content.
+STUDIES = {
+    "ablation": ("b", {"variants": [ABLATED], "answer": "Alone destroys detection: none."}),
+    "training": ("e", {"seeds": SEEDS}),
+    "routing": ("e", {
+        "goal": {"policy": "benefit", "time_ratio": 0.7, "AP_minus_full": -0.006},
+        "policies": {"benefit": {"recovered": 0.2}},
+    }),
+    "guarantee": ("e", {
+        "stated": {"thresholds": [0.6, 0.6], "epsilon": 0.05, "delta": 0.1, "n": 450, "time_ratio": 0.8},
+    }),
+    "predictability": ("e", {
+        "views": {"evidence": {"images": 670, "correlation": [0.4, 0.3]}}, "goal": 0.6, "needed": 0.7, "free": 0.25,
+        "between_seeds": [0.51, 0.52], "seeds": ["a", "b"],
+    }),
+    "compress": ("e", {
+        "with_exits": [{"name": "exits int8", "points": POINTS}], "compress": {"seed": 0},
+        "seeds": [{"seed": 1, "with_exits": [{"name": "exits int8", "points": POINTS[:1]}]}],
+    }),
+}  # fmt: skip
 
 
-RELEASED = {
-    "baseline": (
-        "baseline.json",
-        "causal.json",
-        "ablation.json",
-        "generalisation.json",
-        "compress.json",
-        "static.json",
-    ),
-    "exits": (
-        *(
-            "exits.json",
-            "training.json",
-            "routing.json",
-            "calibration.json",
-            "guarantee.json",
-            "predictability.json",
-            "validation.json",
-        ),
-        *("bench.json", "acceleration.json"),
-    ),
-}
+def add_studies(results, weights: dict[str, str] | None = None) -> None:
+    """The metrics of every study, of the weights that it says or of others."""
+    change(results, "exits", lambda content: content.update(checkpoint_sha256="e"))
+    for name, (sha256, content) in STUDIES.items():
+        key = "exits_sha256" if name == "compress" else "checkpoint_sha256"
+        path = results / "metrics" / f"{name}.json"
+        path.write_text(json.dumps(content | {key: (weights or {}).get(name, sha256)}))
 
 
-@pytest.mark.parametrize(("weights", "name"), [(w, n) for w, names in RELEASED.items() for n in names])
-def test_committed_metrics_are_of_the_released_weights(weights, name):
-    path = ROOT / "reports" / "metrics" / name
-    if path.exists():  # a study that was not run with these weights is not there at all
-        metrics, folder = json.loads(path.read_text()), ROOT / "checkpoints"
-        assert metrics["checkpoint_sha256"] == file_sha256(folder / f"{weights}.pth")
-        assert metrics.get("exits_sha256", file_sha256(folder / "exits.pth")) == file_sha256(folder / "exits.pth")
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("EXECUTIVE_SUMMARY.md", "**Routing.**"),
+        ("EXECUTIVE_SUMMARY.md", "**Do the exits pay?**"),
+        ("COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md", "### One defect at a time"),
+        ("COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md", "### What a router can see"),
+        ("COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md", "### Do the exits pay?"),
+    ],
+)
+def test_a_study_is_reported_where_it_is_of_the_present_weights(results, name, title):
+    def text():
+        return reports.render(name, results / "metrics", results / "phases")
+
+    assert title not in text()
+    add_studies(results)
+    assert title in text()
+    add_studies(results, dict.fromkeys(STUDIES, "other"))
+    assert title not in text()
 
 
-def test_committed_phases_start_from_the_released_baseline():
-    files = list((ROOT / "reports" / "metrics" / "phases").glob("*.json"))
-    started = {json.loads(path.read_text())["start_sha256"] for path in files}
-    assert len(files) >= 10 and started == {file_sha256(ROOT / "checkpoints" / "baseline.pth")}
+def test_numbers_of_the_studies_stand_in_the_summary(results):
+    add_studies(results)
+    text = reports.render("EXECUTIVE_SUMMARY.md", results / "metrics", results / "phases")
+    for part in (
+        "goal 0.750: met",
+        "-2.0 %",
+        "goal 0.600: missed by 0.400",
+        "0.9 an image's F1 falls by 0.05",
+        "0.800",
+    ):
+        assert part in text
+    change(results, "guarantee", lambda content: content["stated"].update(thresholds=None))
+    change(results, "predictability", lambda content: content.update(needed=None, between_seeds=None))
+    text = reports.render("EXECUTIVE_SUMMARY.md", results / "metrics", results / "phases")
+    assert "No threshold could be certified" in text and "no correlation that was tried meets the goal" in text
 
 
-def test_routing_and_alternatives_are_told_where_they_are_of_the_present_exits(results):
-    change(results, "exits", lambda c: c.update(checkpoint_sha256="e"))
-    goal = {"policy": "benefit", "time_ratio": 0.7, "AP_minus_full": -0.006}
-    routing = {"goal": goal, "policies": {"benefit": {"recovered": 0.2}}, "checkpoint_sha256": "e"}
-    stated = {"thresholds": [0.6, 0.6], "epsilon": 0.05, "delta": 0.1, "n": 450, "time_ratio": 0.8}
-    points = [
-        {"budgets": [t], "time_ratio": t, "AP": 0.3, "minus_peers": gap, "minus_all": gap}
-        for t, gap in ((0.3, None), (0.5, [0.01, 0.02]), (0.7, [-0.02, -0.01]))
-    ]
-    shares = {"exit1": (0.74, 0.76), "exit2": (0.93, 0.91), "full": (1.0, 1.0)}
-    seeds = [
-        {"training": f"seed {k}", "exit": name, "share_of_full": share[k], "share_of_baseline": (1.02, 0.95)[k]}
-        for k in (0, 1)
-        for name, share in shares.items()
-    ]
-    files = {
-        "training": {"seeds": seeds, "checkpoint_sha256": "e"},
-        "routing": routing,
-        "guarantee": {"stated": stated, "checkpoint_sha256": "e"},
-        "predictability": {
-            "views": {"evidence": {"images": 670, "correlation": [0.4, 0.3]}},
-            "goal": 0.6,
-            "needed": 0.7,
-            "free": 0.25,
-            "between_seeds": [0.51, 0.52],
-            "seeds": ["a", "b"],
-            "checkpoint_sha256": "e",
-        },
-        "compress": {
-            "with_exits": [{"name": "exits int8", "points": points}],
-            "exits_sha256": "e",
-            "compress": {"seed": 0},
-            "seeds": [{"seed": 1, "with_exits": [{"name": "exits int8", "points": points[:1]}]}],
-        },
-    }
-    for name, content in files.items():
-        (results / "metrics" / f"{name}.json").write_text(json.dumps(content))
-    reports.write_all(results)
-    text = (results / "EXECUTIVE_SUMMARY.md").read_text()
-    assert "0.700 of\nfull's time (goal 0.750: met)" in text and "changes by -2.0 %" in text
-    assert "0.200 (goal 0.600: missed by 0.400)" in text
-    assert "with probability 0.9 an image's F1 falls by 0.05 or less on average, at 0.800 of full's time there" in text
-    assert "exit1 74 %, 76 % of full (goal 75 %: in 1 of 2 seeds);" in text
-    assert "full 102 %, 95 % of baseline (goal 99 %: in 1 of 2 seeds)." in text
-    assert "That holds for\n- exits int8, at 0.500 of the time" in text
-    assert "AP 0.300; in 1 of 2 seeds." in text
-    analysis = (results / "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md").read_text()
-    assert "**exits int8** and the peers: above the hull, interval clear of it, at 1 of 2 latencies" in analysis
-    change(results, "compress", lambda c: c["with_exits"][0]["points"].pop(1))
-    assert "| benefit regressor, evidence (670 images) | 0.400 | 0.300 |" in analysis
-    assert "| the same image under another seed of the last two trainings (2 seeds) | 0.510 | 0.520 |" in analysis
-    assert "router recovers 0.200, and would recover 0.250 if" in analysis
-    assert "recovers the goal of 0.600 from a correlation of 0.700 on" in analysis
-    change(results, "training", lambda c: c.update(seeds=c["seeds"][:3]))
-    change(results, "predictability", lambda c: c.update(needed=None, between_seeds=None))
-    reports.write_all(results)
-    text = (results / "EXECUTIVE_SUMMARY.md").read_text()
-    assert "no correlation that was tried meets the goal" in text and "with other seeds" not in text
-    analysis = (results / "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md").read_text()
-    assert "did not recover the goal of 0.600 at any" in analysis and "the same image under" not in analysis
-    change(results, "guarantee", lambda c: c["stated"].update(thresholds=None))
-    change(results, "routing", lambda c: c.update(checkpoint_sha256="other"))
-    reports.write_all(results)
-    text = (results / "EXECUTIVE_SUMMARY.md").read_text()
-    assert "no correlation" not in text  # nothing of the routing is told without it
-    assert "That holds nowhere." in text and "No threshold could be certified" in text and "**Routing.**" not in text
+def test_seeds_beside_goals_by_hand():
+    training = STUDIES["training"][1]
+    table = {row["exit"]: row for row in reports.seeds_beside_goals(training)}
+    assert table["exit1"] == {"exit": "exit1", "of": "full", "shares": [0.74, 0.76], "goal": 0.75}
+    assert table["full"]["of"] == "baseline" and table["full"]["shares"] == [1.02, 0.95]
+    assert reports.seeds_beside_goals({"seeds": training["seeds"][:3]}) == []  # one seed says nothing of seeds
+
+
+def test_what_pays_is_counted_over_seeds():
+    (row,) = reports.paying(STUDIES["compress"][1])
+    assert row["seeds"] == 2
+    assert [(point["time_ratio"], point["seeds"]) for point in row["all"]["above"]] == [(0.5, 1)]
+    assert row["peers"]["verdict"].startswith("above the hull, interval clear of it, at 1 of 2 latencies")

@@ -4,8 +4,8 @@ import matplotlib
 import pytest
 from matplotlib import pyplot as plt
 
-from studies import figures, tables
-from studies.phases.scorecard import recorded_card
+from studies.phases import ablation, figures
+from studies.phases.scorecard import card_table, recorded_card
 
 matplotlib.use("Agg")
 SHARES = {"exit1": 0.25, "exit2": 0.0, "full": 0.75}
@@ -25,15 +25,15 @@ def closed():
 
 
 def test_the_card_puts_the_record_beside_ours():
-    table = tables.scorecard(RUN | {"recorded": recorded_card("1.6")}).set_index("quantity")
+    table = card_table(RUN | {"recorded": recorded_card("1.6")}).set_index("quantity")
     assert table.loc["exit_shares full"].tolist() == [1.0, 0.75]
     assert table.loc["loss loss"].tolist() == [pytest.approx(361.09387), 9.0]
     assert table.loc["soft rate exit1"].tolist() == [pytest.approx(0.30020176), 0.3]
     assert table.loc["ms a call of four"].tolist() == [pytest.approx(21.104763), 40.0]
-    assert tables.scorecard(RUN | {"recorded": {}})["recorded"].isna().all()
+    assert card_table(RUN | {"recorded": {}})["recorded"].isna().all()
 
 
-def test_overview_has_a_line_a_phase():
+def test_shares_beside_the_record():
     entry = {
         "phase": "1.6",
         "recorded": recorded_card("1.6"),
@@ -42,9 +42,6 @@ def test_overview_has_a_line_a_phase():
         "seeds": 3,
         "runs": [RUN],
     }
-    (line,) = tables.scorecard_overview([entry]).to_dict("records")
-    assert (line["recorded exits %"], line["ours %"]) == ("0 / 0 / 100", "25 / 0 / 75")
-    assert (line["agrees"], line["holds"], line["AP"]) == ("1 of 3", "2 of 3", 0.125)
     heights = [patch.get_height() for patch in figures.shares_beside_record([entry]).axes[0].patches]
     assert heights == [0.0, 0.0, 1.0, 0.25, 0.0, 0.75]
 
@@ -55,7 +52,7 @@ def test_ladder_figure_and_table():
     assert len(top.patches) == len(bottom.patches) == 6  # three exits, two variants
     assert sum(len(c.get_offsets()) for c in middle.collections) == 12
     assert middle.get_yscale() == "log"
-    assert tables.causal(rows)["exit1 %"].tolist() == [25.0] * 4
+    assert ablation.ladder_table(rows)["exit1 %"].tolist() == [25.0] * 4
 
 
 def test_training_panels():

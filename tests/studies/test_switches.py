@@ -8,13 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
-from eelib.config import ROOT, ConfidenceConfig, ConfigError, load, override, parse
-from eelib.model import EXIT_NAMES
-from eelib.train import learning_rate_factor, parameter_groups
+from eelib.config import ROOT, ConfigError, override
+from eelib.fit import learning_rate_factor
 from studies.phases.confidence import confidence, count_gate
-from studies.phases.detector import ExitMaps, RecordedExits, class_rows
-from studies.phases.loss import early_weight, exit_weights, recorded_loss
-from studies.phases.rates import distribution_loss, exit_rates, scheduled_thresholds, slope_at
+from studies.phases.config import EXIT_NAMES, ConfidenceConfig, load, parse
+from studies.phases.detector import ExitMaps, RecordedExits
+from studies.phases.loss import (
+    class_rows,
+    distribution_loss,
+    early_weight,
+    exit_rates,
+    exit_weights,
+    recorded_loss,
+    scheduled_thresholds,
+    slope_at,
+)
+from studies.phases.trainer import parameter_groups
 
 PHASES = {path.stem: load(path) for path in sorted((ROOT / "params").glob("phase_1_*.yaml"))}
 BASE = PHASES["phase_1_4"]
@@ -28,7 +37,7 @@ def changed(config, **keys):
 def outputs(seed=0, grad=False):
     generator = torch.Generator().manual_seed(seed)
     maps = [[0.5 * torch.randn(2, n, 4, 4, generator=generator) for n in (12, 24)] for _ in range(3)]
-    return [ExitMaps(*([m.requires_grad_(grad)] for m in pair)) for pair in maps]
+    return [ExitMaps(n, *([m.requires_grad_(grad)] for m in pair)) for n, pair in zip(EXIT_NAMES, maps, strict=True)]
 
 
 TARGETS = [
@@ -244,7 +253,8 @@ def test_schedule_ends(phase, missed, reached):
 def test_temperature_clamps():
     """27: none. 28: forward, no gradient outside and the parameter free. Right: the parameter."""
     for clamp, applied, gradient, kept in (("none", 5, 1, 5), ("forward", 3, 0, 5), ("parameter", 5, 1, 3)):
-        heads = RecordedExits((5.0, 1.0, 1.0), temperature_clamp=clamp)
+        rule = BASE.temperature.model_copy(update={"start": (5.0, 1.0, 1.0), "clamp": clamp, "bounds": (0.5, 3.0)})
+        heads = RecordedExits(BASE.model, rule, BASE.thresholds)
         value = heads.applied_temperatures()[0]
         assert float(value.detach()) == applied
         assert float(torch.autograd.grad(value, heads.temperatures["exit1"])[0]) == gradient
@@ -255,7 +265,8 @@ def test_temperature_clamps():
 def test_threshold_bounds():
     """Defect 25: 1.6 had a threshold of 1.014."""
     for bounded, kept in ((True, 1.0), (False, pytest.approx(1.014))):
-        heads = RecordedExits(thresholds=(1.014, 0.5), thresholds_bounded=bounded)
+        rule = BASE.thresholds.model_copy(update={"exit1": 1.014, "bounded": bounded})
+        heads = RecordedExits(BASE.model, BASE.temperature, rule)
         heads.project()
         assert float(heads.thresholds["exit1"].detach()) == kept
 
@@ -263,7 +274,8 @@ def test_threshold_bounds():
 @pytest.mark.parametrize("detached", [False, True])
 def test_detached_contexts_keep_the_full_loss_from_the_early_branches(detached):
     """Defect 16."""
-    heads = RecordedExits(context_detached=detached)
+    model = BASE.model.model_copy(update={"context_detached": detached})
+    heads = RecordedExits(model, BASE.temperature, BASE.thresholds)
     full = heads([[torch.randn(2, c, 4, 4)] for c in (80, 112, 672)])[-1]
     full.cls[0].sum().backward()
     reached = [any(p.grad is not None for p in heads.branches[n].parameters()) for n in ("exit1", "exit2")]
@@ -301,7 +313,7 @@ def test_an_order_that_holds_leaves_the_temperatures_without_gradient():
 def test_weight_decay_of_the_warm_up_temperatures():
     """Check 7 of B.11: epoch means 1.4953, 1.4860, 1.4769 from a gradient of zero (defect 29)."""
     config = PHASES["phase_1_9"]
-    heads = RecordedExits(config.temperature.start)
+    heads = RecordedExits(config.model, config.temperature, config.thresholds)
     groups = [g for g in parameter_groups(heads, config) if g["lr"] == config.temperature.lr]
     groups = [{**g, "params": [heads.temperatures["exit1"]]} for g in groups[:1]]
     assert groups[0]["weight_decay"] == 5.0e-4

@@ -1,0 +1,71 @@
+"""Figures: one style, one palette, one function that saves; data in, a Figure out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from eelib.deploy.images import EXIT_COLOURS  # noqa: F401  (the palette begins there, without matplotlib)
+from eelib.files import write_atomic
+
+TEXT_WIDTH_IN = 5.9
+# Okabe and Ito's colour-blind palette, as the exits' colours.
+RECORDED_COLOUR, OURS_COLOUR, ALARM_COLOUR = "#999999", "#0072B2", "#D55E00"
+
+
+def style() -> None:
+    """Font sizes of the text, embedded TrueType fonts, no frame where none is needed."""
+    mpl.rcParams.update(
+        {
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "legend.fontsize": 8,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "pdf.fonttype": 42,
+            "figure.dpi": 110,
+            "savefig.dpi": 200,
+            "figure.constrained_layout.use": True,
+        }
+    )
+
+
+def save(figure: Figure, name: str, reports: Path | str) -> None:
+    """Write ``figures/<name>.pdf`` and ``.png`` in a folder of reports, byte for byte repeatable."""
+    save_to(figure, Path(reports) / "figures" / name)
+
+
+def save_to(figure: Figure, stem: Path) -> None:
+    """Write ``<stem>.pdf`` and ``.png``."""
+    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        write_atomic(path, lambda file, s=suffix, m=metadata: figure.savefig(file, format=s, metadata=m))
+
+
+def image_grid(images: Sequence[Tensor], boxes: Sequence[Mapping[str, Tensor]], titles: Sequence[str]) -> Figure:
+    """Images with boxes, four in a row.
+
+    Args:
+        images: uint8 (3, H, W).
+        boxes: for each image a colour to ``boxes_xyxy`` (N, 4) in pixels.
+        titles: one per image.
+    """
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(TEXT_WIDTH_IN, 1.62 * rows * 4 / columns), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, by_colour, title in zip(axes.flat, images, boxes, titles, strict=False):
+        axis.imshow(image.permute(1, 2, 0).numpy())
+        for colour, boxes_xyxy in by_colour.items():
+            for x1, y1, x2, y2 in boxes_xyxy.tolist():
+                axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour, linewidth=1.0))
+        axis.set_xlim(0, image.shape[2])
+        axis.set_ylim(image.shape[1], 0)
+        axis.set_title(title)
+    return figure

@@ -1,0 +1,12 @@
+"""The goals of the project, as ``goals.yaml`` beside this file states them."""
+
+import functools
+from pathlib import Path
+
+from eelib.config import read_yaml
+
+
+@functools.cache
+def load_goals() -> dict:
+    """Groups ``baseline``, ``exits``, ``routing`` and ``runtime``; the file's comments say what each number bounds."""
+    return read_yaml(Path(__file__).with_name("goals.yaml"))

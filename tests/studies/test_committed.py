@@ -1,0 +1,56 @@
+"""What is committed under reports/ and checkpoints/ belongs together: its freshness, not the code's behaviour."""
+
+import json
+
+import pytest
+
+from eelib.config import ROOT
+from eelib.files import file_sha256
+from studies.report import reports
+
+
+@pytest.mark.parametrize("name", reports.REPORTS)
+def test_a_committed_report_is_what_its_metrics_give(name):
+    path = ROOT / "reports" / name
+    if not path.exists():
+        pytest.skip("not released yet")
+    assert reports.render(name, ROOT / "reports" / "metrics", ROOT / "reports" / "phases") == path.read_text()
+
+
+RELEASED = {
+    "baseline": (
+        "baseline.json",
+        "causal.json",
+        "ablation.json",
+        "generalisation.json",
+        "compress.json",
+        "static.json",
+    ),
+    "exits": (
+        *(
+            "exits.json",
+            "training.json",
+            "routing.json",
+            "calibration.json",
+            "guarantee.json",
+            "predictability.json",
+            "validation.json",
+        ),
+        *("bench.json", "acceleration.json"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("weights", "name"), [(w, n) for w, names in RELEASED.items() for n in names])
+def test_committed_metrics_are_of_the_released_weights(weights, name):
+    path = ROOT / "reports" / "metrics" / name
+    if path.exists():  # a study that was not run with these weights is not there at all
+        metrics, folder = json.loads(path.read_text()), ROOT / "checkpoints"
+        assert metrics["checkpoint_sha256"] == file_sha256(folder / f"{weights}.pth")
+        assert metrics.get("exits_sha256", file_sha256(folder / "exits.pth")) == file_sha256(folder / "exits.pth")
+
+
+def test_committed_phases_start_from_the_released_baseline():
+    files = list((ROOT / "reports" / "metrics" / "phases").glob("*.json"))
+    started = {json.loads(path.read_text())["start_sha256"] for path in files}
+    assert len(files) >= 10 and started == {file_sha256(ROOT / "checkpoints" / "baseline.pth")}
