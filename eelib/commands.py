@@ -84,7 +84,6 @@ def generalisation(args: argparse.Namespace) -> int:
     import torch
 
     from studies.generalisation import generalisation
-    from studies.routing.breakdown import ap_dots
 
     showroom = ROOT / "data" / "showroom"
     sets = {

@@ -31,7 +31,7 @@ def build_model(config: Config) -> EarlyExitSSDLite:
     weights = None if model.weights == "none" or start else model.weights
     try:
         detector = EarlyExitSSDLite(
-            model.exits, full=model.full, blank_gate=model.blank_gate, classes=(config.data.category,), weights=weights,
+            model.exits, full=model.full, blank_gate=model.blank_gate, classes=open_source(config.data).names, weights=weights,
             gradient_rescaling=config.loss.gradient_rescaling,
         )  # fmt: skip
     except OSError as error:  # torchvision downloads them
@@ -132,8 +132,16 @@ def compiled(call: Callable, log: Callable[[str], None]) -> Callable:
 
 
 def training_set(config: Config) -> DetectionDataset:
-    """The training split as ``data`` of a configuration selects it."""
-    return DetectionDataset("train", open_source(config.data), limit=config.data.limit, seed=config.seed)
+    """The training split as ``data`` of a configuration selects it, all images of one size.
+
+    Images that have one size already keep it, so that an augmentation that zooms in finds pixels there; others
+    become squares a quarter larger than the network's input.
+    """
+    data, source = config.data, open_source(config.data)
+    sizes = {(image["width"], image["height"]) for image in read_split("train", source).content["images"]}
+    same = len(sizes) == 1 and max(next(iter(sizes))) <= 2 * data.size
+    side = None if same else data.size * 5 // 4
+    return DetectionDataset("train", source, side, limit=data.limit, seed=config.seed)
 
 
 def epoch_batches(config: Config, dataset: DetectionDataset, device: torch.device, share: Share) -> EpochBatches:

@@ -5,7 +5,7 @@ import pytest
 from eelib.splits import prepare
 from synthetic import NAMES, annotations, noisy, records
 
-from eelib.evaluate import coco_ap, to_results
+from eelib.evaluate import coco_ap
 from eelib.routed_ap import resample
 from studies import breakdown
 
@@ -35,7 +35,7 @@ def results(split, chosen, ids):
     records = split.records
     return [
         r for row, i in enumerate(records.image_ids) if i in ids
-        for r in to_results(i, records.detections(int(chosen[row]), row), 62)
+        for r in records.detections(int(chosen[row]), row).to_coco(i, [62])
     ]  # fmt: skip
 
 
