@@ -176,4 +176,3 @@ def certified(
         "time_ratio": 1.0 if index < 0 else float(times[index].mean()),
         "index": index,
     }
-

@@ -59,13 +59,18 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     with _opened(path, max_pixels) as image:
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I") or image.mode == "F":
-            return _to_8_bit(image).convert("RGB")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        return image.convert("RGB")
+        return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An open image of any mode as 8-bit RGB, in the way that :func:`read_image` describes."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _to_8_bit(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
 
 
 def read_sizes(path: Path | str) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from eelib.augment import PRESETS, augment
 from eelib.batches import Batch, EpochBatches, ResidentBatches, Share, StreamedBatches, fits, pool_of, seed_of
 from eelib.checkpoints import TrainingError, load_checkpoint, save_checkpoint
-from eelib.coco import open_source
+from eelib.coco import open_source, read_split
 from eelib.config import Config, ConfigError, load, resolve
 from eelib.data import DetectionDataset, split_sha256
 from eelib.evaluate import coco_ap, detect_exits
@@ -31,9 +31,13 @@ def build_model(config: Config) -> EarlyExitSSDLite:
     weights = None if model.weights == "none" or start else model.weights
     try:
         detector = EarlyExitSSDLite(
-            model.exits, full=model.full, blank_gate=model.blank_gate, classes=open_source(config.data).names, weights=weights,
+            model.exits,
+            full=model.full,
+            blank_gate=model.blank_gate,
+            classes=open_source(config.data).names,
+            weights=weights,
             gradient_rescaling=config.loss.gradient_rescaling,
-        )  # fmt: skip
+        )
     except OSError as error:  # torchvision downloads them
         problem = f"key 'model.weights' is '{weights}', but they cannot be downloaded ({error})"
         raise TrainingError(f"{problem}; expected 'none' without a network") from None
@@ -187,9 +191,7 @@ def train(
             raise TrainingError(f"{out}: holds a run already; expected --resume to go on or --overwrite to start anew")
         source = open_source(config.data)
         dataset = training_set(config)
-        val = DetectionDataset(
-            "val", source, config.data.size, keep_crowd=True, limit=config.data.eval_limit
-        )
+        val = DetectionDataset("val", source, config.data.size, keep_crowd=True, limit=config.data.eval_limit)
         check_budget(config, len(dataset), val, log)
         detector = build_model(config)
         network = WithGates(detector)

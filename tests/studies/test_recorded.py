@@ -147,7 +147,7 @@ def test_frozen_switches():
 def test_the_map_and_the_tail_are_two_switches(single, truncated, head):
     """Defects 11 and 12, each alone and both, on either full head."""
     model = {"single_map": single, "full_truncated": truncated, "full_head": head}
-    config = parse({"phase": "t", "model": {"architecture": "recorded", **model}, "data": {"augment": "flip"}})
+    config = parse({"phase": "t", "model": model, "data": {"augment": "flip"}})
     detector = RecordedDetector(config).eval()
     image = torch.rand(1, 3, 320, 320)
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_the_map_and_the_tail_are_two_switches(single, truncated, head):
 def test_the_tail_comes_from_the_start_checkpoint(tmp_path):
     donor = EarlyExitSSDLite(())
     path = save_checkpoint(tmp_path / "start.pth", {"model": donor.state_dict()})
-    model = {"architecture": "recorded", "start": str(path), "train_trunk": False}
+    model = {"start": str(path), "train_trunk": False}
     detector = build_detector(parse({"phase": "t", "model": model, "data": {"augment": "flip"}}))
     assert torch.equal(detector.backbone_tail[0][3][0].weight, donor.backbone.features[1][3][0].weight)
     assert torch.equal(detector.backbone_tail[4][1][0].weight, donor.backbone.extra[3][1][0].weight)
