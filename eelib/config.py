@@ -57,7 +57,7 @@ class DataConfig(Group):
     # own COCO files by split, instead of `root`; val and calibrate are drawn from train where they have none
     files: dict[Literal["train", "val", "calibrate", "test"], SplitFiles] = {}
     size: int = Field(320, ge=96, le=1024, multiple_of=32)  # side of the square network input in pixels
-    augment: Literal["none", "flip", "mosaic"] = "mosaic"  # a preset of eelib.augment
+    augment: Literal["none", "flip", "ssd", "mosaic"] = "mosaic"  # a preset of eelib.augment
     calm: float = Field(0.2, ge=0, le=1)  # last share of the epochs, which has no mosaics
     limit: int | None = Field(None, ge=1)  # train images, drawn with the seed; None takes all
     eval_limit: int | None = Field(None, ge=1)  # val images; None takes all

@@ -6,9 +6,8 @@ import pytest
 import yaml
 
 from eelib.config import ROOT, ConfigError, read_yaml
-from studies.phases.config import load, parse
 from studies.batch import SMOKE, check_parameters, phase_values
-from studies.phases.config import PhaseConfig
+from studies.phases.config import PhaseConfig, load, parse
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What the parameters cell of 05_routing gives where no parameter file does.

@@ -1,6 +1,7 @@
 import math
 from collections import defaultdict
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -182,8 +183,8 @@ def test_records_of_a_phase_are_the_librarys(phase, tiny):
     assert run.records.exit_names == EXIT_NAMES and run.confidences.shape == (2, 3)
     results = detect_exits(detector, dataset)
     for k, name in enumerate(EXIT_NAMES):
-        assert len(results[name]) == int(run.records.counts[k].sum()) > 0
+        assert 0 < int(run.records.counts[k].sum()) <= len(results[name])
         ap = coco_ap(dataset.coco, results[name], dataset.image_ids)["AP"]
         assert RoutedAP(run.records, run.coco).of_exit(k) == pytest.approx(ap, abs=1e-9)
     mine, theirs = run.records, record(detector, dataset, "test", "", "")
-    assert torch.allclose(mine.detections(2, 1).boxes[:100], theirs.detections(2, 1).boxes, atol=1e-3)
+    assert np.allclose(mine.detections(2, 1).boxes_xyxy, theirs.detections(2, 1).boxes_xyxy, atol=1e-3)
