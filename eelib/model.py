@@ -309,6 +309,12 @@ class EarlyExitSSDLite(nn.Module):
         """Detections of each image, by :func:`postprocess`."""
         return postprocess(output, size_hw)
 
+    def predict(self, images: object, **options: object) -> Detections | list[Detections]:
+        """Detect in an image or a list of images, by :func:`eelib.predict.predict`, which has the arguments."""
+        from eelib.predict import predict
+
+        return predict(self, images, **options)
+
     def keep_maps(self, count: int) -> None:
         """Drop the coarsest SSDLite maps with their predictors, in place; 2 to 6 stay."""
         self.backbone.extra = self.backbone.extra[: count - 2]
