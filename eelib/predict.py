@@ -50,7 +50,9 @@ def _check_share(what: str, value: float) -> None:
 
 
 @torch.inference_mode()
-def _detect(model: EarlyExitSSDLite, source: ImageSource, thresholds: Mapping[str, float], min_score: float) -> Detections:
+def _detect(
+    model: EarlyExitSSDLite, source: ImageSource, thresholds: Mapping[str, float], min_score: float
+) -> Detections:
     image, size = as_image(source), model.size
     pixels = torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None]  # (1, 3, S, S)
     device = next(model.parameters()).device

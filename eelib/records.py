@@ -264,8 +264,8 @@ def record(
             image = dataset.coco.imgs[image_id]
             of_boxes.append(evidence_of(best, before, (image["height"], image["width"])))
             detections[name].append(best)
-        columns = columns_of(scores.shape[1], holds.shape[1])
-        evidence[name].append(np.concatenate((raw_evidence(scores, scores.shape[1]).numpy(), np.array(of_boxes), holds), 1))
+        columns, raw = columns_of(scores.shape[1], holds.shape[1]), raw_evidence(scores, scores.shape[1]).numpy()
+        evidence[name].append(np.concatenate((raw, np.array(of_boxes), holds), 1))
         done = len(detections[names[-1]])
         if progress and done * 10 // len(dataset) > tenths:
             tenths = done * 10 // len(dataset)

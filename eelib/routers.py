@@ -1,7 +1,7 @@
 """Choose a router for a budget of time, or certify one, and measure it on ``test``.
 
 Both record the detector's exits on three splits once, time the exits on this machine, take the thresholds from
-``calibrate`` and report what they give on ``test``. The router that they give is a file; :func:`eelib.export` embeds it.
+``calibrate`` and report what they give on ``test``. Their router is a file that :func:`eelib.export` embeds.
 """
 
 import json
