@@ -53,7 +53,7 @@ class DataConfig(Group):
     """Which images, and what happens to them."""
 
     root: str = "data/showroom"  # a folder in eelib's layout or COCO 2017's
-    category: str | list[str] | None = "chair"  # name in the annotation files, names in the order of labels, or all
+    category: str | list[str] | None = None  # names in the annotation files, in the order of labels; None takes all
     # own COCO files by split, instead of `root`; val and calibrate are drawn from train where they have none
     files: dict[Literal["train", "val", "calibrate", "test"], SplitFiles] = {}
     size: int = Field(320, ge=96, le=1024, multiple_of=32)  # side of the square network input in pixels

@@ -185,7 +185,6 @@ def certified(
     }
 
 
-
 def gate_sequence(val: Split, steps: int = 50, worst: float = 0.1) -> np.ndarray:
     """Thresholds of the blank gates to test, fixed on ``val``, from the safest on: (2 * steps, G).
 

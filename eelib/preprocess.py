@@ -60,12 +60,12 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     with _opened(path, max_pixels) as image:
         image.load()
-        return _upright_rgb(image)
+        return upright_rgb(image)
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    """As :func:`read_image` says; the image itself is turned."""
-    ImageOps.exif_transpose(image, in_place=True)
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An open image of any mode as 8-bit RGB, in the way that :func:`read_image` describes; it is turned in place."""
+    ImageOps.exif_transpose(image, in_place=True)  # a copy would lose the tags that say what is white
     if image.mode.startswith("I") or image.mode == "F":
         return _to_8_bit(image).convert("RGB")
     if image.has_transparency_data:
@@ -110,7 +110,7 @@ def as_image(source: ImageSource) -> Image.Image:
     if isinstance(source, str | Path):
         return read_image(source)
     if isinstance(source, Image.Image):
-        return _upright_rgb(source.copy())
+        return upright_rgb(source.copy())
     if not isinstance(source, np.ndarray):
         raise ValueError(f"image is of type {type(source).__name__}; expected a path, a PIL image or an array")
     if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] != 3) or not source.size:

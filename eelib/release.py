@@ -12,9 +12,9 @@ from eelib.config import ROOT, resolve, saved_config
 from eelib.data import DetectionDataset, split_sha256
 from eelib.evaluate import evaluate_exits, provenance
 from eelib.files import file_sha256, write_atomic
+from eelib.fit import selection_score
 from eelib.records import record
 from eelib.routed_ap import RoutedAP
-from eelib.train import selection_score
 
 CHECKPOINTS = ROOT / "checkpoints"
 # Larger files do not travel well in git.
@@ -226,8 +226,9 @@ def stages_table(name: str, folder: Path | str = CHECKPOINTS) -> pd.DataFrame:
     rows = []
     for stage in stages_of(name, folder):
         config = stage["config"]
-        optim, sizes = config["optim"], config["data"]["image_sizes"]
-        reached = [side for first, side in sizes if first < stage["epochs"]]
+        optim, data = config["optim"], config["data"]
+        # version 0.1 raised the size while it trained
+        reached = [side for first, side in data.get("image_sizes", [[0, data.get("size")]]) if first < stage["epochs"]]
         rows.append(
             {
                 "epochs": stage["epochs"],

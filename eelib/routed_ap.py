@@ -310,4 +310,3 @@ def interval(samples: np.ndarray, level: float = 0.95) -> list[float]:
     """Percentile interval of bootstrap samples (R,): [low, high]."""
     tail = 100 * (1 - level) / 2
     return [float(v) for v in np.percentile(samples, [tail, 100 - tail])]
-

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from eelib.augment import PRESETS, augment
 from eelib.batches import Batch, EpochBatches, ResidentBatches, Share, StreamedBatches, fits, pool_of, seed_of
 from eelib.checkpoints import TrainingError, load_checkpoint, save_checkpoint
-from eelib.coco import open_source
+from eelib.coco import open_source, read_split
 from eelib.config import Config, ConfigError, load, resolve
 from eelib.data import DetectionDataset, split_sha256
 from eelib.evaluate import coco_ap, detect_exits
@@ -31,9 +31,13 @@ def build_model(config: Config) -> EarlyExitSSDLite:
     weights = None if model.weights == "none" or start else model.weights
     try:
         detector = EarlyExitSSDLite(
-            model.exits, full=model.full, blank_gate=model.blank_gate, classes=(config.data.category,), weights=weights,
+            model.exits,
+            full=model.full,
+            blank_gate=model.blank_gate,
+            classes=open_source(config.data).names,
+            weights=weights,
             gradient_rescaling=config.loss.gradient_rescaling,
-        )  # fmt: skip
+        )
     except OSError as error:  # torchvision downloads them
         problem = f"key 'model.weights' is '{weights}', but they cannot be downloaded ({error})"
         raise TrainingError(f"{problem}; expected 'none' without a network") from None
@@ -132,8 +136,16 @@ def compiled(call: Callable, log: Callable[[str], None]) -> Callable:
 
 
 def training_set(config: Config) -> DetectionDataset:
-    """The training split as ``data`` of a configuration selects it."""
-    return DetectionDataset("train", open_source(config.data), limit=config.data.limit, seed=config.seed)
+    """The training split as ``data`` of a configuration selects it, all images of one size.
+
+    Images that have one size already keep it, so that an augmentation that zooms in finds pixels there; others
+    become squares a quarter larger than the network's input.
+    """
+    data, source = config.data, open_source(config.data)
+    sizes = {(image["width"], image["height"]) for image in read_split("train", source).content["images"]}
+    same = len(sizes) == 1 and max(next(iter(sizes))) <= 2 * data.size
+    side = None if same else data.size * 5 // 4
+    return DetectionDataset("train", source, side, limit=data.limit, seed=config.seed)
 
 
 def epoch_batches(config: Config, dataset: DetectionDataset, device: torch.device, share: Share) -> EpochBatches:
@@ -179,9 +191,7 @@ def train(
             raise TrainingError(f"{out}: holds a run already; expected --resume to go on or --overwrite to start anew")
         source = open_source(config.data)
         dataset = training_set(config)
-        val = DetectionDataset(
-            "val", source, config.data.size, keep_crowd=True, limit=config.data.eval_limit
-        )
+        val = DetectionDataset("val", source, config.data.size, keep_crowd=True, limit=config.data.eval_limit)
         check_budget(config, len(dataset), val, log)
         detector = build_model(config)
         network = WithGates(detector)

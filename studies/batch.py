@@ -6,7 +6,8 @@ from pathlib import Path
 import papermill
 import yaml
 
-from eelib.config import NOTEBOOK_KEYS, ConfigError, PhaseConfig, merged, override, parse, read_yaml, resolve
+from eelib.config import NOTEBOOK_KEYS, ConfigError, merged, override, read_yaml, resolve
+from studies.phases.config import PhaseConfig, parse
 
 SMOKE = "base/smoke.yaml"  # what a notebook of phases runs without a phase
 

@@ -18,13 +18,14 @@ from torch.utils.data import DataLoader
 
 from eelib.checkpoints import TrainingError
 from eelib.coco import open_source
-from eelib.config import ConfigError, PhaseConfig, override, parse, read_yaml
+from eelib.config import ConfigError, override, parse, read_yaml
 from eelib.data import DetectionDataset, collate, load_split, split_sha256
 from eelib.evaluate import provenance
 from eelib.files import file_sha256, write_json
 from eelib.records import ExitRecords, load_records, record, save_records
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
 from eelib.train import build_model, detection_step, fit, image_size_at, require_architecture, training_set
+from studies.phases.config import PhaseConfig
 from studies.phases.trainer import identity
 
 Count = Annotated[int, Field(ge=1, strict=True)]

@@ -143,10 +143,3 @@ def test_a_file_says_what_it_changes_of_its_base(tmp_path):
 def test_bad_bases_are_named(tmp_path, texts, message):
     with pytest.raises(ConfigError, match=message):
         read_yaml(files(tmp_path, **texts))
-
-
-def test_the_default_is_the_right_behaviour():
-    config = PhaseConfig(phase="x")
-    assert config.targets.assignment == "iou"
-    assert config.targets.class_layout == "permuted"
-    assert config.routing.unit == "image"

@@ -5,8 +5,9 @@ import papermill
 import pytest
 import yaml
 
-from eelib.config import ROOT, ConfigError, PhaseConfig, load, parse, read_yaml
+from eelib.config import ROOT, ConfigError, read_yaml
 from studies.batch import SMOKE, check_parameters, phase_values
+from studies.phases.config import PhaseConfig, load, parse
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What the parameters cell of 05_routing gives where no parameter file does.

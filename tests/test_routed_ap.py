@@ -4,14 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import annotations, noisy, records
 
-from eelib.evaluate import coco_ap, to_results
+from eelib.evaluate import coco_ap
 from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, resample, scenes_of
 
 
 def by_pycocotools(coco, made, chosen) -> dict:
     results = [
         r for row, (i, k) in enumerate(zip(made.image_ids, chosen, strict=True))
-        for r in to_results(i, made.detections(int(k), row), 62)
+        for r in made.detections(int(k), row).to_coco(i, [62])
     ]  # fmt: skip
     return coco_ap(coco, results, made.image_ids)
 
@@ -63,7 +63,7 @@ def test_a_weighted_image_is_that_image_repeated():
     found = []
     for k in range(3):
         at = [made.detections(k, row) for row, _ in copies]
-        found.append({j + 1: [(*b, s) for b, s in zip(d.boxes.tolist(), d.scores.tolist(), strict=True)]
+        found.append({j + 1: [(*b, s) for b, s in zip(d.boxes_xyxy.tolist(), d.scores.tolist(), strict=True)]
                       for j, d in enumerate(at)})  # fmt: skip
     repeated = RoutedAP(records(found), annotations(objects))
     chosen = np.arange(8) % 3

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
-from eelib.config import ConfigError, PhaseConfig, override, parse, read_yaml, resolve
+from eelib.config import ConfigError, override, parse, read_yaml, resolve
 from eelib.data import DetectionDataset, as_input, split_sha256
 from eelib.evaluate import coco_ap, detect_exits
 from eelib.files import file_sha256, write_json
@@ -25,6 +25,7 @@ from eelib.losses import joint_loss
 from eelib.model import EarlyExitSSDLite, ExitOutput
 from eelib.train import detection_step, fit, training_batches, training_set
 from studies.compress.prune import prune, without_exits
+from studies.phases.config import PhaseConfig
 
 RELEASED = "released"  # the start of a variant that starts from no other one
 

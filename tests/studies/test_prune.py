@@ -19,9 +19,7 @@ def parameters(model):
 
 @pytest.fixture(scope="module")
 def halved():
-    return prune(
-        load_released(CHECKPOINT), 0.5, DetectionDataset("train", size=320, limit=2), 0.5
-    )
+    return prune(load_released(CHECKPOINT), 0.5, DetectionDataset("train", size=320, limit=2), 0.5)
 
 
 @torch.no_grad()
