@@ -13,7 +13,7 @@ BAD_INPUT = {
     "eelib.faults": "DataError",
     "eelib.preprocess": "ImageError",
     "eelib.checkpoints": "TrainingError",
-    "eelib.deploy.runtime": "DeploymentError",
+    "eelib.deploy.manifest": "DeploymentError",
     "eelib.records": "RecordsError",
     "eelib.calibrate": "CalibrationError",
     "eelib.routing": "PolicyError",
@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--checkpoint", default=checkpoint, help="a released detector with or without exits")
     command.add_argument("--out", required=True, help="folder of the graphs and the manifest")
     command.add_argument("--int8", action="store_true", help="int8 stages too, calibrated on calibrate")
+    command.add_argument("--router", help="file of `eelib route --out`; without one images take the full path")
     data_command.add_options(command)
     command = add(
         "detect", commands.detect, "eelib detect data/showroom/test --policy fixed --threshold 0.5 --draw runs/drawn"
@@ -112,9 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("images", help="an image or a folder of images")
     command.add_argument("--export", default=str(ROOT / "runs" / "deploy"), help="folder of `eelib export`")
     command.add_argument("--int8", action="store_true", help="the int8 stages of `eelib export --int8`")
-    command.add_argument("--policy", default="fixed", help="fixed, or the exit where all leave: exit1, exit2, full")
+    command.add_argument("--policy", help="an exit where all leave, fixed, or a router's file; the export's by default")
     command.add_argument("--threshold", type=float, nargs="+", default=[], help="of fixed: one, or one an early exit")
-    command.add_argument("--evidence", help="what fixed compares: max_score or count; the manifest's by default")
+    command.add_argument("--runtime", default="onnxruntime", help="onnxruntime, openvino, or auto: the faster here")
     command.add_argument("--out", default="runs/detections.json", help="COCO results")
     command.add_argument("--draw", help="folder of annotated images")
     command.add_argument("--draw-score", type=float, default=0.3, help="least score that is drawn")
@@ -130,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     way.add_argument("--policy", help="such as fixed, max_score, benefit; an unknown one lists them all")
     way.add_argument("--guarantee", nargs="+", metavar="LEVEL", help="epsilon=0.05 delta=0.1")
     command.add_argument("--budget", type=float, default=0.75, help="mean time / time of full")
-    command.add_argument("--thresholds", type=float, nargs=2, help="of exit1 and exit2, instead of a budget")
+    command.add_argument("--out", help="file of the router, for `eelib export --router`")
+    command.add_argument("--gates", type=float, metavar="EPSILON", help="let blank gates lose this share of objects")
+    command.add_argument("--thresholds", type=float, nargs="+", help="one an early exit, instead of a budget")
     command.add_argument("--calibrate-on", default="calibrate", help="split that thresholds come from; never test")
     command.add_argument("--checkpoint", default=checkpoint)
     command.add_argument("--times", help="metrics file with each exit's ratio; measured now without it")

@@ -281,17 +281,16 @@ def bench(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     """Write a released detector as ONNX graphs, one a stage, with a manifest."""
     from eelib import data_command
-    from eelib.deploy import export as deploy
-    from eelib.deploy import int8 as quantise
+    from eelib.deploy.export import export
 
-    source = data_command.option_source(args) if data_command.given(args) else None
-    manifest = deploy.export(args.checkpoint, args.out, source)
-    if args.int8:
-        manifest = quantise.quantise(args.out, source=source)
-    for stage in [*manifest["stages"], *manifest.get("stages_int8", [])]:
-        size = (Path(args.out) / stage["file"]).stat().st_size / 2**20
-        print(f"{stage['exit']:6} {stage['file']}  {size:.1f} MiB  sha256 {stage['sha256'][:12]}")
-    print(f"exported {args.out}: opset {manifest['opset']}, dynamic batch; see `eelib detect --help`")
+    source = data_command.option_source(args, "calibrate") if data_command.given(args) else None
+    manifest = export(args.checkpoint, args.out, args.router, source, args.int8)
+    for stage in (*manifest.stages, *manifest.stages_int8):
+        size = (Path(args.out) / stage.file).stat().st_size / 2**20
+        print(f"{stage.exit:6} {stage.file}  {size:.1f} MiB  sha256 {stage.sha256[:12]}")
+    print("categories: " + ", ".join(f"{category.name} (id {category.id})" for category in manifest.categories))
+    print(f"router: {manifest.router.describe() if manifest.router else 'none, every image takes the full path'}")
+    print(f"exported {args.out}: opset {manifest.opset}, dynamic batch; see `eelib detect --help`")
     return 0
 
 

@@ -22,12 +22,24 @@ def load(name: str | Path = DEFAULT) -> EarlyExitSSDLite:
         TrainingError: no such name or file, no checkpoint, or released weights that are not the ones that the
             manifest describes.
     """
-    path = Path(name)
-    if not path.suffix and not path.exists():
-        path = released_path(str(name))
+    path = path_of(name)
     model = load_released(path).eval()
     model.source = path
     return model
+
+
+def path_of(detector: EarlyExitSSDLite | str | Path) -> Path:
+    """The file of a detector: of what :func:`load` gave, of a released name, or the path itself.
+
+    Raises:
+        TrainingError: no such name, or a model that was not loaded from a file.
+    """
+    if isinstance(detector, EarlyExitSSDLite):
+        if not hasattr(detector, "source"):
+            raise TrainingError("the model was not loaded from a file; expected one of `eelib.load`, or a path")
+        return detector.source
+    path = Path(detector)
+    return released_path(str(detector)) if not path.suffix and not path.exists() else look_up(path)
 
 
 def released_path(name: str) -> Path:

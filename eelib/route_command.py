@@ -13,15 +13,18 @@ def run(args: argparse.Namespace) -> int:
     """Run the command: choose on calibrate, measure on test, print."""
     levels = _levels(args.guarantee) if args.guarantee else None
     options = RouterOptions(
-        args.calibrate_on, args.calibration, args.grid, args.times, args.records, args.limit, args.resamples,
-        lambda line: print(line, file=sys.stderr),
+        calibrate_on=args.calibrate_on, calibration=args.calibration, grid=args.grid, gate_epsilon=args.gates,
+        times=args.times, records=args.records, limit=args.limit, resamples=args.resamples,
+        progress=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     source = data_command.option_source(args)
     if levels:
         system = certify(args.checkpoint, source, **levels, bound=args.bound, options=options)
     else:
         system = route(args.checkpoint, source, args.policy, args.budget, args.thresholds, options)
-    answer = system.stated | system.measured
+    if args.out:
+        system.router.save(args.out)
+    answer = system.stated | system.measured | {"comparison": system.comparison, "notes": system.notes}
     print(json.dumps(answer) if args.json else _text(answer))
     return 0
 
@@ -53,4 +56,14 @@ def _text(answer: dict) -> str:
     low, high = answer["AP_minus_full_interval"]
     lines.append(f"beside full  {answer['AP_minus_full']:+.4f}  [{low:+.4f}, {high:+.4f}]")
     lines.append(f"time ratio   {answer['time_ratio']:.3f}")
+    if "gates" in answer:
+        gates, on_test = answer["gates"], answer["gates_on_test"]
+        lines.append(
+            f"blank gates  objects lost <= {gates['epsilon']} with probability {1 - gates['delta']:g}; on test "
+            f"{on_test['risk']:.4f}, of the empty images {on_test['blank_ended']:.0%} end"
+        )
+    here = answer["comparison"]
+    for other in ({"name": "this router"} | here, *here["exits"], here["coin"]):
+        lines.append(f"on {here['split']}  AP {other['AP']:.4f} at {other['time_ratio']:.3f}  {other['name']}")
+    lines += [f"note: {note}" for note in answer["notes"]]
     return "\n".join(lines)

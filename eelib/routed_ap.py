@@ -139,7 +139,7 @@ class RoutedAP:
         """AP at each of the ten IoU thresholds when image i leaves at exit ``chosen[i]``.
 
         Args:
-            chosen: exit index of each image, (N,).
+            chosen: exit index of each image, (N,); from E on the image has no detections, as a blank gate ends it.
             weights: (N,) how often each image counts, for a bootstrap resample; None is once.
 
         Returns:
@@ -149,14 +149,14 @@ class RoutedAP:
             ValueError: the routing is not one exit for each image.
         """
         chosen = np.asarray(chosen)
-        if chosen.shape != (self.images,) or chosen.min() < 0 or chosen.max() >= self.exits:
-            raise ValueError(f"routing: expected {self.images} exit indices below {self.exits}, got {chosen!r}")
+        if chosen.shape != (self.images,) or chosen.min() < 0:
+            raise ValueError(f"routing: expected {self.images} exit indices from 0, got {chosen!r}")
         weights = np.ones(self.images, np.int64) if weights is None else weights
         positives = float(self.positives @ weights)
         if positives == 0:
             return np.full(len(IOUS), -1.0)
-        taken = np.zeros(self.images * self.exits, np.int32)
-        taken[np.arange(self.images) * self.exits + chosen] = weights
+        taken, here = np.zeros(self.images * self.exits, np.int32), chosen < self.exits
+        taken[(np.arange(self.images) * self.exits + chosen)[here]] = weights[here]
         count = taken.take(self._pair, mode="clip")  # (D,); "clip" spares a check of what is known to fit
         rank = np.cumsum(count, dtype=np.int32)
         return np.array(

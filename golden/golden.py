@@ -58,11 +58,12 @@ def routings() -> list[float]:
 
 def certified() -> dict:
     from eelib import guarantee
+    from eelib.deploy.evidence import OF_BOXES
     from eelib.routing import prepare
 
     found, cocos = records()
     splits = prepare(found, cocos, (0.5, 0.7, 1.0), "none", "calibrate", passing=(0.0, 0.05, 0.1))
-    settings = guarantee.sequence(splits["val"])
+    settings = guarantee.sequence(splits["val"], evidence=("top_score", "box_certainty", *OF_BOXES))
     stated = guarantee.certified(splits["calibrate"], settings, 0.05, 0.1)
     return {key: stated[key] for key in ("thresholds", "p_value", "risk", "time_ratio", "index")}
 
@@ -111,14 +112,14 @@ def strip(history: list[dict]) -> list[dict]:
 def detections() -> list[dict]:
     from eelib.deploy import export as deploy
     from eelib.deploy import images
-    from eelib.deploy.runtime import EarlyExitSession, fixed
+    from eelib.deploy.runtime import Session
 
     with tempfile.TemporaryDirectory() as out:
         deploy.export(ROOT / "checkpoints/exits.pth", out)
-        session = EarlyExitSession(out)
+        session = Session(out)
         sources = images.find_images(ROOT / "data/showroom/test")[:20]
-        policy = fixed({"exit1": 0.6, "exit2": 0.5})
-        found = images.detect_files(session, sources, policy, on_broken=lambda error: None)
+        rule = session.by_score({"exit1": 0.6, "exit2": 0.5})
+        found = images.detect_files(session, sources, rule, on_broken=lambda error: None)
         return [
             {
                 "file": source.path.name,
@@ -126,7 +127,7 @@ def detections() -> list[dict]:
                 "boxes": seen.boxes_xyxy[:10].tolist(),
                 "scores": seen.scores[:10].tolist(),
             }
-            for source, _, seen, _ in found
+            for source, seen in found
         ]
 
 
