@@ -46,6 +46,7 @@ def test_a_configuration_has_a_name():
         ({"model": {"exits": [12, 8]}}, r"'model.exits' is \[12, 8\]: expected cuts that rise"),
         ({"model": {"exits": [8, 8]}}, "expected cuts that rise"),
         ({"model": {"exits": [], "full": False}}, "'model.full'.*True where there is no exit"),
+        ({"model": {"exits": [8], "full": False, "maps": 4}}, "'model.maps' is 4: expected 6 where there is no full"),
         ({"model": {"exits": [], "train_trunk": False}}, "'model.train_trunk'.*no exit to train"),
         ({"model": {"train_trunk": False, "blank_gate": True}}, "'model.blank_gate'.*trunk is frozen"),
         ({"model": {"exits": [7], "full": False, "blank_gate": True}}, "'model.blank_gate'.*8th child"),
