@@ -5,7 +5,6 @@ from typing import TypeVar
 
 from eelib.config import Config, ConfigError, Group, override, parse, read_yaml, validate
 
-
 Kind = TypeVar("Kind", bound=Group)
 
 

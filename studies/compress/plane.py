@@ -1,10 +1,10 @@
 """The plane: AP against time of every system and exit, judged by one rule (:mod:`studies.hull`).
 
-``measure`` runs the systems: times, records, match flags. ``judge`` computes all else from the flags and the times,
-so that a reader repeats it without weights (``recompute``).
+:func:`measure` runs the systems: times, records, match flags. :func:`judge` computes all else from flags and times,
+so that a reader repeats it without weights (:func:`recompute`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,43 +16,35 @@ from eelib.config import ConfigError, Group, override, read_yaml, resolve, valid
 from eelib.data import load_split, split_sha256
 from eelib.evaluate import versions
 from eelib.files import file_sha256, write_json
-from eelib.records import ExitRecords
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
 from eelib.routing import best_cuts
 from eelib.timing import machine
-from studies.compress.systems import (
-    SystemConfig,
-    costs,
-    graphs_sha256,
-    measure_times,
-    opened,
-    session_records,
-    systems_of,
-)
-from studies.goals import load_goals
+from studies.compress import systems as deployed
 from studies.hull import Hull, above, at_prevalence
 from studies.report.metrics_files import read_metrics
 
 Log = Callable[[str], None]
 Key = tuple[str, int]  # name and seed of a system
-Share = Annotated[float, Field(gt=0, lt=1)]
+# What a network with exits is compared with: widths and sizes, and with them detectors that end at an exit.
+HULLS = {"peers": ("plain", "input", "width", "search"), "static": ("plain", "input", "width", "search", "truncated")}
 
 
 class PlaneConfig(Group):
     """``params/plane.yaml``."""
 
-    systems: dict[str, SystemConfig] = Field(min_length=1)
-    out: str = "runs/plane"  # exports and records
+    systems: dict[str, deployed.SystemConfig] = Field(min_length=1)
+    out: str = "runs/plane"  # exports and exit records
     split: Literal["val", "calibrate", "test"] = "test"  # that is reported; `val` while a system is developed
     limit: int | None = Field(None, ge=1)  # images of each split; None takes all
     timed_images: int | None = Field(None, ge=1)  # of `split`; None takes all
     int8_images: int = Field(64, ge=1)  # of calibrate, for the ranges of the activations
     resamples: int = Field(2000, ge=2)  # bootstrap over scenes
-    prevalences: list[Share] = [0.5, 0.89]  # shares of empty images, beside the split's own
-    latencies: list[Annotated[float, Field(gt=0)]] = []  # at which coins of a network's exits are judged
+    # shares of empty images, beside the split's own
+    prevalences: list[Annotated[float, Field(gt=0, lt=1)]] = [0.5, 0.89]
+    latencies: list[Annotated[float, Field(gt=0)]]  # at which coins of a network's exits are judged
 
 
-def load(path: Path | str, settings: dict | None = None) -> PlaneConfig:
+def load(path: Path | str, settings: dict[str, object] | None = None) -> PlaneConfig:
     """Read and check ``params/plane.yaml``.
 
     Raises:
@@ -70,218 +62,192 @@ def flags_of(reports: Path | str, name: str, seed: int) -> Path:
     return Path(reports) / "plane" / f"{name.replace(' ', '_')}_seed{seed}.npz"
 
 
-def measure(config: PlaneConfig, reports: Path | str, log: Log = print) -> dict:
+def measure(config: PlaneConfig, reports: Path | str, log: Log = print) -> list[dict]:
     """Export, record and time every system; the flags of its matches are saved in ``reports/plane``.
 
     Returns:
-        ``systems``: of each seed ``name``, ``kind``, ``seed``, hashes, sizes, and ``exits`` with ``time_ratio``
-        (the plain detector's median is 1; a further seed has the first one's times, its graphs being the same),
-        percentiles, operations and ``cut``, the score from which boxes count, chosen on ``val``.
+        For each system and seed ``name``, ``kind``, ``seed``, hashes, sizes, and ``exits``: of each its place,
+        operations, ``cut`` (score from which boxes count, chosen on ``val``), times and ``time_ratio``. The plain
+        detector's median is 1; a further seed has the times of the first, whose graphs are the same.
     """
-    systems = [
-        system for name, line in config.systems.items() for system in systems_of(name, line, resolve(config.out))
-    ]
-    rows, first = [], {}
-    for system in systems:
-        log(f"recording {system.name}, seed {system.seed}")
-        session = opened(system, config.int8_images)
-        splits = dict.fromkeys(("val", "calibrate", config.split))
-        records = {split: session_records(system, session, split, config.limit) for split in splits}
-        graphs = graphs_sha256(session, system.stages)
-        matched = {split: RoutedAP(records[split], load_split(split)) for split in ("val", config.split)}
-        matched[config.split].save(flags_of(reports, *_key(system)), split_sha256(config.split), graphs)
-        row = {"name": system.name, "kind": system.kind, "seed": system.seed, "int8": system.int8}
-        row |= {"checkpoint_sha256": file_sha256(system.checkpoint), "graphs_sha256": graphs} | costs(system, session)
-        for exit_, cut in zip(row["exits"].values(), best_cuts(matched["val"]).tolist(), strict=True):
-            exit_["cut"] = cut
-        rows.append(row)
-        first.setdefault(system.name, session)
-    times = measure_times(first, config.split, config.timed_images, log)
-    (plain,) = (times[s.name, "full"]["median_ms"] for s in systems if s.kind == "plain" and not (s.int8 or s.seed))
+    rows, sessions, split = [], {}, config.split
+    for name, line in config.systems.items():
+        for system in deployed.systems_of(name, line, resolve(config.out)):
+            log(f"recording {system.name}, seed {system.seed}")
+            session = deployed.opened(system, config.int8_images)
+            records = {
+                of: deployed.session_records(system, session, of, config.limit)
+                for of in dict.fromkeys(("val", "calibrate", split))
+            }
+            cuts = best_cuts(RoutedAP(records["val"], load_split("val")))
+            flags, graphs = flags_of(reports, system.name, system.seed), records[split].checkpoint_sha256
+            RoutedAP(records[split], load_split(split)).save(flags, split_sha256(split), graphs)
+            row = {"name": system.name, "kind": system.kind, "seed": system.seed, "int8": system.int8}
+            row |= {"checkpoint_sha256": file_sha256(system.checkpoint), "graphs_sha256": graphs}
+            rows.append(row | deployed.costs(system, session))
+            for exit_, cut in zip(rows[-1]["exits"].values(), cuts.tolist(), strict=True):
+                exit_["cut"] = cut
+            sessions.setdefault(system.name, session)
+    times = deployed.measure_times(sessions, split, config.timed_images, log)
+    plain = times[next(row["name"] for row in rows if row["kind"] == "plain"), "full"]["median_ms"]
     for row in rows:
         for name, exit_ in row["exits"].items():
-            exit_ |= {"time_ratio": times[row["name"], name]["median_ms"] / plain} | times[row["name"], name]
-    return {"systems": rows}
-
-
-def _key(system: object) -> Key:
-    return system.name, system.seed
+            exit_ |= times[row["name"], name] | {"time_ratio": times[row["name"], name]["median_ms"] / plain}
+    return rows
 
 
 class Judged:
-    """Every system's AP under one share of empty images.
+    """AP of every system under one share of empty images, and what it is worth beside the others.
 
     Args:
-        systems: rows of :func:`measure`.
+        systems: of :func:`measure`.
         evaluators: match flags by name and seed, all of the same images.
         weights: (R, N) how often each image counts in each resample.
-        once: (N,) how often it counts in the measured AP.
+        once: (N,) how often it counts in the AP that is stated.
     """
 
-    def __init__(self, systems: list[dict], evaluators: Mapping[Key, RoutedAP], weights: np.ndarray, once: np.ndarray):
-        self.systems = {(row["name"], row["seed"]): row for row in systems}
-        self.evaluators, self.once = evaluators, once
+    def __init__(
+        self, systems: Sequence[dict], evaluators: Mapping[Key, RoutedAP], weights: np.ndarray, once: np.ndarray
+    ):
+        self.systems, self.evaluators, self.once = (
+            {(row["name"], row["seed"]): row for row in systems},
+            evaluators,
+            once,
+        )
         routings = {key: [np.full(e.images, k) for k in range(e.exits)] for key, e in evaluators.items()}
         self.samples = {key: bootstrap(e, routings[key], weights) for key, e in evaluators.items()}
-        self.scores = {key: [e.scores(r, once) for r in routings[key]] for key, e in evaluators.items()}
-        (self.plain,) = (key for key, row in self.systems.items() if row["kind"] == "plain" and not _later(row))
+        self.scores = {key: [e.scores(routing, once) for routing in routings[key]] for key, e in evaluators.items()}
+        self.times = {
+            key: np.array([exit_["time_ratio"] for exit_ in row["exits"].values()]) for key, row in self.systems.items()
+        }
 
-    def times(self, key: Key) -> np.ndarray:
-        """Times of a system's exits on the common axis."""
-        return np.array([exit_["time_ratio"] for exit_ in self.systems[key]["exits"].values()])
+    def of_seed(self, name: str, seed: int) -> Key:
+        """The system as this seed trained it, or the first one where there is no such seed."""
+        return (name, seed) if (name, seed) in self.systems else (name, 0)
 
-    def hull(self, seed: int, truncated: bool) -> Hull:
-        """Static systems as this seed trained them, or the first one where there is no such seed.
+    def hull(self, hull: str, seed: int) -> Hull:
+        """The static systems of :data:`HULLS` beside a system of some seed."""
+        names = dict.fromkeys(row["name"] for row in self.systems.values() if row["kind"] in HULLS[hull])
+        keys = [self.of_seed(name, seed) for name in names]
+        return Hull(
+            np.array([self.times[key][0] for key in keys]), np.stack([self.samples[key][:, 0] for key in keys], 1)
+        )
 
-        Args:
-            seed: of the system that is compared.
-            truncated: whether detectors that end at an exit are among them.
-        """
-        kinds = {"plain", "input", "width", "search"} | ({"truncated"} if truncated else set())
-        names = dict.fromkeys(row["name"] for row in self.systems.values() if row["kind"] in kinds)
-        keys = [(name, seed) if (name, seed) in self.systems else (name, 0) for name in names]
-        times = np.array([self.times(key)[0] for key in keys])
-        return Hull(times, np.stack([self.samples[key][:, 0] for key in keys], 1))
-
-    def coin(self, key: Key) -> Hull:
-        """A system's own exits, mixed at random: what a router on them has to beat."""
-        return Hull(self.times(key), self.samples[key])
-
-    def against(self, time: float, samples: np.ndarray, key: Key) -> dict:
-        """AP less the hull of widths and sizes (``peers``) and of all static systems (``static``): intervals, or None."""
-        gaps = {}
-        for name, truncated in (("peers", False), ("static", True)):
-            gap = self.hull(key[1], truncated).gap(time, samples)
-            gaps |= {f"minus_{name}": None if gap is None else interval(gap)}
-            gaps |= {f"above_{name}": None if gap is None else above(gap)}
-        return gaps
+    def against(self, seed: int, time: float, samples: np.ndarray) -> dict:
+        """Interval of AP (R,) less each hull's at a time, and whether it is above; None where no system is as fast."""
+        verdicts = {}
+        for hull in HULLS:
+            gap = self.hull(hull, seed).gap(time, samples)
+            verdicts |= {f"minus_{hull}": None if gap is None else interval(gap)}
+            verdicts |= {f"above_{hull}": None if gap is None else above(gap)}
+        return verdicts
 
     def exits(self) -> list[dict]:
-        """A row for each exit: AP with its interval, precision, recall, false alarms, and the verdicts."""
-        rows = []
-        for key, evaluator in self.evaluators.items():
-            row, samples = self.systems[key], self.samples[key]
-            answers = self._answers(key)
-            for k, (name, exit_) in enumerate(row["exits"].items()):
-                line = {"system": key[0], "kind": row["kind"], "seed": key[1], "exit": name}
-                line |= {"time_ratio": exit_["time_ratio"]} | self.scores[key][k] | answers[k]
-                line |= {"AP_interval": interval(samples[:, k])}
-                line |= {"minus_plain": interval(samples[:, k] - self.samples[self.plain][:, 0])}
-                if evaluator.exits > 1:
-                    line |= self.against(exit_["time_ratio"], samples[:, k], key)
-                rows.append(line)
+        """A row for each system and exit: AP with its interval, answers, and the verdicts on networks with exits."""
+        rows, plain = [], next(key for key, row in self.systems.items() if row["kind"] == "plain")
+        for key, system in self.systems.items():
+            answers = self.answers(key)
+            for k, name in enumerate(system["exits"]):
+                samples, time = self.samples[key][:, k], float(self.times[key][k])
+                row = {"system": key[0], "kind": system["kind"], "seed": key[1], "exit": name, "time_ratio": time}
+                row |= self.scores[key][k] | {"AP_interval": interval(samples)} | answers[k]
+                row |= {"minus_plain": interval(samples - self.samples[plain][:, 0])}
+                rows.append(row | (self.against(key[1], time, samples) if system["kind"] == "exits" else {}))
         return rows
 
-    def _answers(self, key: Key) -> list[dict]:
-        """Precision and recall of boxes above each exit's cut, and the share of empty images with such a box."""
+    def answers(self, key: Key) -> list[dict]:
+        """Of each exit precision and recall of boxes above its cut, and the share of empty images with such a box."""
         evaluator, cuts = self.evaluators[key], [exit_["cut"] for exit_ in self.systems[key]["exits"].values()]
-        claimed, right = evaluator.claims(cuts)
-        empty = evaluator.positives == 0
-        alarms = (claimed[empty] > 0).mean(0) if empty.any() else np.full(evaluator.exits, np.nan)
-        precision = (self.once @ right) / np.maximum(self.once @ claimed, 1e-9)
-        recall = (self.once @ right) / np.maximum(self.once @ evaluator.positives, 1e-9)
-        columns = zip(precision.tolist(), recall.tolist(), alarms.tolist(), strict=True)
-        return [
-            {"precision": p, "recall": r, "false_alarms": None if np.isnan(a) else a} for p, r, a in columns
-        ]  # fmt: skip
+        (claimed, right), empty = evaluator.claims(cuts), evaluator.positives == 0
+        found, objects = self.once @ right, self.once @ evaluator.positives
+        columns = {"precision": found / np.maximum(self.once @ claimed, 1e-9), "recall": found / max(objects, 1e-9)}
+        columns["false_alarms"] = (claimed[empty] > 0).sum(0) / max(1, empty.sum())
+        return [{name: float(column[k]) for name, column in columns.items()} for k in range(evaluator.exits)]
 
-    def coins(self, latencies: list[float]) -> list[dict]:
+    def coins(self, latencies: Sequence[float]) -> list[dict]:
         """A row for each network with exits and latency: the best coin of its exits there, and the verdicts."""
         rows = []
-        for key in (key for key, evaluator in self.evaluators.items() if evaluator.exits > 1):
-            measured = Hull(self.times(key), np.array([[values["AP"] for values in self.scores[key]]]))
+        for key in (key for key, system in self.systems.items() if system["kind"] == "exits"):
+            stated = Hull(self.times[key], np.array([[values["AP"] for values in self.scores[key]]]))
+            coin = Hull(self.times[key], self.samples[key])
             for latency in latencies:
-                samples = self.coin(key).at(latency)
-                if samples is not None:
-                    line = {
-                        "system": key[0],
-                        "seed": key[1],
-                        "time_ratio": latency,
-                        "AP": float(measured.at(latency)[0]),
-                    }
-                    line |= {"AP_interval": interval(samples)} | self.against(latency, samples, key)
-                    rows.append(line)
+                if (samples := coin.at(latency)) is not None:
+                    row = {"system": key[0], "seed": key[1], "time_ratio": latency, "AP": float(stated.at(latency)[0])}
+                    rows.append(row | {"AP_interval": interval(samples)} | self.against(key[1], latency, samples))
         return rows
 
-    def truncations(self) -> list[dict]:
-        """Each exit beside the detector that ends there and was trained for that exit alone."""
+    def alone(self) -> list[dict]:
+        """A row for each exit beside the detector that was trained for it alone: truncated there, or without exits."""
+        peers = {
+            (row["input_px"], exit_["children"], row["int8"]): row["name"]
+            for row in self.systems.values() if row["kind"] in ("plain", "input", "truncated")
+            for exit_ in row["exits"].values()
+        }  # fmt: skip
         rows = []
-        for key, row in self.systems.items():
-            for k, (name, exit_) in enumerate(row["exits"].items() if row["kind"] == "exits" else ()):
-                for other, peer in self.systems.items():
-                    (last,) = peer["exits"].values() if peer["kind"] == "truncated" else (None,)
-                    same = last and (last["children"], peer["input_px"], peer["int8"], peer["seed"]) == (
-                        exit_["children"], row["input_px"], row["int8"], 0
-                    )  # fmt: skip
-                    if same:
-                        gap = self.samples[key][:, k] - self.samples[other][:, 0]
-                        line = {"system": key[0], "seed": key[1], "exit": name, "peer": other[0]}
-                        line |= {"AP_minus_peer": self.scores[key][k]["AP"] - self.scores[other][0]["AP"]}
-                        line |= {"interval": interval(gap), "time_to_peer": exit_["time_ratio"] / last["time_ratio"]}
-                        rows.append(line)
+        for key, system in self.systems.items():
+            for k, (name, exit_) in enumerate(system["exits"].items() if system["kind"] == "exits" else ()):
+                if peer := peers.get((system["input_px"], exit_["children"], system["int8"])):
+                    other = self.of_seed(peer, key[1])
+                    row = {"system": key[0], "seed": key[1], "exit": name, "peer": peer}
+                    row |= {"AP_minus_peer": self.scores[key][k]["AP"] - self.scores[other][0]["AP"]}
+                    row |= {"interval": interval(self.samples[key][:, k] - self.samples[other][:, 0])}
+                    rows.append(row | {"time_to_peer": float(self.times[key][k] / self.times[other][0])})
         return rows
 
 
-def _later(row: Mapping) -> bool:
-    return bool(row["int8"] or row["seed"])
-
-
-def judge(systems: list[dict], evaluators: Mapping[Key, RoutedAP], coco: COCO, config: Mapping) -> dict:
+def judge(systems: Sequence[dict], evaluators: Mapping[Key, RoutedAP], coco: COCO, config: Mapping) -> dict:
     """Everything that follows from match flags and times.
 
     Args:
-        systems: rows of :func:`measure`.
+        systems: of :func:`measure`.
         evaluators: match flags by name and seed.
         coco: annotations of the images.
         config: ``resamples``, ``prevalences`` and ``latencies`` of :class:`PlaneConfig`.
 
     Returns:
-        ``exits``, ``coins`` and ``truncations``, rows with the share of empty images as ``prevalence``.
+        ``images``, ``empty_images``, and rows of :class:`Judged` as ``exits``, ``coins`` and ``alone``, each with the
+        share of empty images as ``prevalence``, the split's own first.
     """
-    any_ = next(iter(evaluators.values()))
-    weights = resample(scenes_of(coco, any_.image_ids), config["resamples"], seed=0)
-    empty, ones = any_.positives == 0, np.ones(any_.images, np.int64)
-    found: dict[str, list] = {"exits": [], "coins": [], "truncations": []}
-    for prevalence in (float(empty.mean()), *config["prevalences"]):
-        drawn, once = weights, ones
-        if prevalence != empty.mean():
-            drawn, once = at_prevalence(weights, empty, prevalence), at_prevalence(ones[None], empty, prevalence)[0]
-        judged = Judged(systems, evaluators, drawn, once)
-        parts = {
-            "exits": judged.exits(),
-            "coins": judged.coins(config["latencies"]),
-            "truncations": judged.truncations(),
-        }
+    some = next(iter(evaluators.values()))
+    weights = resample(scenes_of(coco, some.image_ids), config["resamples"], seed=0)
+    empty, ones = some.positives == 0, np.ones(some.images, np.int64)
+    cases = {float(empty.mean()): (weights, ones)}
+    for prevalence in config["prevalences"] if empty.any() else ():
+        cases[prevalence] = at_prevalence(weights, empty, prevalence), at_prevalence(ones[None], empty, prevalence)[0]
+    report: dict = {"images": some.images, "empty_images": int(empty.sum()), "exits": [], "coins": [], "alone": []}
+    for prevalence, case in cases.items():
+        judged = Judged(systems, evaluators, *case)
+        parts = {"exits": judged.exits(), "coins": judged.coins(config["latencies"]), "alone": judged.alone()}
         for name, rows in parts.items():
-            found[name] += [{"prevalence": prevalence} | row for row in rows]
-    return {"images": any_.images, "empty_images": int(empty.sum())} | found
+            report[name] += [{"prevalence": prevalence} | row for row in rows]
+    return report
 
 
-def load_flags(reports: Path | str, systems: list[dict], split_hash: str) -> dict[Key, RoutedAP]:
-    """The committed match flags of every system; :class:`RecordsError` where they are of something else."""
-    return {
+def recompute(reports: Path | str, report: Mapping | None = None) -> dict:
+    """``plane.json`` from its times and the match flags in ``reports/plane`` alone, without weights.
+
+    Args:
+        report: ``split``, ``split_sha256``, ``plane`` (the configuration) and ``systems``; None reads ``plane.json``.
+
+    Raises:
+        RecordsError: a system has no flags, or those of other graphs or images.
+    """
+    report = read_metrics(Path(reports) / "metrics" / "plane.json") if report is None else report
+    flags = {
         (row["name"], row["seed"]): RoutedAP.load(
-            flags_of(reports, row["name"], row["seed"]), split_hash, row["graphs_sha256"]
+            flags_of(reports, row["name"], row["seed"]), report["split_sha256"], row["graphs_sha256"]
         )
-        for row in systems
+        for row in report["systems"]
     }
-
-
-def recompute(reports: Path | str) -> dict:
-    """``plane.json`` from its times and the committed flags alone, without weights."""
-    report = read_metrics(Path(reports) / "metrics" / "plane.json")
-    flags = load_flags(reports, report["systems"], report["split_sha256"])
-    return report | judge(report["systems"], flags, load_split(report["split"]), report["plane"])
+    return dict(report) | judge(report["systems"], flags, load_split(report["split"]), report["plane"])
 
 
 def run(config: PlaneConfig, reports: Path | str, log: Log = print) -> dict:
     """Measure and judge all systems; ``metrics/plane.json`` and ``plane/*.npz`` in ``reports``."""
-    report = measure(config, reports, log)
-    split_hash, settings = split_sha256(config.split), config.model_dump(mode="json")
-    flags = load_flags(reports, report["systems"], split_hash)
+    report: dict = {"split": config.split, "split_sha256": split_sha256(config.split)}
+    report |= {"plane": config.model_dump(mode="json"), "runtime": "onnxruntime, batch 1, one thread"}
+    report |= {"machine": machine(), "versions": versions(), "systems": measure(config, reports, log)}
     log("judging")
-    report = {"split": config.split, "split_sha256": split_hash, "plane": settings} | report
-    report |= judge(report["systems"], flags, load_split(config.split), settings)
-    report |= {"runtime": "onnxruntime, batch 1, one thread", "machine": machine(), "versions": versions()}
+    report = recompute(reports, report)
     write_json(Path(reports) / "metrics" / "plane.json", report)
     return report

@@ -7,14 +7,15 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from eelib.plots import EXIT_COLOURS, OURS_COLOUR, TEXT_WIDTH_IN
+from eelib.detections import exit_colour
+from eelib.plots import OURS_COLOUR, TEXT_WIDTH_IN
 from studies.goals import load_goals
 from studies.hull import Hull
 
 HULL_COLOUR = "#4D4D4D"
 MARKERS = {"plain": "*", "input": "^", "width": "s", "search": "X", "truncated": "v"}
 SYSTEM_COLOURS = (OURS_COLOUR, "#D55E00", "#CC79A7", "#999999")
-HULLS = {"peers": "widths and sizes", "static": "all static detectors"}  # `static` has the truncated ones, too
+MEMBERS = {"peers": "widths and sizes", "static": "all static detectors"}  # of each hull; all: truncated ones, too
 
 
 def prevalences(report: Mapping) -> list[float]:
@@ -23,7 +24,7 @@ def prevalences(report: Mapping) -> list[float]:
 
 
 def rows_of(report: Mapping, kind: str, prevalence: float | None = None, seed: int | None = 0) -> list[dict]:
-    """Rows of ``exits``, ``coins`` or ``truncations`` under a share of empty images.
+    """Rows of ``exits``, ``coins`` or ``alone`` under a share of empty images.
 
     Args:
         prevalence: None is the split's own.
@@ -74,13 +75,13 @@ def judged_table(report: Mapping, prevalence: float | None = None) -> pd.DataFra
     lines = []
     for (system, place, time), rows in groups.items():
         line = {"system": system, "at": place, "time": time, "AP": rows[0]["AP"]}
-        for hull, members in HULLS.items():
+        for hull, members in MEMBERS.items():
             low, high = rows[0][f"minus_{hull}"] or (None, None)
             compared = [row[f"above_{hull}"] for row in rows if row[f"above_{hull}"] is not None]
             line |= {f"minus {members}": low, "to" if hull == "peers" else "up to": high}
             line[f"above {members}"] = f"{sum(compared)} of {len(compared)}" if compared else None
         lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object)
 
 
 def verdicts(report: Mapping, prevalence: float | None = None) -> list[dict]:
@@ -92,7 +93,7 @@ def verdicts(report: Mapping, prevalence: float | None = None) -> list[dict]:
     rows, coins = [], rows_of(report, "coins", prevalence, None)
     for system in dict.fromkeys(row["system"] for row in coins):
         seeds = len({row["seed"] for row in coins if row["system"] == system})
-        for hull, members in HULLS.items():
+        for hull, members in MEMBERS.items():
             by_latency: dict[float, list[bool]] = {}
             for row in (row for row in coins if row["system"] == system and row[f"above_{hull}"] is not None):
                 by_latency.setdefault(row["time_ratio"], []).append(row[f"above_{hull}"])
@@ -127,15 +128,16 @@ def _goals(report: Mapping) -> Iterator[tuple[str, Sequence[float], str, float]]
             yield f"AP of {goal['exit']} / {goal['of']}", values, ">=", goal["share"]
         if "time" in goal and rows:
             yield f"time of {goal['exit']}", [rows[0]["time_ratio"]], "<=", goal["time"]
-    pairs: dict[tuple, list[dict]] = {}
-    for row in rows_of(report, "truncations", seed=None):
-        pairs.setdefault((f"{row['system']} {row['exit']}", row["peer"]), []).append(row)
-    for (name, peer), rows in pairs.items():
-        yield f"AP of {name} - {peer}", [row["AP_minus_peer"] for row in rows], ">=", goals["AP_minus_truncated"]
-        yield f"time of {name} / {peer}", [rows[0]["time_to_peer"]], "<=", goals["time_to_truncated"]
+    pairs: dict[str, list[dict]] = {}
+    for row in rows_of(report, "alone", seed=None):
+        pairs.setdefault(f"{row['system']} {row['exit']}", []).append(row)
+    for name, rows in pairs.items():
+        peer = rows[0]["peer"]
+        yield f"AP of {name} - {peer}", [row["AP_minus_peer"] for row in rows], ">=", goals["AP_minus_alone"]
+        yield f"time of {name} / {peer}", [rows[0]["time_to_peer"]], "<=", goals["time_to_alone"]
     for row in verdicts(report):
         if row["hull"] == "peers":
-            name = f"latencies at which {row['system']} is above {HULLS['peers']}, every seed"
+            name = f"latencies at which {row['system']} is above {MEMBERS['peers']}, every seed"
             yield name, [row["above"]], ">=", goals["latencies_above"]
 
 
@@ -153,7 +155,7 @@ def plane_figure(report: Mapping, prevalence: float | None = None) -> Figure:
         axis.errorbar(row["time_ratio"], row["AP"], np.abs(np.array([row["AP_interval"]]).T - row["AP"]), color="black",
                       marker=MARKERS[row["kind"]], markerfacecolor="white" if int8 else "black", markersize=5,
                       elinewidth=0.5, linestyle="", label=None if int8 else row["kind"])  # fmt: skip
-    for members, line, label in ((static, "-", HULLS["static"]), (_peers(static), "--", HULLS["peers"])):
+    for members, line, label in ((static, "-", MEMBERS["static"]), (_peers(static), "--", MEMBERS["peers"])):
         hull = Hull(np.array([row["time_ratio"] for row in members]), np.array([[row["AP"] for row in members]]))
         times = np.linspace(hull.times.min(), 1.1, 200)
         best = [hull.at(time)[0] for time in times]
@@ -167,7 +169,7 @@ def plane_figure(report: Mapping, prevalence: float | None = None) -> Figure:
         axis.fill_between(
             times, *np.array([row["AP_interval"] for row in points]).T, color=colour, alpha=0.1, linewidth=0
         )
-        axis.scatter(times, ap, s=18, zorder=3, color=[EXIT_COLOURS[row["exit"]] for row in points], edgecolors=colour)
+        axis.scatter(times, ap, s=18, zorder=3, color=[exit_colour(row["exit"]) for row in points], edgecolors=colour)
     axis.set_xlabel("time / time of the plain detector (onnxruntime, one thread)")
     axis.set_ylabel(f"AP[.50:.95] on {report['split']}")
     share = prevalences(report)[0] if prevalence is None else prevalence

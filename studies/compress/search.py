@@ -8,7 +8,6 @@ is trained like every other system.
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-
 import numpy as np
 from pydantic import Field
 

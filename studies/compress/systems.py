@@ -1,4 +1,4 @@
-"""Systems of the plane as a user would deploy them: exported, recorded and timed. All that touches the runtime is here."""
+"""Systems of the plane as a user would deploy them: exported, recorded, timed. Nothing else touches the runtime."""
 
 import json
 import time
