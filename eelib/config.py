@@ -175,8 +175,6 @@ def migrate(values: dict) -> dict:
         raise ConfigError(f"phase {values['phase']} is a recorded phase; `eelib phases` reads it")
     model["exits"] = [8, 12] if model.get("exits", True) else []
     data["size"] = data.get("image_sizes", [[0, 320]])[-1][1]
-    if data.get("augment") == "ssd":  # zooms and crops of one image: the nearest preset that is left
-        data["augment"] = "mosaic"
     loss["iou_threshold"] = old.get("targets", {}).get("iou_threshold", 0.5)
     if loss.get("exit_weights") is not None:
         loss["exit_weights"] = list(loss["exit_weights"]) if model["exits"] else None

@@ -247,6 +247,7 @@ def run(config: PlaneConfig, reports: Path | str, log: Log = print) -> dict:
     report: dict = {"split": config.split, "split_sha256": split_sha256(config.split)}
     report |= {"plane": config.model_dump(mode="json"), "runtime": "onnxruntime, batch 1, one thread"}
     report |= {"machine": machine(), "versions": versions(), "systems": measure(config, reports, log)}
+    report["checkpoint_sha256"] = next(row["checkpoint_sha256"] for row in report["systems"] if row["kind"] == "plain")
     log("judging")
     report = recompute(reports, report)
     write_json(Path(reports) / "metrics" / "plane.json", report)
