@@ -43,6 +43,8 @@ def build_model(config: Config) -> EarlyExitSSDLite:
         raise TrainingError(f"{problem}; expected 'none' without a network") from None
     if start:
         detector = start_from(detector, load_checkpoint(resolve(start)), start)
+    if model.full:
+        detector.keep_maps(model.maps)
     detector.size = config.data.size
     if not model.train_trunk:
         detector.requires_grad_(False)
@@ -72,6 +74,7 @@ def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> Early
             short = {key for key in own if key not in taken and key.startswith(("backbone.extra", "head."))}
             mixed = {key: value for key, value in mixed.items() if key not in short}
         try:
+            _fit_to_trunk(mixed, detector)
             rebuilt = rebuild(plan, mixed)
             rebuilt.load_state_dict(mixed)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -81,6 +84,25 @@ def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> Early
         return rebuilt
     detector.load_state_dict(own | taken)
     return detector
+
+
+def _fit_to_trunk(state: dict[str, Tensor], detector: EarlyExitSSDLite) -> None:
+    """Give exits and gates whose first layer has other channels than the trunk there the detector's own weights.
+
+    The trunk may be pruned, and an exit of the start may have been elsewhere.
+    """
+    parts = [(f"early.{name}.", "context.0", cut) for name, cut in detector.cuts.items()]
+    parts += [(f"blank.{cut}.", "features", int(cut)) for cut in detector.blank]
+    for part, first, cut in parts:
+        block = f"backbone.features.0.{cut - 1}.block."
+        layers = [key.removeprefix(block) for key in state if key.startswith(block) and key.endswith(".0.weight")]
+        width = len(state[block + max(layers, key=lambda layer: int(layer.split(".")[0]))])
+        if len(state[f"{part}{first}.0.0.weight"]) == width:
+            continue
+        state |= {key: value for key, value in detector.state_dict().items() if key.startswith(part)}
+        for key in [key for key in state if key.startswith(f"{part}{first}.0.") and state[key].ndim]:
+            state[key] = state[key][:width]
+        state[f"{part}{first}.1.0.weight"] = state[f"{part}{first}.1.0.weight"][:, :width]
 
 
 def detection_step(config: Config, detector: EarlyExitSSDLite, log: Callable[[str], None] = print) -> Step:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from eelib.checkpoints import load_checkpoint, load_released
-from eelib.config import parse
+from eelib.config import saved_config
 from eelib.data import DetectionDataset, as_input
 from eelib.deploy.runtime import DeploymentError, EarlyExitSession, Policy, fixed, forced
 from eelib.evaluate import versions
@@ -156,8 +156,7 @@ def check_goals(rows: Sequence[Mapping]) -> list[dict]:
     at_most, at_least = [], []
     for name, goal in goals["exits"].items():
         if "time" in goal and name in staged:
-            for other, reference in (("detector without exits", plain), ("staged full", full)):
-                at_most.append((f"{name} / {other}, batch 1, one thread", staged[name] / reference, goal["time"]))
+            at_most.append((f"{name} / detector without exits, batch 1, one thread", staged[name] / plain, goal["time"]))
     monolithic = ms["onnx monolithic", "full"]
     at_most.append(("staged full / one graph of all exits", full / monolithic, limits["staged_to_monolithic"]))
     at_most.append(("staged full / detector without exits", full / plain, limits["staged_to_plain"]))
@@ -199,7 +198,7 @@ def run(checkpoint: Path | str, folder: Path, *, quick: bool, log: Callable[[str
     return {
         "quick": quick, "machine": machine(), "load_average_before": load_average, "times": times,
         "goals": check_goals(times), "checkpoint_sha256": manifest["checkpoint_sha256"],
-        "config": parse(load_checkpoint(checkpoint)["config"]).model_dump(mode="json"), "versions": versions(),
+        "config": saved_config(load_checkpoint(checkpoint), checkpoint).model_dump(mode="json"), "versions": versions(),
         "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
 
