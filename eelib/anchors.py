@@ -117,7 +117,7 @@ def pairwise_iou(boxes_xyxy: Tensor, defaults_xyxy: Tensor) -> Tensor:
         (B, G, A) in [0, 1].
     """
     batch, objects = boxes_xyxy.shape[:2]
-    return box_iou(boxes_xyxy.flatten(0, 1), defaults_xyxy).view(batch, objects, -1)
+    return box_iou(boxes_xyxy.flatten(0, 1), defaults_xyxy).view(batch, objects, len(defaults_xyxy))
 
 
 def match(iou: Tensor, valid: Tensor, iou_threshold: float = 0.5) -> Tensor:

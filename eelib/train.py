@@ -31,8 +31,8 @@ def build_model(config: Config) -> EarlyExitSSDLite:
     weights = None if model.weights == "none" or start else model.weights
     try:
         detector = EarlyExitSSDLite(
-            model.exits, full=model.full, blank_gate=model.blank_gate, classes=(config.data.category,), weights=weights,
-            gradient_rescaling=config.loss.gradient_rescaling,
+            model.exits, full=model.full, blank_gate=model.blank_gate, classes=open_source(config.data).names,
+            weights=weights, gradient_rescaling=config.loss.gradient_rescaling,
         )  # fmt: skip
     except OSError as error:  # torchvision downloads them
         problem = f"key 'model.weights' is '{weights}', but they cannot be downloaded ({error})"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from eelib.checkpoints import load_checkpoint
-from eelib.config import parse
+from eelib.config import saved_config
 from eelib.data import load_split
 from eelib.evaluate import provenance
 from eelib.files import write_json
@@ -57,7 +57,7 @@ def generalisation(
         size = min(len(first), len(second))  # a resample without an object is left out
         step = {"from": before["name"], "to": row["name"], "AP": row["AP"] - before["AP"]}
         steps.append(step | {"interval": interval(second[:size] - first[:size])})
-    config = parse(load_checkpoint(checkpoint)["config"], str(checkpoint))
+    config = saved_config(load_checkpoint(checkpoint), checkpoint)
     result = {"sets": rows, "steps": steps, "resamples": resamples} | provenance("val", config, checkpoint)
     del result["split"], result["split_sha256"]  # each set has its own
     write_json(Path(reports) / "metrics" / "generalisation.json", result)

@@ -5,7 +5,8 @@ the spread of the hull counts as the spread of the routing does: the one statist
 """
 
 import numpy as np
-from eelib.curves import hull_mixture
+
+from eelib.routing import hull_mixture
 
 
 def hull_gap(time: float, samples: np.ndarray, costs: np.ndarray, static: np.ndarray) -> np.ndarray | None:

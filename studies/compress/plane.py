@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from studies.figures import OURS_COLOUR, TEXT_WIDTH_IN
+from eelib.plots import OURS_COLOUR, TEXT_WIDTH_IN
 from studies.routing.bounds import BOUND_COLOUR, draw_curve, static_hull
 
 KIND_MARKERS = {"full": "*", "width": "s", "input": "^", "int8": "D", "distilled": "P", "search": "X", "mixed": "v"}

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from eelib.sources import open_source
 
-from eelib.config import NOTEBOOK_KEYS, ConfigError, PhaseConfig, override, parse, read_yaml, resolve
+from eelib.coco import open_source
+from eelib.config import NOTEBOOK_KEYS, ConfigError, override, read_yaml, resolve
 from eelib.data import split_sha256
 from eelib.evaluate import provenance
 from eelib.files import write_json
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
-from studies.phases.config import EXIT_NAMES
+from studies.phases.config import EXIT_NAMES, PhaseConfig, parse
 from studies.phases.scorecard import measure_phase
 from studies.phases.trainer import identity, optimiser_steps, route_split, train_phase, weights_path
 

@@ -14,11 +14,11 @@ import torch
 import yaml
 from torch import nn
 
-from eelib.config import ROOT, ConfidenceConfig, ConfigError, load
+from eelib.config import ROOT, ConfigError
 from eelib.model import CUTS
 from eelib.timing import macs
 from studies.phases.confidence import confidence
-from studies.phases.config import EXIT_NAMES
+from studies.phases.config import EXIT_NAMES, ConfidenceConfig, load
 from studies.phases.detector import RecordedDetector
 
 FOLDER = ROOT / "data" / "record"

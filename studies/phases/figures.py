@@ -8,9 +8,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from eelib.config import ConfidenceConfig
 from eelib.plots import ALARM_COLOUR, EXIT_COLOURS, OURS_COLOUR, RECORDED_COLOUR, TEXT_WIDTH_IN
 from studies.phases import analysis as record
+from studies.phases.config import ConfidenceConfig
 
 HOLDS_COLOUR, FAILS_COLOUR = "#BFDDEE", "#EFA47A"
 

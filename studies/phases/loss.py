@@ -169,11 +169,11 @@ def _class_term(maps: ExitMaps, rows: Tensor, matched: Tensor, targets: list[dic
         return F.cross_entropy(rows.flatten(0, 1), positive.flatten().long())
     count = positive.sum().clamp(min=1)
     if kind == "hard_negative":
-        return hard_negative_loss(rows, positive) / count
+        return hard_negative_loss(rows, positive, positive[..., None].float()) / count
     quality = torch.zeros(positive.shape)
     reached = decoded_boxes(maps.output(), config.targets.boxes).detach()[positive]
     quality[positive] = paired_iou(reached, _matched_boxes(targets, matched)).clamp(0, 1)
-    return quality_focal_loss(rows, quality) / count
+    return quality_focal_loss(rows, quality[..., None]) / count
 
 
 def _box_term(maps: ExitMaps, matched: Tensor, targets: list[dict], config: PhaseConfig) -> Tensor:

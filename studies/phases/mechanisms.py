@@ -8,10 +8,9 @@ import math
 
 import torch
 
-from eelib.config import PhaseConfig
-from eelib.train import learning_rate_factor
+from eelib.fit import learning_rate_factor
 from studies.phases.confidence import confidence
-from studies.phases.config import EXIT_NAMES
+from studies.phases.config import EXIT_NAMES, PhaseConfig
 from studies.phases.loss import first_exit_of_groups, scheduled_thresholds
 
 EARLY = EXIT_NAMES[:2]

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from eelib.sources import open_source
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from eelib.checkpoints import TrainingError
-from eelib.config import PhaseConfig
+from eelib.coco import open_source
 from eelib.data import DetectionDataset, as_input, batches
-from eelib.evaluate import decision, precision_recall, provenance, to_results
+from eelib.evaluate import decision, precision_recall, provenance
 from eelib.files import write_json
 from eelib.model import SIZE, class_scores, keep_best
 from eelib.routed_ap import RoutedAP
@@ -25,7 +24,7 @@ from eelib.routing import exit_shares
 from eelib.timing import machine, measure
 from studies.phases.analysis import recorded_values
 from studies.phases.confidence import confidence
-from studies.phases.config import EXIT_NAMES
+from studies.phases.config import EXIT_NAMES, PhaseConfig
 from studies.phases.detector import NMS_THRESHOLD, SIZE_HW, RecordedDetector, decoded_boxes
 from studies.phases.mechanisms import check_mechanisms, explain_difference, explain_unmet
 from studies.phases.trainer import (
@@ -94,7 +93,7 @@ def routed_results(run: Routed) -> list[dict]:
     return [
         result
         for row, (image_id, k) in enumerate(zip(run.records.image_ids, run.chosen.tolist(), strict=True))
-        for result in to_results(image_id, run.records.detections(k, row), category)
+        for result in run.records.detections(k, row).to_coco(image_id, [category])
     ]
 
 

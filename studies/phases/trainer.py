@@ -364,6 +364,6 @@ def route_split(detector: RecordedDetector, config: PhaseConfig, split: str) -> 
         c[output.name].append(confidence(p, config.confidence))
         means[output.name].append(p.mean(1))
     c, means = (torch.stack([torch.cat(columns[name]) for name in EXIT_NAMES], 1) for columns in (c, means))
-    records = ExitRecords.of(split, (split_sha256(split, source), ""), dataset.image_ids, detections)
+    records = ExitRecords.of((split, split_sha256(split, source), ""), dataset.image_ids, detections)
     chosen = first_exit_of_groups(c, final_thresholds(detector, config), routing_group(config))
     return Routed(dataset.coco, records, c, means, chosen)

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from eelib.plots import EXIT_COLOURS, OURS_COLOUR, TEXT_WIDTH_IN
 from eelib.routed_ap import bootstrap, interval
 from eelib.routing import Setting, Split, choose, full_samples, hull_mixture, point
-from studies.figures import EXIT_COLOURS, OURS_COLOUR, TEXT_WIDTH_IN
 
 BOUND_COLOUR = "#4D4D4D"
 # What the plane tells apart: Okabe and Ito again, none of them an exit's.

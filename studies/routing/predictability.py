@@ -18,12 +18,12 @@ from sklearn.metrics import roc_auc_score
 
 from eelib.data import DetectionDataset, batches
 from eelib.model import EarlyExitSSDLite
+from eelib.plots import TEXT_WIDTH_IN
 from eelib.policies import Features, evidence_features, fit_gain
 from eelib.records import records_of
 from eelib.release import find_released
 from eelib.routed_ap import RoutedAP
 from eelib.routing import Setting, Split
-from studies.figures import TEXT_WIDTH_IN
 from studies.routing.bounds import BOUND_COLOUR, HIGHLIGHTS, MARKERS, OTHER_COLOUR, priced, recovered
 
 LINE_COLOURS = ("#56B4E9", "#009E73", BOUND_COLOUR)

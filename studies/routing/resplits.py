@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from eelib.guarantee import fixed_sequence
-from studies.figures import OURS_COLOUR, TEXT_WIDTH_IN
+from eelib.plots import OURS_COLOUR, TEXT_WIDTH_IN
 
 
 def naive(losses: np.ndarray, epsilon: float) -> int:
