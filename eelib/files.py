@@ -15,14 +15,18 @@ class InputError(ValueError):
 
 
 def write_atomic(path: Path | str, write: Callable[[io.BufferedWriter], None]) -> Path:
-    """Write a file whole or not at all: to a neighbour first, then renamed over the target."""
+    """Write a file whole or not at all: to a neighbour first, then renamed over the target, links followed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    target = path.resolve()
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
             write(file)
-        partial.replace(path)
+        partial.replace(target)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names no file by itself
+        raise
     finally:
         partial.unlink(missing_ok=True)
     return path

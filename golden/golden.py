@@ -110,23 +110,23 @@ def strip(history: list[dict]) -> list[dict]:
 
 def detections() -> list[dict]:
     from eelib.deploy import export as deploy
-    from eelib.deploy import images
     from eelib.deploy.runtime import EarlyExitSession, fixed
+    from eelib.preprocess import read_image, to_input
 
     with tempfile.TemporaryDirectory() as out:
         deploy.export(ROOT / "checkpoints/exits.pth", out)
         session = EarlyExitSession(out)
-        sources = images.find_images(ROOT / "data/showroom/test")[:20]
-        policy = fixed({"exit1": 0.6, "exit2": 0.5})
-        found = images.detect_files(session, sources, policy, on_broken=lambda error: None)
+        paths = sorted((ROOT / "data/showroom/test").iterdir())[:20]
+        pixels = np.stack([to_input(read_image(path), session.size) for path in paths])
+        found = session.detect(pixels, fixed({"exit1": 0.6, "exit2": 0.5}))
         return [
             {
-                "file": source.path.name,
+                "file": path.name,
                 "exit": seen.exit_name,
                 "boxes": seen.boxes_xyxy[:10].tolist(),
                 "scores": seen.scores[:10].tolist(),
             }
-            for source, _, seen, _ in found
+            for path, seen in zip(paths, found, strict=True)
         ]
 
 

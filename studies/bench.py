@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from eelib.checkpoints import load_checkpoint, load_released
-from eelib.config import parse
+from eelib.config import saved_config
 from eelib.data import DetectionDataset, as_input
 from eelib.deploy.runtime import DeploymentError, EarlyExitSession, Policy, fixed, forced
 from eelib.evaluate import versions
@@ -199,7 +199,7 @@ def run(checkpoint: Path | str, folder: Path, *, quick: bool, log: Callable[[str
     return {
         "quick": quick, "machine": machine(), "load_average_before": load_average, "times": times,
         "goals": check_goals(times), "checkpoint_sha256": manifest["checkpoint_sha256"],
-        "config": parse(load_checkpoint(checkpoint)["config"]).model_dump(mode="json"), "versions": versions(),
+        "config": saved_config(load_checkpoint(checkpoint), checkpoint).model_dump(mode="json"), "versions": versions(),
         "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
 
