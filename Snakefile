@@ -37,7 +37,7 @@ RELEASED = [BASELINE, EXITS, MANIFEST, *glob("checkpoints/matches/*")]
 measured, released = (json.loads(Path(file).read_text()) for file in ("reports/metrics/exits.json", MANIFEST))
 same = measured["checkpoint_sha256"] == released["exits.pth"]["sha256"]
 TIMES = f"{'reports' if same else OUT}/metrics/exits.json"
-LONG = committed(f"metrics/{name}.json" for name in ("ablation", "compress", "generalisation", "learning_curve", "static"))
+LONG = committed(f"metrics/{name}.json" for name in ("ablation", "generalisation", "learning_curve", "plane", "static"))
 RUNS = {f"{phase}_seed{seed}": (phase, seed) for phase in PHASES for seed in SEEDS}
 OTHERS = [name for name in glob_wildcards("reports/metrics/phases/{name}.json").name if name.split("_seed")[1] not in SEEDS]
 committed(f"phases/{name}/*.csv" for name in OTHERS)
@@ -67,7 +67,7 @@ STAGES = {
     "detector": stage("06b_detector", "detector_1_4", made("phases/phase_1_4_seed0")),
     "acceleration": stage(
         "07_acceleration", "acceleration", [*RELEASED, *LONG, *made("bench")],
-        f"measured={OUT}/metrics/bench.json compressed={OUT}/metrics/compress.json",
+        f"measured={OUT}/metrics/bench.json plane={OUT}/metrics/plane.json",
     ),
     "dissertation": stage(
         "08_dissertation", "phases_quick_reference.csv", made("exits phases"), f"{READ} published={OUT}/phases"
@@ -144,12 +144,12 @@ rule reports:
         JOB + "eelib report --reports " + OUT
 
 
-# Hours of work, so never part of `all`: `snakemake --cores 2 compress`. What was stopped goes on, by what is in runs/;
+# Hours of work, so never part of `all`: `snakemake --cores 2 plane`. What was stopped goes on, by what is in runs/;
 # metrics are no outputs, so that nobody waits for hours to read them.
 for name, (command, module, needs) in {
     "ablation_1": ("ablate params/ablation.yaml --part 1/2", "phases/ablation", parameters("params/phase_2_0_recorded.yaml")),
     "ablation_2": ("ablate params/ablation.yaml --part 2/2", "phases/ablation", parameters("params/phase_2_0_recorded.yaml")),
-    "compress": (f"compress params/compress.yaml --reports {OUT}", "compress/study", ["params/compress.yaml"]),
+    "plane": (f"study plane params/plane.yaml --reports {OUT}", "compress/plane", ["params/plane.yaml"]),  # after the trainings
     "learning_curve": (  # after `make pretrained`
         f"learning-curve params/learning_curve.yaml --reports {OUT}", "learning_curve", ["runs/pretrained/start.pth"]
     ),

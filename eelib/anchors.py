@@ -116,8 +116,8 @@ def pairwise_iou(boxes_xyxy: Tensor, defaults_xyxy: Tensor) -> Tensor:
     Returns:
         (B, G, A) in [0, 1].
     """
-    batch, objects = boxes_xyxy.shape[:2]
-    return box_iou(boxes_xyxy.flatten(0, 1), defaults_xyxy).view(batch, objects, len(defaults_xyxy))
+    shape = (*boxes_xyxy.shape[:2], len(defaults_xyxy))
+    return box_iou(boxes_xyxy.flatten(0, 1), defaults_xyxy).view(shape)
 
 
 def match(iou: Tensor, valid: Tensor, iou_threshold: float = 0.5) -> Tensor:

@@ -40,6 +40,7 @@ class Preset(NamedTuple):
 PRESETS = {
     "none": Preset(),
     "flip": Preset(flip=0.5),
+    "ssd": Preset(plain=0.5, scale=(0.4, 1.8), aspect=0.35, flip=0.5, colour=(0.12, 0.5, 0.5, 0.31)),
     "mosaic": Preset(0.5, 0.25, (0.6, 1.6), aspect=0.15, flip=0.5, colour=(0.12, 0.4, 0.5, 0.3)),
 }
 KEPT_AREA, KEPT_SIDE = 0.3, 3.0  # an object stays from this share of its area, and from this side in px

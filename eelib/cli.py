@@ -19,7 +19,7 @@ from cyclopts.validators import Number
 from eelib import __version__, door
 from eelib.files import InputError
 from eelib.help_text import Columns
-from eelib.hub import DEFAULT, find
+from eelib.hub import DEFAULT, path_of
 from eelib.options import NO_DATA, STUDY, DataOptions, Json, Level, Set, Share, StudyOptions, Threads
 
 LIBRARY, CHECKOUT = Group("Your detector", sort_key=1), Group("This repository's studies", sort_key=2)
@@ -81,7 +81,7 @@ def evaluate(
         limit: images, drawn with seed 0; by default all.
         as_json: one JSON object for machines.
     """
-    path = find(checkpoint)
+    path = path_of(checkpoint)
     source = data.source_for(path)
     from eelib.checkpoints import load_released
     from eelib.data import DetectionDataset, split_sha256
@@ -130,7 +130,7 @@ def route(
         calibration: of the scores.
         grid: quantiles of a confidence that are tried as thresholds of each exit.
     """
-    path = find(checkpoint)
+    path = path_of(checkpoint)
     source = data.source_for(path)
     from eelib import routers
 
@@ -154,7 +154,7 @@ def certify(
         delta: probability that the promise fails, between 0 and 1.
         bound: test that the certificate rests on.
     """
-    path = find(checkpoint)
+    path = path_of(checkpoint)
     source = data.source_for(path)
     from eelib import routers
 
@@ -192,7 +192,7 @@ def export(checkpoint: str = DEFAULT, /, *, out: Path, int8: bool = False, data:
         out: folder, created.
         int8: write int8 stages too, calibrated on calibrate.
     """
-    path = find(checkpoint)
+    path = path_of(checkpoint)
     source = data.source_for(path, "calibrate")
     from eelib.deploy import export as deploy
     from eelib.deploy import int8 as quantised
@@ -273,7 +273,7 @@ def release(checkpoint: Path, name: str, /) -> None:
         checkpoint: released.pth of a training.
         name: file name in checkpoints/, such as mine.pth.
     """
-    path = find(checkpoint)
+    path = path_of(checkpoint)
     from eelib.release import release as run
 
     entry = run(path, name)

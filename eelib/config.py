@@ -37,6 +37,7 @@ class ModelConfig(Group):
 
     exits: list[Cut] = Field([8, 12], max_length=5)  # children of the trunk before each exit; [] has full alone
     full: bool = True  # False ends the network at its last exit: a truncated detector
+    maps: int = Field(6, ge=2, le=6)  # SSDLite maps of full that are kept, finest first; a start may have fewer
     blank_gate: bool = False  # predicts from two maps of the trunk that an image holds no object
     weights: Literal["none", "imagenet", "coco"] = "none"  # start of the trunk; the last two are downloaded
     start: str | None = None  # checkpoint to start from; overrides `weights`
@@ -54,7 +55,7 @@ class DataConfig(Group):
     """Which images, and what happens to them."""
 
     root: str = "data/showroom"  # a folder in eelib's layout or COCO 2017's
-    category: str | list[str] | None = "chair"  # name in the annotation files, names in the order of labels, or all
+    category: str | list[str] | None = None  # names in the annotation files, in the order of labels; None takes all
     # own COCO files by split, instead of `root`; val and calibrate are drawn from train where they have none
     files: dict[Literal["train", "val", "calibrate", "test"], SplitFiles] = {}
     size: int = Field(320, ge=96, le=1024, multiple_of=32)  # side of the square network input in pixels
@@ -114,6 +115,7 @@ def idle_settings(config: Config) -> list[str]:
     rules = (
         (sorted(set(model.exits)) != model.exits, "model.exits", model.exits, "cuts that rise"),
         (not count, "model.full", model.full, "True where there is no exit"),
+        (model.maps < 6 and not model.full, "model.maps", model.maps, "6 where there is no full path"),
         (not model.train_trunk and not model.exits, "model.train_trunk", False, "True where there is no exit to train"),
         (not model.train_trunk and model.blank_gate, "model.blank_gate", True, "False where the trunk is frozen"),
         (bool(data.files) and data.root != DataConfig().root, "data.root", data.root, "no root beside data.files"),

@@ -97,7 +97,7 @@ def detect_exits(model: nn.Module, dataset: DetectionDataset, batch_size: int = 
         dataset: evaluated in order; its transform resizes and nothing else.
     """
     results: dict[str, list[dict]] = {name: [] for name in model.exit_names}
-    for output, ids, found in detections_of_exits(model, dataset, batch_size):
+    for output, ids, found, _ in detections_of_exits(model, dataset, batch_size):
         for image_id, detections in zip(ids, found, strict=True):
             results[output.name] += detections.to_coco(image_id, dataset.category_ids)
     return results

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import binom
 
 from eelib.calibrate import refuse_test
+from eelib.deploy.evidence import logit
 from eelib.files import InputError
 from eelib.policies import fit_benefit
 from eelib.routing import Setting, Split
@@ -73,19 +74,20 @@ def loss_against_full(f1: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.maximum(0.0, f1[:, -1] - f1[np.arange(len(f1)), chosen])
 
 
-def sequence(val: Split, steps: int = 50) -> list[Setting]:
+def sequence(val: Split, steps: int = 50, evidence: Sequence[str] | None = None) -> list[Setting]:
     """Settings to test, fixed on ``val``: one threshold for all exits, from the safest down.
 
     The confidence is one less the predicted loss against full, so that it means the same at
     every exit and one threshold serves all. Its regressor, the penalty of that and the steps come
-    from ``val`` alone: ``calibrate`` must not have been seen.
+    from ``val`` alone: ``calibrate`` must not have been seen. ``evidence`` is as in
+    :func:`eelib.policies.fit_benefit`.
     """
     refuse_test(val.name, "fixing the sequence")
 
     def drop(split: Split) -> np.ndarray:
         return np.maximum(0.0, split.f1[:, -1:] - split.f1[:, :-1])
 
-    benefit, cross_fitted = fit_benefit([val], drop)
+    benefit, cross_fitted = fit_benefit([val], drop, evidence)
     levels = np.unique(np.quantile(cross_fitted[val.images], np.linspace(0, 1, steps)))[::-1]
     return [Setting((float(level),) * (len(val.costs) - 1), benefit, cross_fitted) for level in levels]
 
@@ -139,6 +141,18 @@ def fixed_sequence(
     return last, p_value
 
 
+def _check_unseen(calibrate: Split) -> None:
+    """What a guarantee asks of its split: unseen, and images that do not depend on each other."""
+    refuse_test(calibrate.name, "certifying thresholds")
+    if calibrate.name in ("train", "val"):
+        raise GuaranteeError(f"certifying on '{calibrate.name}': it shaped the detector or the sequence; use calibrate")
+    scenes = len(np.unique(calibrate.scenes))
+    if scenes < len(calibrate.records):
+        raise GuaranteeError(
+            f"'{calibrate.name}': {len(calibrate.records)} images of {scenes} scenes; expected one image a scene"
+        )
+
+
 def certified(
     calibrate: Split, settings: Sequence[Setting], epsilon: float, delta: float, bound: str = "hoeffding_bentkus"
 ) -> dict:
@@ -154,14 +168,7 @@ def certified(
             scenes have several images, which are not independent.
         CalibrationError: the split is ``test``.
     """
-    refuse_test(calibrate.name, "certifying thresholds")
-    if calibrate.name in ("train", "val"):
-        raise GuaranteeError(f"certifying on '{calibrate.name}': it shaped the detector or the sequence; use calibrate")
-    scenes = len(np.unique(calibrate.scenes))
-    if scenes < len(calibrate.records):
-        raise GuaranteeError(
-            f"'{calibrate.name}': {len(calibrate.records)} images of {scenes} scenes; expected one image a scene"
-        )
+    _check_unseen(calibrate)
     losses, times = losses_of(settings, calibrate)
     index, p_value = fixed_sequence(losses, epsilon, delta, bound)
     return {
@@ -177,3 +184,71 @@ def certified(
         "index": index,
     }
 
+
+def gate_sequence(val: Split, steps: int = 50, worst: float = 0.1) -> np.ndarray:
+    """Thresholds of the blank gates to test, fixed on ``val``, from the safest on: (2 * steps, G).
+
+    The first half ends no image of ``val`` that holds an object: it comes from far below to the least probability of
+    such an image. In the second half each gate ends a rising share of them, up to ``worst``.
+    """
+    refuse_test(val.name, "fixing the sequence of the gates")
+    with_objects = val.evaluator.positives > 0
+    if not val.records.gates or not with_objects.any():
+        raise GuaranteeError(f"'{val.name}': expected a detector with blank gates, and images with objects")
+    holds = logit(val.holds[with_objects])
+    margins = np.linspace(4, 0, steps, endpoint=False)[:, None]
+    levels = np.concatenate((holds.min(0) - margins, np.quantile(holds, np.linspace(0, worst, steps), axis=0)))
+    return 1 / (1 + np.exp(-levels))
+
+
+def objects_lost(thresholds: np.ndarray, split: Split) -> np.ndarray:
+    """Loss of each image that holds an object, for every row of gate thresholds: (S, n).
+
+    It is the share of the image's objects that are lost. A gate ends an image as a whole, so the loss is 1 where one
+    of the gates finds it blank and 0 elsewhere; every image counts as one that came to all gates. Images without
+    objects have nothing to lose and do not count: the mean is over the images with objects.
+    """
+    holds = split.holds[split.evaluator.positives > 0]
+    return (holds < thresholds[:, None]).any(2).astype(float)
+
+
+def certified_gates(
+    calibrate: Split, thresholds: np.ndarray, epsilon: float, delta: float, bound: str = "hoeffding_bentkus"
+) -> dict:
+    """The last thresholds of a sequence by which the gates are certified to lose few objects.
+
+    Args:
+        thresholds: (S, G) of :func:`gate_sequence`.
+        epsilon: mean loss of :func:`objects_lost`: of the images with objects, the share that are ended as blank.
+
+    Returns:
+        ``thresholds`` (0 for every gate where nothing is certified), ``epsilon``, ``delta``, ``n`` (images with
+        objects), ``p_value``, ``bound``, ``risk``; ``objects`` is the share of all objects that are lost and
+        ``blank_ended`` the share of the images without objects that are ended, all on ``calibrate``.
+
+    Raises:
+        GuaranteeError, CalibrationError: as :func:`certified`.
+    """
+    _check_unseen(calibrate)
+    losses = objects_lost(thresholds, calibrate)
+    index, p_value = fixed_sequence(losses, epsilon, delta, bound)
+    chosen = thresholds[index] if index >= 0 else np.zeros(thresholds.shape[1])
+    return {
+        "thresholds": chosen.tolist(),
+        "epsilon": epsilon,
+        "delta": delta,
+        "n": losses.shape[1],
+        "p_value": p_value,
+        "bound": bound,
+        "risk": 0.0 if index < 0 else float(losses[index].mean()),
+        **gate_effect(chosen, calibrate),
+    }
+
+
+def gate_effect(thresholds: np.ndarray, split: Split) -> dict[str, float]:
+    """Share of a split's objects that gates lose (``objects``), and of its empty images that they end."""
+    ends, positives = (split.holds < thresholds).any(1), split.evaluator.positives
+    return {
+        "objects": float(positives[ends].sum() / max(1, positives.sum())),
+        "blank_ended": float(ends[positives == 0].mean()) if (positives == 0).any() else 0.0,
+    }

@@ -30,7 +30,7 @@ def load(name: str | Path = DEFAULT) -> EarlyExitSSDLite:
         HubError: no such name or file, or released weights that are not the ones that the manifest describes.
         TrainingError: the file is no checkpoint of a detector.
     """
-    path = find(name)
+    path = path_of(name)
     from eelib.checkpoints import load_released  # torch, which a missing file need not wait for
 
     model = load_released(path).eval()
@@ -38,14 +38,22 @@ def load(name: str | Path = DEFAULT) -> EarlyExitSSDLite:
     return model
 
 
-def find(name: str | Path) -> Path:
-    """The file of a released detector's name, or of a path; arguments and :class:`HubError` as for :func:`load`."""
-    path = look_up(name)
+def path_of(detector: EarlyExitSSDLite | str | Path) -> Path:
+    """The file of a detector: of what :func:`load` gave, of a released name, or the path itself.
+
+    Raises:
+        HubError: no such name or file, or a model that was not loaded from a file.
+    """
+    if not isinstance(detector, str | Path):
+        if not hasattr(detector, "source"):
+            raise HubError("the model was not loaded from a file; expected one of `eelib.load`, or a path")
+        return detector.source
+    path = look_up(detector)
     if path.is_file():
         return path
     if path.suffix or len(path.parts) > 1:
         raise HubError(f"{path}: no such checkpoint; `eelib train` makes one, as released.pth of its folder")
-    return released_path(str(name))
+    return released_path(str(detector))
 
 
 def released_path(name: str) -> Path:

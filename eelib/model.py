@@ -1,5 +1,6 @@
 """SSDLite MobileNetV3-Large, and its early exits computed one at a time."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights, 
 from torchvision.ops import Conv2dNormActivation, clip_boxes_to_image, nms
 
 from eelib.anchors import decode, default_boxes
+from eelib.deploy.evidence import SCORE_CUTS
 from eelib.detections import Detections
 
 SIZE = 320  # side of the network input in pixels
@@ -21,6 +23,7 @@ GATE_CUTS = (7, 8)  # where the blank gates look: the last map of an eighth, and
 # default scales start at 64 px: only 70 % of the objects reach IoU 0.5 with some box, 89 % with these.
 SCALES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
 ASPECT_RATIOS = ((1.5, 2.2),) * 6
+SCORE_THRESHOLD = 0.001  # scores at or below it are no detections
 
 
 class ExitOutput(NamedTuple):
@@ -136,7 +139,10 @@ class BlankGate(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, C, H, W) to logits (B,); above 0 an object is likelier than none."""
-        maps = self.features(features)
+        return self.decide(self.features(features))
+
+    def decide(self, maps: Tensor) -> Tensor:
+        """Maps (B, channels, H, W) of :attr:`features` to logits (B,)."""
         return self.logit(torch.cat((maps.amax((2, 3)), maps.mean((2, 3))), 1)).squeeze(1)
 
 
@@ -251,6 +257,17 @@ class EarlyExitSSDLite(nn.Module):
         """Names of the exits in the order in which they are computed; the last one takes what none took before."""
         return (*self.early, "full") if self.head is not None else tuple(self.early)
 
+    @property
+    def stages(self) -> dict[str, int | None]:
+        """Blank gates and exits in the order in which they run, each with the children of the trunk before it.
+
+        A gate comes before an exit at the same cut: it may spare the exit's head. None is the whole trunk.
+        """
+        gates = [(cut, 0, f"blank{k}") for k, cut in enumerate(map(int, self.blank), 1)]
+        exits = [(cut, 1, name) for name, cut in self.cuts.items() if name in self.early]
+        order = {name: cut for cut, _, name in sorted(gates + exits)}
+        return order | ({"full": None} if self.head is not None else {})
+
     def segment(self, features: Tensor, start: int, stop: int | None, maps: list[Tensor] | None = None) -> Tensor:
         """Run children ``start:stop`` of the trunk's first part; their outputs are added to ``maps``, if given."""
         for child in list(self.backbone.features[0].children())[start:stop]:
@@ -309,6 +326,12 @@ class EarlyExitSSDLite(nn.Module):
         """Detections of each image, by :func:`postprocess`."""
         return postprocess(output, size_hw)
 
+    def predict(self, images: object, **options: object) -> Detections | list[Detections]:
+        """Detect in an image or a list of images, by :func:`eelib.predict.predict`, which has the arguments."""
+        from eelib.predict import predict
+
+        return predict(self, images, **options)
+
     def keep_maps(self, count: int) -> None:
         """Drop the coarsest SSDLite maps with their predictors, in place; 2 to 6 stay."""
         self.backbone.extra = self.backbone.extra[: count - 2]
@@ -366,20 +389,20 @@ def rebuild(plan: Mapping | None, state: Mapping[str, Tensor]) -> EarlyExitSSDLi
         if isinstance(layer, nn.Conv2d) and weight.shape[2:] == layer.weight.shape[2:]:
             layer.groups = len(weight) if layer.groups > 1 else 1  # all grouped ones are depthwise
             layer.out_channels, layer.in_channels = len(weight), weight.shape[1] * layer.groups
-            layer.weight = nn.Parameter(torch.empty_like(weight))
+            layer.weight = nn.Parameter(torch.empty(weight.shape))
             if layer.bias is not None:
                 layer.bias = nn.Parameter(torch.empty(len(weight)))
         elif isinstance(layer, nn.BatchNorm2d):
             layer.num_features = len(weight)
-            layer.weight, layer.bias = (nn.Parameter(torch.empty_like(weight)) for _ in range(2))
-            layer.running_mean, layer.running_var = torch.zeros_like(weight), torch.ones_like(weight)
+            layer.weight, layer.bias = (nn.Parameter(torch.empty(len(weight))) for _ in range(2))
+            layer.running_mean, layer.running_var = torch.zeros(len(weight)), torch.ones(len(weight))
     return model
 
 
 def postprocess(
     output: ExitOutput,
     size_hw: tuple[int, int],
-    score_threshold: float = 0.001,
+    score_threshold: float = SCORE_THRESHOLD,
     nms_threshold: float = 0.55,
     topk: int = 300,
 ) -> list[Detections]:
@@ -408,12 +431,37 @@ def class_scores(cls_logits: Tensor, temperature: Tensor | float = 1.0) -> Tenso
     return torch.stack((background, logits[..., 1:]), -1).softmax(-1)[..., 1]
 
 
+def raw_evidence(scores: Tensor, classes: int) -> Tensor:
+    """What an exit's scores say of an image before suppression; the exported graphs compute it, too.
+
+    ``box_certainty`` is the mean of 1 - H2(p), the binary entropy in bits, over the best class score p of every
+    default box.
+
+    Args:
+        scores: (B, K, A) in [0, 1].
+        classes: K.
+
+    Returns:
+        (B, F), columns :func:`eelib.deploy.evidence.raw_columns`.
+    """
+    best = scores.squeeze(1) if classes == 1 else scores.amax(1)  # (B, A)
+    top = best.topk(2).values  # (B, 2)
+    q = best.clamp(1e-7, 1 - 1e-7)
+    certainty = 1 + (q * q.log() + (1 - q) * (1 - q).log()).mean(1, keepdim=True) / math.log(2)
+    counts = (best[:, None] > best.new_tensor(SCORE_CUTS)[:, None]).to(best.dtype).sum(2)
+    first = top[:, :1] * (top[:, :1] > SCORE_THRESHOLD)  # 0 where there is no detection
+    columns = [first, certainty, top[:, 1:], best.sum(1, keepdim=True), counts]
+    if classes > 1:
+        columns.append(scores.amax(2))
+    return torch.cat(columns, 1)
+
+
 def keep_best(
     exit_name: str,
     boxes_xyxy: Tensor,
     scores: Tensor,
     size_hw: tuple[int, int],
-    score_threshold: float = 0.001,
+    score_threshold: float = SCORE_THRESHOLD,
     nms_threshold: float = 0.55,
     topk: int = 300,
 ) -> list[Detections]:

@@ -1,22 +1,17 @@
 """Detect in images with a detector in torch: what :meth:`eelib.model.EarlyExitSSDLite.predict` does."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 from eelib.detections import Detections
 from eelib.model import EarlyExitSSDLite, class_scores, postprocess
-from eelib.preprocess import ImageError, read_image, resize, upright_rgb
-
-Source = str | Path | Image.Image | np.ndarray
+from eelib.preprocess import ImageSource, as_image, resize
 
 
 def predict(
     model: EarlyExitSSDLite,
-    images: Source | list[Source],
+    images: ImageSource | list[ImageSource],
     *,
     thresholds: Mapping[str, float] | None = None,
     min_score: float = 0.05,
@@ -55,7 +50,9 @@ def _check_share(what: str, value: float) -> None:
 
 
 @torch.inference_mode()
-def _detect(model: EarlyExitSSDLite, source: Source, thresholds: Mapping[str, float], min_score: float) -> Detections:
+def _detect(
+    model: EarlyExitSSDLite, source: ImageSource, thresholds: Mapping[str, float], min_score: float
+) -> Detections:
     image, size = as_image(source), model.size
     pixels = torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None]  # (1, 3, S, S)
     device = next(model.parameters()).device
@@ -73,32 +70,3 @@ def _detect(model: EarlyExitSSDLite, source: Source, thresholds: Mapping[str, fl
     return Detections(
         detections.boxes_xyxy, detections.scores, detections.labels, output.name, tuple(model.classes), image
     )
-
-
-def as_image(source: Source) -> Image.Image:
-    """Any of the kinds of images as an upright RGB image.
-
-    Raises:
-        ValueError: an array of another shape, type or range, or something else altogether.
-        ImageError: a file that cannot be read.
-    """
-    if isinstance(source, str | Path):
-        return read_image(source)
-    if isinstance(source, Image.Image):
-        return upright_rgb(source)
-    if not isinstance(source, np.ndarray):
-        raise ValueError(f"image is of type {type(source).__name__}; expected a path, a PIL image or an array")
-    if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] != 3) or not source.size:
-        raise ValueError(f"image is an array of shape {source.shape}; expected (height, width, 3) or (height, width)")
-    if source.dtype != np.uint8:
-        if not np.issubdtype(source.dtype, np.floating):
-            raise ValueError(f"image is an array of {source.dtype}; expected uint8, or float in [0, 1]")
-        if not (np.isfinite(source).all() and source.min() >= 0 and source.max() <= 1):
-            raise ValueError(
-                f"image is a float array from {source.min():g} to {source.max():g}; expected [0, 1], or uint8 in 0..255"
-            )
-        source = np.round(source * 255).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(source)).convert("RGB")
-
-
-__all__ = ["ImageError", "as_image", "predict"]

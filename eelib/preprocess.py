@@ -19,6 +19,7 @@ TIFF_MAXIMA = (281, 341)  # MaxSampleValue and SMaxSampleValue: the value that i
 # White of a file that does not state it: the smallest of these that no pixel exceeds. Cameras of 12 bits store
 # them in 16 without saying so.
 WHITES = (255, 4095, 65535, 2**31 - 1)
+ImageSource = str | Path | Image.Image | np.ndarray
 
 
 class ImageError(InputError):
@@ -59,13 +60,18 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     with _opened(path, max_pixels) as image:
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I") or image.mode == "F":
-            return _to_8_bit(image).convert("RGB")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        return image.convert("RGB")
+        return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An open image of any mode as 8-bit RGB, in the way that :func:`read_image` describes; it is turned in place."""
+    ImageOps.exif_transpose(image, in_place=True)  # a copy would lose the tags that say what is white
+    if image.mode.startswith("I") or image.mode == "F":
+        return _to_8_bit(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
 
 
 def read_sizes(path: Path | str) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -92,6 +98,32 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
         strip = np.nan_to_num(values[first : first + 256].astype(np.float32), nan=0, posinf=white, neginf=0)
         grey[first : first + 256] = np.rint(strip.clip(0, white) * (255 / white))
     return Image.fromarray(grey)
+
+
+def as_image(source: ImageSource) -> Image.Image:
+    """Any of the kinds of images as an upright RGB image.
+
+    Raises:
+        ValueError: an array of another shape, type or range, or something else altogether.
+        ImageError: a file that cannot be read.
+    """
+    if isinstance(source, str | Path):
+        return read_image(source)
+    if isinstance(source, Image.Image):
+        return upright_rgb(source.copy())
+    if not isinstance(source, np.ndarray):
+        raise ValueError(f"image is of type {type(source).__name__}; expected a path, a PIL image or an array")
+    if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] != 3) or not source.size:
+        raise ValueError(f"image is an array of shape {source.shape}; expected (height, width, 3) or (height, width)")
+    if source.dtype != np.uint8:
+        if not np.issubdtype(source.dtype, np.floating):
+            raise ValueError(f"image is an array of {source.dtype}; expected uint8, or float in [0, 1]")
+        if not (np.isfinite(source).all() and source.min() >= 0 and source.max() <= 1):
+            raise ValueError(
+                f"image is a float array from {source.min():g} to {source.max():g}; expected [0, 1], or uint8 in 0..255"
+            )
+        source = np.round(source * 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(source)).convert("RGB")
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eelib.checkpoints import load_released
 from eelib.coco import Source
 from eelib.data import DetectionDataset, batches, split_sha256
-from eelib.deploy.evidence import EVIDENCE
-from eelib.deploy.observe import box_certainty, evidence_of
+from eelib.deploy.evidence import EVIDENCE, OF_BOXES, check_evidence, columns_of
+from eelib.deploy.observe import MAX_DETECTIONS, evidence_of
 from eelib.detections import Detections
 from eelib.files import InputError, file_sha256, write_atomic
-from eelib.model import ExitOutput, class_scores
+from eelib.model import ExitOutput, class_scores, raw_evidence
 
-MAX_DETECTIONS = 100  # an image and exit; COCO's AP looks at no more
+FORMAT = 2  # of the files; 1 had no names of evidence
 
 
 class RecordsError(InputError):
@@ -43,7 +43,8 @@ class ExitRecords:
         boxes_xyxy: for each exit float32 (D, 4), pixels of the original image.
         scores: for each exit float32 (D,), in [0, 1].
         labels: for each exit int64 (D,), from 1.
-        evidence: float32 (N, E, F), columns :data:`eelib.deploy.evidence.EVIDENCE`.
+        evidence: float32 (N, E, F).
+        evidence_names: of its F columns; :func:`eelib.deploy.evidence.columns_of` says which a detector has.
 
     Raises:
         RecordsError: a field of another shape, type, range or order.
@@ -59,6 +60,7 @@ class ExitRecords:
     scores: tuple[np.ndarray, ...]
     labels: tuple[np.ndarray, ...]
     evidence: np.ndarray
+    evidence_names: tuple[str, ...] = EVIDENCE
 
     def __post_init__(self):
         exits, images = len(self.exit_names), len(self.image_ids)
@@ -67,10 +69,11 @@ class ExitRecords:
         self._expect(rising, "image_ids", "rising")
         self._shaped("counts", self.counts, (exits, images), "i")
         self._expect(bool(((self.counts >= 0) & (self.counts <= MAX_DETECTIONS)).all()), "counts", "0 to 100 each")
-        self._shaped("evidence", self.evidence, (images, exits, len(EVIDENCE)), "f")
+        check_evidence(f"records of {self.split}", self.evidence_names)
+        self._shaped("evidence", self.evidence, (images, exits, len(self.evidence_names)), "f")
         if np.isnan(self.evidence).any():
             image, exit_, column = np.argwhere(np.isnan(self.evidence))[0]
-            where = f"'{EVIDENCE[column]}' of image {self.image_ids[image]} at {self.exit_names[exit_]}"
+            where = f"'{self.evidence_names[column]}' of image {self.image_ids[image]} at {self.exit_names[exit_]}"
             raise RecordsError(f"records of {self.split}: evidence {where} is NaN")
         for field in ("boxes_xyxy", "scores", "labels"):
             self._expect(len(getattr(self, field)) == exits, field, f"one array for each of {exits} exits")
@@ -106,6 +109,7 @@ class ExitRecords:
         image_ids: Sequence[int],
         detections: Mapping[str, Sequence[Detections]],
         evidence: np.ndarray | None = None,
+        evidence_names: tuple[str, ...] = EVIDENCE,
     ) -> "ExitRecords":
         """Records from the detections of each image.
 
@@ -114,9 +118,10 @@ class ExitRecords:
             image_ids: N ids, ascending.
             detections: exit name to N detections, best first, in pixels of the original images.
             evidence: (N, E, F); None is zero, for records that only AP is computed from.
+            evidence_names: of its columns.
         """
         if evidence is None:
-            evidence = np.zeros((len(image_ids), len(detections), len(EVIDENCE)))
+            evidence = np.zeros((len(image_ids), len(detections), len(evidence_names)))
         best = {name: [image.rows(slice(MAX_DETECTIONS)) for image in images] for name, images in detections.items()}
 
         def joined(field: str, kind: type, empty: tuple[int, ...]) -> tuple[np.ndarray, ...]:
@@ -132,6 +137,7 @@ class ExitRecords:
             scores=joined("scores", np.float32, (0,)),
             labels=joined("labels", np.int64, (0,)),
             evidence=np.asarray(evidence, np.float32),
+            evidence_names=evidence_names,
         )
 
     def __len__(self) -> int:
@@ -146,7 +152,29 @@ class ExitRecords:
 
     def column(self, name: str) -> np.ndarray:
         """One column of the evidence at every exit, (N, E)."""
-        return self.evidence[..., EVIDENCE.index(name)]
+        return self.columns((name,))[..., 0]
+
+    def columns(self, names: Sequence[str]) -> np.ndarray:
+        """Some columns of the evidence in the order given, (N, E, len(names)).
+
+        Raises:
+            RecordsError: the detector has no such evidence.
+        """
+        missing = [name for name in names if name not in self.evidence_names]
+        if missing:
+            have = ", ".join(self.evidence_names)
+            raise RecordsError(f"records of {self.split}: no evidence '{missing[0]}'; these have {have}")
+        return self.evidence[..., [self.evidence_names.index(name) for name in names]]
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Names of the blank gates, in the order in which they run."""
+        return tuple(name for name in self.evidence_names if name.startswith("blank"))
+
+    @property
+    def raw_names(self) -> tuple[str, ...]:
+        """The evidence that costs next to nothing: of raw scores and of the gates, without that of single classes."""
+        return tuple(n for n in self.evidence_names if n not in OF_BOXES and not n.startswith("class_"))
 
     def rows(self, rows: Sequence[int]) -> "ExitRecords":
         """The records of some images, by their rows in rising order."""
@@ -174,7 +202,7 @@ class ExitRecords:
 
 def detections_of_exits(
     model: nn.Module, dataset: DetectionDataset, batch_size: int = 16
-) -> Iterator[tuple[ExitOutput, list[int], list[Detections]]]:
+) -> Iterator[tuple[ExitOutput, list[int], list[Detections], np.ndarray]]:
     """Run every exit on a data set in order.
 
     Args:
@@ -183,22 +211,28 @@ def detections_of_exits(
         batch_size: images of one call.
 
     Yields:
-        For each batch and exit: its raw output, image ids, and detections in pixels of the original images.
+        For each batch and exit: its raw output, image ids, detections in pixels of the original images, and the
+        probability by each blank gate that an image holds an object, (B, G): 1 by a gate that has not run yet.
     """
     model.eval()
-    device = next(model.parameters()).device
+    device, gates = next(model.parameters()).device, getattr(model, "blank", {})
     with torch.no_grad():
         for images, targets in batches(dataset, batch_size):
             size_hw = tuple(images.shape[-2:])
             ids = [target["image_id"] for target in targets]
-            for output in model.exits(images.to(device)):
+            maps: list[Tensor] = []
+            for output in model.exits(images.to(device), *([maps] if gates else ())):
+                ran = [gates[cut](maps[int(cut) - 1]) for cut in gates if int(cut) <= len(maps)]
+                holds = np.ones((len(ids), len(gates)))
+                for column, logits in enumerate(ran):
+                    holds[:, column] = logits.sigmoid().cpu().numpy()
                 output = ExitOutput(output.name, *(part.cpu() for part in output[1:]))
                 originals = [dataset.coco.imgs[image_id] for image_id in ids]
                 detections = [
                     found.scaled(image["width"] / size_hw[1], image["height"] / size_hw[0])
                     for image, found in zip(originals, model.postprocess(output, size_hw), strict=True)
                 ]
-                yield output, ids, detections
+                yield output, ids, detections, holds
 
 
 def record(
@@ -219,26 +253,25 @@ def record(
     """
     names = tuple(model.exit_names)
     detections: dict[str, list[Detections]] = {name: [] for name in names}
-    evidence: list[list[list[float]]] = []  # of each image at each exit
-    tenths = 0
-    for output, ids, batch in detections_of_exits(model, dataset):
-        name, index = output.name, names.index(output.name)
-        scores = class_scores(output.cls_logits).amax(-1).numpy()
+    evidence: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    columns, tenths = EVIDENCE, 0
+    for output, ids, batch, holds in detections_of_exits(model, dataset):
+        name, scores = output.name, class_scores(output.cls_logits).transpose(1, 2)  # (B, K, A)
+        of_boxes = []
         for position, image_id in enumerate(ids):
-            image, row = dataset.coco.imgs[image_id], len(detections[name])
-            best = batch[position].rows(slice(MAX_DETECTIONS))
+            best, index, row = batch[position].rows(slice(MAX_DETECTIONS)), names.index(name), len(detections[name])
             before = detections[names[index - 1]][row] if index else None
-            if index == 0:
-                evidence.append([])
-            size_hw = image["height"], image["width"]
-            evidence[row].append(evidence_of(best, before, size_hw, box_certainty(scores[position])))
+            image = dataset.coco.imgs[image_id]
+            of_boxes.append(evidence_of(best, before, (image["height"], image["width"])))
             detections[name].append(best)
+        columns, raw = columns_of(scores.shape[1], holds.shape[1]), raw_evidence(scores, scores.shape[1]).numpy()
+        evidence[name].append(np.concatenate((raw, np.array(of_boxes), holds), 1))
         done = len(detections[names[-1]])
         if progress and done * 10 // len(dataset) > tenths:
             tenths = done * 10 // len(dataset)
             progress(f"{split}: {done} of {len(dataset)} images recorded")
-    identity = split, split_hash, checkpoint_hash
-    return ExitRecords.of(identity, dataset.image_ids, detections, np.array(evidence))
+    stacked = np.stack([np.concatenate(parts) for parts in evidence.values()], 1)  # (N, E, F)
+    return ExitRecords.of((split, split_hash, checkpoint_hash), dataset.image_ids, detections, stacked, columns)
 
 
 _BY_EXIT = ("boxes_xyxy", "scores", "labels")
@@ -265,7 +298,7 @@ def load_records(path: Path | str, split_hash: str, checkpoint_hash: str) -> Exi
         values |= {key: tuple(np.split(values[key], ends)) for key in _BY_EXIT}
         values |= {key: str(values[key]) for key in ("split", "split_sha256", "checkpoint_sha256")}
         values["labels"] = tuple(labels.astype(np.int64) for labels in values["labels"])
-        values |= {key: tuple(values[key].tolist()) for key in ("exit_names", "image_ids")}
+        values |= {key: tuple(values[key].tolist()) for key in ("exit_names", "image_ids", "evidence_names")}
         records = ExitRecords(**values)
     except FileNotFoundError:
         raise RecordsError(f"{path}: no such records") from None
@@ -295,7 +328,7 @@ def records_of(
 ) -> ExitRecords:
     """Records of a split from ``folder``, made and kept there when they are not.
 
-    The file's name carries both hashes, so a new checkpoint or data set makes a new file.
+    The file's name carries both hashes, so a new checkpoint or data set makes a new file, and :data:`FORMAT`.
 
     Args:
         split: its name.
@@ -305,7 +338,7 @@ def records_of(
     """
     hashes = split_sha256(split, root), file_sha256(checkpoint)
     size = "all" if limit is None else str(limit)
-    path = Path(folder) / f"{split}_{size}_{hashes[0][:8]}_{hashes[1][:8]}.npz"
+    path = Path(folder) / f"{split}_{size}_{hashes[0][:8]}_{hashes[1][:8]}_{FORMAT}.npz"
     if path.exists():
         return load_records(path, *hashes)
     model = load_released(checkpoint)

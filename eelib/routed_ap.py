@@ -139,8 +139,9 @@ class RoutedAP:
         """AP at each of the ten IoU thresholds when image i leaves at exit ``chosen[i]``.
 
         Args:
-            chosen: exit index of each image, (N,).
-            weights: (N,) how often each image counts, for a bootstrap resample; None is once.
+            chosen: exit index of each image, (N,); from E on the image has no detections, as a blank gate ends it.
+            weights: (N,) how often each image counts, for a bootstrap resample; None is once. Floats weight an
+                image by any share.
 
         Returns:
             (10,) in [0, 1], or -1 throughout where no object counts, as pycocotools has it.
@@ -149,16 +150,17 @@ class RoutedAP:
             ValueError: the routing is not one exit for each image.
         """
         chosen = np.asarray(chosen)
-        if chosen.shape != (self.images,) or chosen.min() < 0 or chosen.max() >= self.exits:
-            raise ValueError(f"routing: expected {self.images} exit indices below {self.exits}, got {chosen!r}")
+        if chosen.shape != (self.images,) or chosen.min() < 0:
+            raise ValueError(f"routing: expected {self.images} exit indices from 0, got {chosen!r}")
         weights = np.ones(self.images, np.int64) if weights is None else weights
         positives = float(self.positives @ weights)
         if positives == 0:
             return np.full(len(IOUS), -1.0)
-        taken = np.zeros(self.images * self.exits, np.int32)
-        taken[np.arange(self.images) * self.exits + chosen] = weights
+        kind = np.int32 if np.issubdtype(weights.dtype, np.integer) else np.float64
+        taken, here = np.zeros(self.images * self.exits, kind), chosen < self.exits
+        taken[(np.arange(self.images) * self.exits + chosen)[here]] = weights[here]
         count = taken.take(self._pair, mode="clip")  # (D,); "clip" spares a check of what is known to fit
-        rank = np.cumsum(count, dtype=np.int32)
+        rank = np.cumsum(count, dtype=kind)
         return np.array(
             [
                 _average_precision(count, rank, hits, ignored, positives)
@@ -191,14 +193,23 @@ class RoutedAP:
         Returns:
             (N, E) in [0, 1].
         """
-        level = int(np.argmin(abs(IOUS - iou)))
-        counted = (self.score > np.asarray(cuts)[self.exit]) & ~self.ignored[level]
-        size = self.images * self.exits
-        shape = (self.images, self.exits)
-        claimed = np.bincount(self._pair[counted], minlength=size).reshape(shape)
-        right = np.bincount(self._pair[counted & self.matched[level]], minlength=size).reshape(shape)
+        claimed, right = self.claims(cuts, iou)
         total = claimed + self.positives[:, None]
         return np.where(total > 0, 2 * right / np.maximum(total, 1), 1.0)
+
+    def claims(self, cuts: Sequence[float], iou: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+        """Detections of every image at every exit that score above a cut, and the right ones among them: (N, E) each.
+
+        Args:
+            cuts: E scores, one an exit.
+            iou: one of the ten thresholds.
+        """
+        level = int(np.argmin(abs(IOUS - iou)))
+        counted = (self.score > np.asarray(cuts)[self.exit]) & ~self.ignored[level]
+        size, shape = self.images * self.exits, (self.images, self.exits)
+        claimed = np.bincount(self._pair[counted], minlength=size).reshape(shape)
+        right = np.bincount(self._pair[counted & self.matched[level]], minlength=size).reshape(shape)
+        return claimed, right
 
     def gains(self) -> np.ndarray:
         """What full adds to AP on each image beside each early exit, (N, E - 1).
@@ -310,4 +321,3 @@ def interval(samples: np.ndarray, level: float = 0.95) -> list[float]:
     """Percentile interval of bootstrap samples (R,): [low, high]."""
     tail = 100 * (1 - level) / 2
     return [float(v) for v in np.percentile(samples, [tail, 100 - tail])]
-

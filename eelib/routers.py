@@ -1,29 +1,50 @@
 """Choose a router for a budget of time, or certify one, and measure it on ``test``.
 
 Both record the detector's exits on three splits once, time the exits on this machine, take the thresholds from
-``calibrate`` and report what they give on ``test``.
+``calibrate`` and report what they give on ``test``. Their router is a file that :func:`eelib.export` embeds.
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from eelib import guarantee
 from eelib.calibrate import refuse_test
 from eelib.checkpoints import load_released
 from eelib.coco import Source, open_root
 from eelib.config import ROOT, resolve
 from eelib.data import DetectionDataset, as_input, load_split
 from eelib.deploy.evidence import Never
+from eelib.deploy.export import export
+from eelib.deploy.router import Budget, Gate, Guarantee, Router, Times
+from eelib.deploy.runtime import Session
 from eelib.files import file_sha256
-from eelib.guarantee import certified, check_level, loss_against_full, sequence
+from eelib.hub import path_of
+from eelib.model import EarlyExitSSDLite
 from eelib.policies import check_policy, settings_of
 from eelib.records import ExitRecords, records_of
 from eelib.routed_ap import resample
-from eelib.routing import PolicyError, Setting, Split, check_thresholds, choose, full_samples, point, prepare
-from eelib.timing import exit_times
+from eelib.routing import (
+    PolicyError,
+    Setting,
+    Split,
+    check_thresholds,
+    choose,
+    full_samples,
+    hull_mixture,
+    measured,
+    point,
+    prepare,
+)
+from eelib.timing import UNITS, exit_times, machine
+
+Detector = EarlyExitSSDLite | Path | str  # what `eelib.load` gave, a checkpoint, or the name of a released detector
+COIN_DRAWS = 20  # random routings that a coin's AP is the mean of
 
 
 @dataclass(frozen=True)
@@ -34,7 +55,12 @@ class RouterOptions:
         calibrate_on: split that thresholds come from; never ``test``.
         calibration: of the scores, see :func:`eelib.calibrate.fit_calibrators`.
         grid: quantiles of a confidence that are tried as thresholds of each exit.
+        evidence: names of what the benefit, the guarantee or the user's function reads; None is what costs next to
+            nothing, :attr:`eelib.records.ExitRecords.raw_names`.
+        gate_epsilon: let the blank gates end images, certified to lose this share of the images with objects or
+            less with probability 1 - ``gate_delta``; None ends none.
         times: metrics of 04_exits with each exit's time; None measures the exits on this machine.
+        export: folder of an export that is timed; None makes one for the measuring.
         records: folder of exit records; they are made where there are none.
         limit: images of each split; None takes all.
         resamples: of the bootstrap over the scenes of ``test``.
@@ -44,7 +70,11 @@ class RouterOptions:
     calibrate_on: str = "calibrate"
     calibration: str = "isotonic"
     grid: int = 20
+    evidence: tuple[str, ...] | None = None
+    gate_epsilon: float | None = None
+    gate_delta: float = 0.1
     times: Path | str | None = None
+    export: Path | str | None = None
     records: Path | str = ROOT / "runs" / "records"
     limit: int | None = None
     resamples: int = 200
@@ -56,6 +86,9 @@ class RouterOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise PolicyError(f"{name} {value}: expected 1 or more")
+        if self.gate_epsilon is not None:
+            guarantee.check_level("gate_epsilon", self.gate_epsilon)
+        guarantee.check_level("gate_delta", self.gate_delta)
 
 
 @dataclass(frozen=True)
@@ -63,19 +96,39 @@ class RoutedSystem:
     """A router and its worth.
 
     Attributes:
+        router: to be saved and exported.
         setting: thresholds and the confidence that they are compared with.
         stated: what was asked for or promised: ``policy``, ``thresholds`` and ``budget``, or what
-            :func:`eelib.guarantee.certified` states with ``risk_on_test``.
+            :func:`eelib.guarantee.certified` states with ``risk_on_test``; and what the ``gates`` promise.
+        comparison: on the split of the thresholds, ``AP`` and ``time_ratio`` of the choice, of each exit alone
+            (``exits``), and of the best ``coin``: a random mixture of two exits of the same mean time. The choice was
+            made by this AP, the others were not.
         measured: on ``test``, as :func:`eelib.routing.point`.
+        notes: sentences that whoever reads the numbers must know.
     """
 
+    router: Router
     setting: Setting
     stated: dict
+    comparison: dict
     measured: dict
+
+    @property
+    def notes(self) -> list[str]:
+        """As above."""
+        here, notes = self.comparison, []
+        ours = f"the router's {here['AP']:.4f} at {here['time_ratio']:.3f} on {here['split']}"
+        for other in (*here["exits"], here["coin"]):
+            if other["time_ratio"] <= here["time_ratio"] + 1e-9 and other["AP"] >= here["AP"]:
+                notes.append(f"{other['name']} is no worse: AP {other['AP']:.4f} at {other['time_ratio']:.3f}, {ours}")
+        budget, time = self.stated.get("budget"), self.measured["time_ratio"]
+        if budget is not None and time > budget + 5e-4:
+            notes.append(f"on test the mean time is {time:.3f} for a budget of {budget:g}")
+        return notes
 
 
 def route(
-    checkpoint: Path | str,
+    detector: Detector,
     source: Source | Path | str = "data/showroom",
     policy: str = "benefit",
     budget: float = 0.75,
@@ -85,38 +138,46 @@ def route(
     """The setting of a policy with the best AP on ``calibrate`` within a budget of time, measured on ``test``.
 
     Args:
-        checkpoint: released detector with exits.
+        detector: with exits; its file is what is recorded.
         source: data set with ``val``, the split to calibrate on and ``test``.
-        policy: one of :data:`eelib.policies.POLICIES`.
-        budget: mean time as a share of full's, above 0 and up to 1.
+        policy: one of :data:`eelib.policies.POLICIES`, or ``module:function``.
+        budget: mean time as a share of the plain detector's, above 0 and up to 1.
         thresholds: of each exit but the last, in place of a budget.
         options: see :class:`RouterOptions`.
 
     Raises:
-        PolicyError: an unknown policy, a threshold or budget out of its range, or times that do not fit.
+        PolicyError: an unknown policy, a threshold or budget out of its range, a budget that no setting keeps, or
+            times that do not fit.
         RecordsError: the folder's records are of another detector or data set.
     """
     check_policy(policy)
     check_thresholds(thresholds or ())
     if not 0 < budget <= 1:
-        raise PolicyError(f"budget {budget}: expected a share of full's time, above 0 and up to 1")
+        raise PolicyError(f"budget {budget}: expected a share of the plain detector's time, above 0 and up to 1")
     options = options or RouterOptions()
-    splits = _splits(checkpoint, source, options, options.calibration)
-    calibrate = splits[options.calibrate_on]
-    settings = settings_of(policy, calibrate, splits["val"], {"grid": options.grid})
+    study = _study(detector, source, options, options.calibration)
+    calibrate, early = study.gated(options.calibrate_on), len(study.times.exits) - 1
+    settings = [Setting((), Never())]
+    if early:
+        fitting = {"grid": options.grid, "evidence": options.evidence}
+        settings = settings_of(policy, study.splits[options.calibrate_on], study.splits["val"], fitting)
     if thresholds:
-        expected = len(calibrate.costs) - 1
-        if len(thresholds) != expected:
-            raise PolicyError(f"thresholds {list(thresholds)}: expected {expected}, one for each exit but the last")
-        setting, stated = replace(settings[0], thresholds=tuple(thresholds)), {}
+        if len(thresholds) != early:
+            raise PolicyError(f"thresholds {list(thresholds)}: expected {early}, one for each exit but the last")
+        setting, stated, promise = replace(settings[0], thresholds=tuple(thresholds)), {}, None
     else:
+        times, _ = measured(settings, calibrate)
+        if times.min() > budget + 1e-9:
+            reach = f"{times.min():.3f} to {times.max():.3f} of the plain detector's time"
+            raise PolicyError(f"budget {budget}: cannot be kept on {calibrate.name}; '{policy}' reaches {reach}")
         setting, stated = choose(settings, calibrate, [budget])[0], {"budget": budget}
+        promise = Budget(budget, calibrate.time(setting.route(calibrate), setting.confidence.reads_boxes))
     stated |= {"policy": policy, "thresholds": list(setting.thresholds)}
-    return RoutedSystem(setting, stated, _measured(setting, splits["test"], options.resamples))
+    return study.routed(setting, stated, promise, options)
 
 
 def certify(
-    checkpoint: Path | str,
+    detector: Detector,
     source: Source | Path | str = "data/showroom",
     epsilon: float = 0.05,
     delta: float = 0.1,
@@ -125,8 +186,10 @@ def certify(
 ) -> RoutedSystem:
     """The fastest setting that is certified to lose ``epsilon`` of an image's F1 or less on average.
 
+    What the blank gates lose, if they are asked for, is promised apart: this loss is of the exits.
+
     Args:
-        checkpoint, source, options: as in :func:`route`. Scores are not calibrated whatever the options say,
+        detector, source, options: as in :func:`route`. Scores are not calibrated whatever the options say,
             because a guarantee may look at ``calibrate`` once only.
         epsilon: mean drop of F1 against full, between 0 and 1.
         delta: probability that the promise fails, between 0 and 1.
@@ -138,33 +201,119 @@ def certify(
     Raises:
         GuaranteeError: a level out of its range, or a split that cannot certify it.
     """
-    check_level("epsilon", epsilon)
-    check_level("delta", delta)
+    guarantee.check_level("epsilon", epsilon)
+    guarantee.check_level("delta", delta)
     options = options or RouterOptions()
-    splits = _splits(checkpoint, source, options, "none")
-    test, settings = splits["test"], sequence(splits["val"])
-    stated = certified(splits[options.calibrate_on], settings, epsilon, delta, bound)
-    setting = settings[stated["index"]] if stated["thresholds"] else Setting((1.0,) * (len(test.costs) - 1), Never())
-    stated["risk_on_test"] = float(loss_against_full(test.f1, setting.route(test)).mean())
-    return RoutedSystem(setting, stated, _measured(setting, test, options.resamples))
+    study = _study(detector, source, options, "none")
+    test, early = study.splits["test"], len(study.times.exits) - 1
+    full = Setting((1.0,) * early, Never())
+    settings = guarantee.sequence(study.splits["val"], evidence=options.evidence) if early else [full]
+    stated = guarantee.certified(study.splits[options.calibrate_on], settings, epsilon, delta, bound)
+    setting = settings[stated["index"]] if stated["thresholds"] else full
+    stated["risk_on_test"] = float(guarantee.loss_against_full(test.f1, setting.route(test)).mean())
+    levels = (stated[key] for key in ("epsilon", "delta", "n", "bound", "p_value"))
+    promise = Guarantee("f1", *levels, tuple(stated["cuts"]), stated["risk"])
+    return study.routed(setting, stated, promise, options)
 
 
-def _splits(
-    checkpoint: Path | str, source: Source | Path | str, options: RouterOptions, calibration: str
-) -> dict[str, Split]:
+@dataclass(frozen=True)
+class _Study:
+    """A detector's splits, times and gates.
+
+    Attributes:
+        splits: without gates.
+        gates: certified ones; none where they were not asked for.
+        certificate: what :func:`eelib.guarantee.certified_gates` states of them.
+    """
+
+    size: int
+    splits: dict[str, Split]
+    times: Times
+    gates: tuple[Gate, ...]
+    certificate: dict | None
+
+    def gated(self, name: str) -> Split:
+        """A split whose images the gates end first."""
+        return replace(self.splits[name], gates=self.gates, gate_costs=self.times.gates if self.gates else ())
+
+    def routed(
+        self, setting: Setting, stated: dict, promise: Budget | Guarantee | None, options: RouterOptions
+    ) -> RoutedSystem:
+        """The system of a setting."""
+        test, calibrate = self.gated("test"), self.gated(options.calibrate_on)
+        weights = resample(test.scenes, options.resamples, seed=0)
+        full = full_samples(test, weights)
+        on_test = point(test, setting.route(test), weights, full, setting.confidence.reads_boxes)
+        gates_promise = None
+        if self.certificate:
+            levels = (self.certificate[key] for key in ("epsilon", "delta", "n", "bound", "p_value"))
+            gates_promise = Guarantee("objects", *levels, (), self.certificate["risk"])
+            thresholds = np.array(self.certificate["thresholds"])
+            on_test_too = {"risk": float(guarantee.objects_lost(thresholds[None], test).mean())}
+            on_test_too |= guarantee.gate_effect(thresholds, test)
+            stated |= {"gates": self.certificate, "gates_on_test": on_test_too}
+        router = Router(
+            exits=test.records.exit_names,
+            confidence=setting.confidence,
+            thresholds=setting.thresholds,
+            calibrators=test.calibrators,
+            gates=self.gates,
+            times=self.times,
+            promise=promise,
+            gates_promise=gates_promise,
+            size=self.size,
+            checkpoint_sha256=test.records.checkpoint_sha256,
+            data_sha256={s: self.splits[s].records.split_sha256 for s in ("val", options.calibrate_on)},
+        )
+        return RoutedSystem(router, setting, stated, compared(setting, calibrate), on_test)
+
+
+def compared(setting: Setting, split: Split) -> dict:
+    """AP and mean time of a setting, of each exit alone, and of the best coin of the same mean time, on a split."""
+    routing, reads_boxes = setting.route(split), setting.confidence.reads_boxes
+    time, ap, names = split.time(routing, reads_boxes), split.evaluator.ap, split.records.exit_names
+    costs = np.append(split.costs[:-1], min(1.0, split.costs[-1]))  # the last exit alone is the plain detector
+    alone = np.array([split.evaluator.of_exit(k) for k in range(len(names))])
+    shares = hull_mixture(costs, alone, time)
+    counts = np.diff(np.round(np.cumsum(np.append(0, shares)) * len(split.records)).astype(int))
+    draw, cards = np.random.default_rng(0), np.repeat(np.arange(len(names)), counts)
+    coin = float(np.mean([ap(draw.permutation(cards)) for _ in range(COIN_DRAWS)]))
+    both = " and ".join(f"{share:.0%} {name}" for name, share in zip(names, shares, strict=True) if share > 0)
+    return {
+        "split": split.name,
+        "AP": ap(routing),
+        "time_ratio": time,
+        "exits": [
+            {"name": f"{name} alone", "AP": float(one), "time_ratio": float(cost)}
+            for name, one, cost in zip(names, alone, costs, strict=True)
+        ],
+        "coin": {"name": f"a coin of {both}", "AP": coin, "time_ratio": float(shares @ costs)},
+    }
+
+
+def _study(detector: Detector, source: Source | Path | str, options: RouterOptions, calibration: str) -> _Study:
     """``val``, the split to calibrate on and ``test``, ready for routing."""
-    names = tuple(dict.fromkeys(("val", options.calibrate_on, "test")))
+    checkpoint, names = path_of(detector), tuple(dict.fromkeys(("val", options.calibrate_on, "test")))
     records, cocos = load_study(checkpoint, source, options.records, names, options.limit, options.progress)
+    model = load_released(checkpoint)
     if options.times is None:
-        costs, passing = measured_times(checkpoint, source, options.calibrate_on)
+        times = measured_times(checkpoint, source, options.calibrate_on, options.export)
     else:
-        costs, passing = read_times(resolve(options.times), records["test"].exit_names, resolve(checkpoint))
-    return prepare(records, cocos, costs, calibration, options.calibrate_on, passing=passing)
-
-
-def _measured(setting: Setting, test: Split, resamples: int) -> dict:
-    weights = resample(test.scenes, resamples, seed=0)
-    return point(test, setting.route(test), weights, full_samples(test, weights), setting.confidence.reads_boxes)
+        costs, passing = read_times(resolve(options.times), records["test"].exit_names, checkpoint)
+        times = Times(tuple(costs), tuple(passing), (), UNITS["eager"], {"file": str(options.times)})
+    splits = prepare(records, cocos, times.exits, calibration, options.calibrate_on, passing=times.passing)
+    if options.gate_epsilon is None:
+        return _Study(model.size, splits, times, (), None)
+    if not model.blank or not times.gates:
+        what = "the detector has no blank gates" if not model.blank else f"{options.times} has no times of the gates"
+        raise PolicyError(f"gate_epsilon {options.gate_epsilon}: {what}")
+    sequence = guarantee.gate_sequence(splits["val"])
+    levels = options.gate_epsilon, options.gate_delta
+    certificate = guarantee.certified_gates(splits[options.calibrate_on], sequence, *levels)
+    order, early = list(model.stages), model.exit_names
+    before = [sum(name in early for name in order[: order.index(gate)]) for gate in records["test"].gates]
+    gates = tuple(Gate(place, value) for place, value in zip(before, certificate["thresholds"], strict=True))
+    return _Study(model.size, splits, times, gates, certificate)
 
 
 def load_study(
@@ -186,14 +335,37 @@ def load_study(
 
 
 def measured_times(
-    checkpoint: Path | str, root: Path | str | Source, split: str = "calibrate"
-) -> tuple[list[float], list[float]]:
-    """As :func:`read_times`, measured now on the first image of a split; it takes some seconds."""
-    model, source = load_released(resolve(checkpoint)), open_root(root if isinstance(root, Source) else resolve(root))
-    dataset = DetectionDataset(split, source, model.size, keep_crowd=True, limit=1)
-    with torch.inference_mode():
-        times = exit_times(model.eval(), as_input(dataset[0][0][None]))
-    return [time["ratio"] for time in times.values()], [time["passed_ratio"] for time in times.values()]
+    checkpoint: Path | str, root: Path | str | Source, split: str = "calibrate", folder: Path | str | None = None
+) -> Times:
+    """Times of an exported session on this machine, on eight images of a split; it takes some seconds.
+
+    Args:
+        checkpoint: released detector.
+        root: data set.
+        split: whose images are detected in.
+        folder: of its export; None makes one for the measuring.
+
+    Raises:
+        PolicyError: the export is of another checkpoint.
+    """
+    model, source = load_released(checkpoint), open_root(root if isinstance(root, Source) else resolve(root))
+    dataset = DetectionDataset(split, source, model.size, keep_crowd=True, limit=8)
+    images = as_input(torch.stack([dataset[index][0] for index in range(len(dataset))]))
+    with tempfile.TemporaryDirectory() as scratch:
+        if folder is None:
+            export(checkpoint, scratch)
+        session = Session(folder or scratch)
+        if session.manifest.checkpoint_sha256 != file_sha256(checkpoint):
+            raise PolicyError(f"{folder}: export of other weights than {checkpoint}; export again")
+        times = exit_times(model, images, session=session)
+    exits = [times[name] for name in session.exits]
+    return Times(
+        exits=tuple(time["ratio"] for time in exits),
+        passing=tuple(time["passed_ratio"] for time in exits),
+        gates=tuple(times[name]["ratio"] for name in times if name not in session.exits),
+        unit=UNITS["session"],
+        machine=machine(),
+    )
 
 
 def read_times(path: Path | str, exit_names: Sequence[str], checkpoint: Path | str) -> tuple[list[float], list[float]]:

@@ -13,7 +13,8 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from eelib.calibrate import calibrated, fit_calibrators, refuse_test
-from eelib.deploy.evidence import EVIDENCE, Calibrator, Confidence, first_exit
+from eelib.deploy.evidence import Calibrator, Confidence, first_exit
+from eelib.deploy.router import Gate, ended
 from eelib.files import InputError
 from eelib.records import ExitRecords
 from eelib.routed_ap import RoutedAP, bootstrap, interval, scenes_of
@@ -31,10 +32,12 @@ class Split:
         records: under calibrated scores.
         evaluator: their match flags.
         coco: annotations.
-        costs: (E,) time of leaving at each exit as a share of full, rising to 1.
+        costs: (E,) time of leaving at each exit on the axis of :data:`eelib.timing.UNITS`, rising.
         cuts: (E,) scores from which a box counts in the F1 of an image.
-        passing: (E,) what suppression at the exits passed adds, as a share of full.
+        passing: (E,) what suppression at the exits passed adds.
         calibrators: of each exit, by which the scores were calibrated.
+        gates: blank gates that end images before any setting is asked; none by default.
+        gate_costs: time of ending at each.
     """
 
     records: ExitRecords
@@ -44,6 +47,8 @@ class Split:
     cuts: np.ndarray
     passing: np.ndarray
     calibrators: tuple[Calibrator, ...]
+    gates: tuple[Gate, ...] = ()
+    gate_costs: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
@@ -57,12 +62,22 @@ class Split:
 
     @cached_property
     def evidence(self) -> np.ndarray:
-        """(N, E, F), columns :data:`eelib.deploy.evidence.EVIDENCE`."""
+        """(N, E, F), columns ``records.evidence_names``."""
         return self.records.evidence.astype(np.float64)
 
     def columns(self, names: Sequence[str]) -> np.ndarray:
         """Some columns of the evidence in the order given, (N, E, len(names))."""
-        return self.evidence[..., [EVIDENCE.index(name) for name in names]]
+        return self.records.columns(names).astype(np.float64)
+
+    @cached_property
+    def holds(self) -> np.ndarray:
+        """Probability by each blank gate of the detector that an image holds an object, (N, G)."""
+        return self.columns(self.records.gates)[:, -1]
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where an image may leave: the exits, then the gates."""
+        return (*self.records.exit_names, *(f"blank{k + 1}" for k in range(len(self.gates))))
 
     @cached_property
     def scenes(self) -> np.ndarray:
@@ -85,16 +100,17 @@ class Split:
         return np.hstack([-self.gains, np.zeros((len(self.records), 1))])
 
     def paid(self, reads_boxes: bool) -> np.ndarray:
-        """Time of leaving at each exit under a policy, (E,); above 1 at full for one that reads boxes.
+        """Time of leaving at each exit under a policy, and of ending at each gate, (E + G,).
 
-        The best score is the same before and after suppression, so a policy on it lets an image
-        pass with an exit's raw scores, as the deployed runtime does. Counts, entropies, sizes
-        and agreement are taken from suppressed boxes: those policies suppress at every exit asked.
+        A policy that reads boxes suppresses at every exit asked; one that reads raw scores where an image leaves.
         """
-        return self.costs + self.passing if reads_boxes else self.costs
+        costs = np.concatenate((self.costs, self.gate_costs))
+        if not reads_boxes:
+            return costs
+        return costs + np.concatenate((self.passing, [self.passing[gate.before] for gate in self.gates]))
 
     def time(self, chosen: np.ndarray, reads_boxes: bool = False) -> float:
-        """Mean time of a routing as a share of full; arguments as in :meth:`paid`."""
+        """Mean time of a routing; arguments as in :meth:`paid`."""
         return float(self.paid(reads_boxes)[chosen].mean())
 
 
@@ -131,8 +147,9 @@ class Setting:
         return self.confidence(split.columns(self.confidence.evidence))
 
     def route(self, split: Split) -> np.ndarray:
-        """Exit index of each image, (N,)."""
-        return first_exit(self.on(split), self.thresholds)
+        """Where each image leaves, (N,): the index of an exit, or E + k where gate k ends it."""
+        chosen = first_exit(self.on(split), self.thresholds)
+        return ended(chosen, split.holds, split.gates, len(split.costs)) if split.gates else chosen
 
 
 def exit_shares(chosen: Sequence[int], exits: int = 3) -> list[float]:
@@ -161,30 +178,30 @@ def prepare(
     Args:
         records: of ``val``, of the split to calibrate on and of whatever else is wanted.
         cocos: annotations of the same splits.
-        costs: (E,) time of leaving at each exit / full.
+        costs: (E,) time of leaving at each exit on the axis of :data:`eelib.timing.UNITS`.
         method: of :func:`eelib.calibrate.fit_calibrators`.
         on: split to calibrate on.
         matched: match flags of the records, if they are at hand.
         passing: (E,) what suppression at the exits passed adds to ``costs``; None is nothing.
 
     Raises:
-        PolicyError: the times do not rise to 1, passing an exit takes less than no time, there is one exit
-            alone, or the records are of several detectors or under another split's name.
+        PolicyError: the times do not rise, passing an exit takes less than no time, there is one exit and no gate,
+            or the records are of several detectors or under another split's name.
         CalibrationError: ``on`` is ``test``, or holds nothing to learn from.
     """
     costs = np.asarray(costs, float)
-    if costs[-1] != 1 or not (np.diff(costs) > 0).all() or not costs[0] > 0:
-        raise PolicyError(f"times of the exits are {costs.tolist()}; expected shares of full that rise to 1")
+    if not (np.diff(costs) > 0).all() or not costs[0] > 0:
+        raise PolicyError(f"times of the exits are {costs.tolist()}; expected numbers that rise, above 0")
     passing = np.zeros_like(costs) if passing is None else np.asarray(passing, float)
     if passing.shape != costs.shape or not (passing >= 0).all():
-        raise PolicyError(f"times of suppression are {passing.tolist()}; expected {len(costs)} shares of full from 0")
+        raise PolicyError(f"times of suppression are {passing.tolist()}; expected {len(costs)} numbers from 0")
     refuse_test(on, "calibrating")
-    if len({(r.checkpoint_sha256, r.exit_names) for r in records.values()}) > 1:
+    if len({(r.checkpoint_sha256, r.exit_names, r.evidence_names) for r in records.values()}) > 1:
         raise PolicyError(f"records of {', '.join(records)} are of several detectors; expected one")
     for name, of_split in records.items():
         if of_split.split != name:
             raise PolicyError(f"records of '{of_split.split}' are given as '{name}'")
-    if len(records[on].exit_names) < 2:
+    if len(records[on].exit_names) < 2 and not records[on].gates:
         raise PolicyError(f"the detector has no exit but {records[on].exit_names[0]}; there is nothing to route")
     matched = matched or {name: RoutedAP(r, cocos[name]) for name, r in records.items()}
     calibrators = fit_calibrators(records[on], matched[on], method)
@@ -196,7 +213,7 @@ def prepare(
     }
 
 
-def _measured(settings: Sequence[Setting], split: Split) -> tuple[np.ndarray, np.ndarray]:
+def measured(settings: Sequence[Setting], split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Mean time and AP of every setting on a split; each routing is evaluated once."""
     routings = [setting.route(split) for setting in settings]
     distinct = {routing.tobytes(): routing for routing in routings}  # many thresholds give one routing
@@ -210,7 +227,7 @@ def choose(settings: Sequence[Setting], calibrate: Split, budgets: Sequence[floa
 
     A policy that cannot be that fast gives its fastest setting.
     """
-    times, ap = _measured(settings, calibrate)
+    times, ap = measured(settings, calibrate)
     chosen = []
     for budget in budgets:
         inside = times <= budget + 1e-9
@@ -224,7 +241,7 @@ def fastest(settings: Sequence[Setting], calibrate: Split, loss: float = 0.01) -
 
     Where none does, the one with the best AP.
     """
-    times, ap = _measured(settings, calibrate)
+    times, ap = measured(settings, calibrate)
     inside = ap >= (1 - loss) * calibrate.evaluator.of_exit(calibrate.evaluator.exits - 1)
     return settings[int(np.where(inside, times, np.inf).argmin() if inside.any() else ap.argmax())]
 
@@ -239,17 +256,16 @@ def point(split: Split, chosen: np.ndarray, weights: np.ndarray, full: np.ndarra
     """One routing measured: AP with interval, difference to full, exit shares, time.
 
     Args:
-        chosen: exit of each image, (N,).
+        chosen: where each image leaves, (N,), as :meth:`Setting.route` says.
         weights: (R, N) bootstrap resamples.
         full: (R,) AP of full on the same resamples.
         reads_boxes: of the confidence that chose.
     """
     scores = split.evaluator.scores(chosen)
     samples = bootstrap(split.evaluator, [chosen], weights)[:, 0]
-    names = split.records.exit_names
     return {
         "time_ratio": split.time(chosen, reads_boxes),
-        "exit_shares": dict(zip(names, exit_shares(chosen, len(names)), strict=True)),
+        "exit_shares": dict(zip(split.places, exit_shares(chosen, len(split.places)), strict=True)),
         **scores,
         "AP_interval": interval(samples),
         "AP_minus_full": scores["AP"] - split.evaluator.of_exit(split.evaluator.exits - 1),

@@ -1,5 +1,6 @@
 """Wall-clock time: warmed up, interleaved, medians. Times of different sessions are not comparable."""
 
+import itertools
 import json
 import os
 import platform
@@ -7,7 +8,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eelib.deploy.runtime import EarlyExitSession
+from eelib.deploy.evidence import Column
+from eelib.deploy.router import at_exit
+from eelib.deploy.runtime import Session, open_graph
 from eelib.model import EarlyExitSSDLite, postprocess
+
+# What 1.000 is, wherever a time is a ratio: always at batch 1, on one thread unless it says otherwise, suppression
+# included.
+UNITS = {
+    "session": "the plain detector, without early exits and blank gates, in an exported session",
+    "eager": "the last exit with all exits before it, in eager torch",
+}
 
 
 def measure(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup: int = 5) -> dict[str, dict]:
@@ -29,7 +39,7 @@ def measure(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup
         warmup: rounds that are not counted.
 
     Returns:
-        For each name ``median_ms`` and ``p95_ms``.
+        For each name ``median_ms``, ``p95_ms`` and ``p99_ms``.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(warmup + repeats):
@@ -42,8 +52,9 @@ def measure(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup
                 torch.cuda.synchronize()
             if round_ >= warmup:
                 times[name].append((time.perf_counter() - began) * 1e3)
+    tails = {name: np.percentile(t, (95, 99)).tolist() for name, t in times.items()}
     return {
-        name: {"median_ms": statistics.median(t), "p95_ms": statistics.quantiles(t, n=20)[-1]}
+        name: {"median_ms": statistics.median(t), "p95_ms": tails[name][0], "p99_ms": tails[name][1]}
         for name, t in times.items()
     }
 
@@ -78,44 +89,71 @@ def macs(model: nn.Module, last: str = "full") -> int:
     return counter.get_total_flops() // 2
 
 
-def exit_times(model: EarlyExitSSDLite, image: Tensor, repeats: int = 30, threads: int = 1) -> dict[str, dict]:
-    """Time of leaving at each exit in eager mode, from tensor to detections, NMS included.
+def exit_times(
+    model: EarlyExitSSDLite, images: Tensor, repeats: int = 30, threads: int = 1, session: Session | None = None
+) -> dict[str, dict]:
+    """Time of leaving at each exit, from tensor to detections: what a routed image pays, the exits passed included.
 
-    Early exits before the one measured are run too: that is what a routed image pays. Their boxes
-    are not suppressed, as in :class:`eelib.deploy.runtime.EarlyExitSession`, whose policies read the raw
-    scores. A policy that reads boxes after suppression pays for that at every exit passed.
+    The boxes of exits that are passed are not suppressed: routers read the raw scores. One that reads boxes after
+    suppression pays ``passed_ratio`` on top.
 
     Args:
         model: in evaluation mode.
-        image: (1, 3, H, W) in [0, 1].
-        threads: of torch, restored afterwards.
+        images: (N, 3, H, W) in [0, 1]; they take turns in a session, the first one is taken in eager mode.
+        repeats: timed rounds.
+        threads: of torch, restored afterwards; a session has its own.
+        session: an export of the model, which is timed in place of eager torch.
 
     Returns:
-        For each exit ``median_ms``, ``p95_ms``, ``ratio`` to full and ``passed_ratio``: what
-        suppression at the exits passed adds, as a share of full.
+        For each exit ``median_ms``, ``p95_ms``, ``p99_ms``, ``ratio`` to :data:`UNITS` and ``passed_ratio``. A session
+        adds ``batch_8_ms``, the median for an image of a batch of 8, and the times of ending at its blank gates.
     """
+    if session is not None:
+        return _session_times(session, np.ascontiguousarray(images.numpy()), repeats)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         calls = {
-            (name, passed): lambda name=name, passed=passed: run_to(model, image, name, passed)
+            (name, passed): lambda name=name, passed=passed: run_to(model, images[:1], name, passed)
             for name in model.exit_names
             for passed in (False, True)
         }
         times = measure(calls, repeats)
     finally:
         torch.set_num_threads(before)
-    full, found = times["full", False]["median_ms"], {}
-    for position, name in enumerate(model.exit_names):
-        own, passed = times[name, False], times[name, True]
-        # the first exit passes none; below 0 there is noise alone
-        added = max(0.0, passed["median_ms"] - own["median_ms"]) if position else 0.0
-        found[name] = own | {"ratio": own["median_ms"] / full, "passed_ratio": added / full}
-    return found
+    return _as_ratios(times, model.exit_names, times[model.exit_names[-1], False]["median_ms"])
+
+
+def _as_ratios(times: Mapping[tuple[str, bool], dict], names: Sequence[str], unit_ms: float) -> dict[str, dict]:
+    ratios = {}
+    for name in names:
+        own, reading = times[name, False], times[name, True]
+        # at the first exit, which passes none, and below 0 there is noise alone
+        added = max(0.0, reading["median_ms"] - own["median_ms"]) if name != names[0] else 0.0
+        ratios[name] = own | {"ratio": own["median_ms"] / unit_ms, "passed_ratio": added / unit_ms}
+    return ratios
+
+
+def _session_times(session: Session, images: np.ndarray, repeats: int) -> dict[str, dict]:
+    names = [stage.exit for stage in session.stages]
+    rules = {("plain", False): session.at_exit(session.exits[-1])}
+    for name, reading in itertools.product(names, (False, True)):
+        confidence = Column("agreement" if reading else "top_score")
+        rules[name, reading] = at_exit(session.exits, session.gates, name, confidence)
+
+    def call(rule: object, count: int) -> Callable[[], object]:
+        turns = itertools.cycle([images[np.arange(k, k + count) % len(images)] for k in range(len(images))])
+        return lambda: session.detect_batch(next(turns), rule)
+
+    times = measure({key: call(rule, 1) for key, rule in rules.items()}, max(repeats, len(images)))
+    many = measure({name: call(rules[name, False], 8) for name in names}, max(2, repeats // 8), 1)
+    ratios = _as_ratios(times, names, times["plain", False]["median_ms"])
+    return {name: ratio | {"batch_8_ms": many[name]["median_ms"] / 8} for name, ratio in ratios.items()}
 
 
 # Modules of the exported stages by the part that a profile names.
-PARTS = {"trunk": "trunk", "second": "trunk", "extra": "trunk", "context": "head", "down": "head", "shared": "head"}
+PARTS = {"trunk": "trunk", "second": "trunk", "extra": "trunk"}
+PARTS |= dict.fromkeys(("context", "down", "shared", "features"), "head")
 
 
 def part_of(operator: str) -> str | None:
@@ -161,22 +199,25 @@ def profile_stage(path: Path | str, features: np.ndarray, repeats: int = 20) -> 
     return total
 
 
-def profile_export(session: EarlyExitSession, image: np.ndarray, repeats: int = 20) -> dict[str, dict[str, float]]:
+def profile_export(session: Session, image: np.ndarray, repeats: int = 20) -> dict[str, dict[str, float]]:
     """Milliseconds of each stage's ``trunk``, ``head``, ``decode`` and ``suppression`` for one image.
 
     Args:
         session: an export with one thread.
         image: float32 (1, 3, S, S) in [0, 1].
     """
-    found, features = {}, image
-    for entry in session.manifest["stages"]:
-        parts = profile_stage(session.path / entry["file"], features, repeats)
-        scores, boxes, *rest = session.graph(entry).run(None, {"features": features})
-        call = {"suppression": lambda b=boxes[0], s=scores[0], n=entry["exit"]: session.suppress(b, s, n)}
-        parts["suppression"] = measure(call, repeats)["suppression"]["median_ms"]
-        found[entry["exit"]] = parts
-        features = rest[0] if rest else None
-    return found
+    profile, features = {}, image
+    for stage in session.manifest.stages:
+        parts = profile_stage(session.folder / stage.file, features, repeats)
+        answers = open_graph(session.folder, stage).run(None, {"features": features})
+        outputs = dict(zip(stage.outputs, answers, strict=True))
+        if not stage.gate:
+            planes = outputs["boxes"][0], outputs["scores"][0], stage.exit
+            call = {"suppression": lambda planes=planes: session.suppress(*planes)}
+            parts["suppression"] = measure(call, repeats)["suppression"]["median_ms"]
+        profile[stage.exit] = parts
+        features = outputs.get("next_features", features)
+    return profile
 
 
 def machine() -> dict[str, str]:

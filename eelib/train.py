@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from eelib.augment import PRESETS, augment
 from eelib.batches import Batch, EpochBatches, ResidentBatches, Share, StreamedBatches, fits, pool_of, seed_of
 from eelib.checkpoints import TrainingError, load_checkpoint, save_checkpoint
-from eelib.coco import open_source
+from eelib.coco import open_source, read_split
 from eelib.config import Config, ConfigError, load, resolve
 from eelib.data import DetectionDataset, split_sha256
 from eelib.evaluate import coco_ap, detect_exits
@@ -31,14 +31,20 @@ def build_model(config: Config) -> EarlyExitSSDLite:
     weights = None if model.weights == "none" or start else model.weights
     try:
         detector = EarlyExitSSDLite(
-            model.exits, full=model.full, blank_gate=model.blank_gate, classes=open_source(config.data).names,
-            weights=weights, gradient_rescaling=config.loss.gradient_rescaling,
-        )  # fmt: skip
+            model.exits,
+            full=model.full,
+            blank_gate=model.blank_gate,
+            classes=open_source(config.data).names,
+            weights=weights,
+            gradient_rescaling=config.loss.gradient_rescaling,
+        )
     except OSError as error:  # torchvision downloads them
         problem = f"key 'model.weights' is '{weights}', but they cannot be downloaded ({error})"
         raise TrainingError(f"{problem}; expected 'none' without a network") from None
     if start:
         detector = start_from(detector, load_checkpoint(resolve(start)), start)
+    if model.full:
+        detector.keep_maps(model.maps)
     detector.size = config.data.size
     if not model.train_trunk:
         detector.requires_grad_(False)
@@ -68,6 +74,7 @@ def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> Early
             short = {key for key in own if key not in taken and key.startswith(("backbone.extra", "head."))}
             mixed = {key: value for key, value in mixed.items() if key not in short}
         try:
+            _fit_to_trunk(mixed, detector)
             rebuilt = rebuild(plan, mixed)
             rebuilt.load_state_dict(mixed)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -77,6 +84,25 @@ def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> Early
         return rebuilt
     detector.load_state_dict(own | taken)
     return detector
+
+
+def _fit_to_trunk(state: dict[str, Tensor], detector: EarlyExitSSDLite) -> None:
+    """Give exits and gates whose first layer has other channels than the trunk there the detector's own weights.
+
+    The trunk may be pruned, and an exit of the start may have been elsewhere.
+    """
+    parts = [(f"early.{name}.", "context.0", cut) for name, cut in detector.cuts.items()]
+    parts += [(f"blank.{cut}.", "features", int(cut)) for cut in detector.blank]
+    for part, first, cut in parts:
+        block = f"backbone.features.0.{cut - 1}.block."
+        layers = [key.removeprefix(block) for key in state if key.startswith(block) and key.endswith(".0.weight")]
+        width = len(state[block + max(layers, key=lambda layer: int(layer.split(".")[0]))])
+        if len(state[f"{part}{first}.0.0.weight"]) == width:
+            continue
+        state |= {key: value for key, value in detector.state_dict().items() if key.startswith(part)}
+        for key in [key for key in state if key.startswith(f"{part}{first}.0.") and state[key].ndim]:
+            state[key] = state[key][:width]
+        state[f"{part}{first}.1.0.weight"] = state[f"{part}{first}.1.0.weight"][:, :width]
 
 
 def detection_step(config: Config, detector: EarlyExitSSDLite, log: Callable[[str], None] = print) -> Step:
@@ -132,8 +158,16 @@ def compiled(call: Callable, log: Callable[[str], None]) -> Callable:
 
 
 def training_set(config: Config) -> DetectionDataset:
-    """The training split as ``data`` of a configuration selects it."""
-    return DetectionDataset("train", open_source(config.data), limit=config.data.limit, seed=config.seed)
+    """The training split as ``data`` of a configuration selects it, all images of one size.
+
+    Images that have one size already keep it, so that an augmentation that zooms in finds pixels there; others
+    become squares a quarter larger than the network's input.
+    """
+    data, source = config.data, open_source(config.data)
+    sizes = {(image["width"], image["height"]) for image in read_split("train", source).content["images"]}
+    same = len(sizes) == 1 and max(next(iter(sizes))) <= 2 * data.size
+    side = None if same else data.size * 5 // 4
+    return DetectionDataset("train", source, side, limit=data.limit, seed=config.seed)
 
 
 def epoch_batches(config: Config, dataset: DetectionDataset, device: torch.device, share: Share) -> EpochBatches:
@@ -179,9 +213,7 @@ def train(
             raise TrainingError(f"{out}: holds a run already; expected --resume to go on or --overwrite to start anew")
         source = open_source(config.data)
         dataset = training_set(config)
-        val = DetectionDataset(
-            "val", source, config.data.size, keep_crowd=True, limit=config.data.eval_limit
-        )
+        val = DetectionDataset("val", source, config.data.size, keep_crowd=True, limit=config.data.eval_limit)
         check_budget(config, len(dataset), val, log)
         detector = build_model(config)
         network = WithGates(detector)

@@ -58,11 +58,12 @@ def routings() -> list[float]:
 
 def certified() -> dict:
     from eelib import guarantee
+    from eelib.deploy.evidence import OF_BOXES
     from eelib.routing import prepare
 
     found, cocos = records()
     splits = prepare(found, cocos, (0.5, 0.7, 1.0), "none", "calibrate", passing=(0.0, 0.05, 0.1))
-    settings = guarantee.sequence(splits["val"])
+    settings = guarantee.sequence(splits["val"], evidence=("top_score", "box_certainty", *OF_BOXES))
     stated = guarantee.certified(splits["calibrate"], settings, 0.05, 0.1)
     return {key: stated[key] for key in ("thresholds", "p_value", "risk", "time_ratio", "index")}
 
@@ -110,23 +111,23 @@ def strip(history: list[dict]) -> list[dict]:
 
 def detections() -> list[dict]:
     from eelib.deploy import export as deploy
-    from eelib.deploy.runtime import EarlyExitSession, fixed
-    from eelib.preprocess import read_image, to_input
+    from eelib.deploy import images
+    from eelib.deploy.runtime import Session
 
     with tempfile.TemporaryDirectory() as out:
         deploy.export(ROOT / "checkpoints/exits.pth", out)
-        session = EarlyExitSession(out)
-        paths = sorted((ROOT / "data/showroom/test").iterdir())[:20]
-        pixels = np.stack([to_input(read_image(path), session.size) for path in paths])
-        found = session.detect(pixels, fixed({"exit1": 0.6, "exit2": 0.5}))
+        session = Session(out)
+        sources = images.find_images(ROOT / "data/showroom/test")[:20]
+        rule = session.by_score({"exit1": 0.6, "exit2": 0.5})
+        found = images.detect_files(session, sources, rule, on_broken=lambda error: None)
         return [
             {
-                "file": path.name,
+                "file": source.path.name,
                 "exit": seen.exit_name,
                 "boxes": seen.boxes_xyxy[:10].tolist(),
                 "scores": seen.scores[:10].tolist(),
             }
-            for path, seen in zip(paths, found, strict=True)
+            for source, seen in found
         ]
 
 

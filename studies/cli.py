@@ -9,7 +9,7 @@ from cyclopts.types import PositiveInt
 
 from eelib.door import say
 from eelib.files import InputError, look_up
-from eelib.hub import DEFAULT, find
+from eelib.hub import DEFAULT, path_of
 from eelib.options import Set
 
 REPORTS = Path("runs/reports")  # folder of metrics/ and figures/
@@ -115,7 +115,7 @@ def generalisation(*, rendered: Path, checkpoint: str = "baseline", reports: Pat
         checkpoint: a released name, or a path.
         reports: folder of metrics/.
     """
-    path, showroom = find(checkpoint), look_up("data/showroom")
+    path, showroom = path_of(checkpoint), look_up("data/showroom")
     if not rendered.is_dir():
         raise InputError(f"--rendered {rendered}: no such folder; `python -m showroom render --split train` makes it")
     from studies.generalisation import generalisation as study
@@ -173,7 +173,7 @@ def bench(
         quick: few repeats, no torch.compile, no int8.
         reports: folder of metrics/bench.json.
     """
-    path, folder = find(checkpoint), export or Path("runs/bench_export")
+    path, folder = path_of(checkpoint), export or Path("runs/bench_export")
     from eelib.deploy.export import export as write_export
     from eelib.deploy.int8 import quantise
     from eelib.files import write_json

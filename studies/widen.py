@@ -167,7 +167,7 @@ def start_weights(graph: Path | str, seed: int = 0) -> dict:
     """A checkpoint to start the baseline from: ``model``, and ``origin``, which names the graph's JSON file."""
     weights = read_graph(graph)
     torch.manual_seed(seed)
-    model = EarlyExitSSDLite(early=False)
+    model = EarlyExitSSDLite(())
     widths = widen(model, weights)
     dataset = DetectionDataset("train", size=SIZE, limit=96)
     images, _ = next(batches(dataset, 32))  # enough: a channel sees 100 cells of each image, or more

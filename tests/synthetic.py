@@ -4,11 +4,11 @@ import contextlib
 import io
 
 import numpy as np
-import torch
 from pycocotools.coco import COCO
 
-from eelib.model import Detections
-from eelib.records import EVIDENCE, ExitRecords
+from eelib.deploy.evidence import EVIDENCE
+from eelib.detections import Detections
+from eelib.records import ExitRecords
 
 NAMES = ("exit1", "exit2", "full")
 
@@ -35,18 +35,23 @@ def annotations(boxes_by_image: dict[int, list], crowds: set = frozenset(), scen
     return coco
 
 
-def records(detections: list[dict], split: str = "calibrate", evidence: torch.Tensor | None = None) -> ExitRecords:
+def detections_of(rows: list, exit_name: str = "full") -> Detections:
+    """Detections from rows (x1, y1, x2, y2, score), the best first."""
+    values = np.array(sorted(rows, key=lambda row: -row[4]), np.float32).reshape(-1, 5)
+    return Detections(values[:, :4], values[:, 4], np.ones(len(values), np.int64), exit_name)
+
+
+def records(detections: list[dict], split: str = "calibrate", evidence: np.ndarray | None = None) -> ExitRecords:
     """Records from ``detections[exit][image id] = [(x1, y1, x2, y2, score), ...]``."""
     ids, best_first = sorted(detections[0]), {}
     for name, by_image in zip(NAMES, detections, strict=False):
-        rows = [torch.tensor(sorted(by_image[i], key=lambda d: -d[4])).reshape(-1, 5).float() for i in ids]
-        best_first[name] = [Detections(r[:, :4], r[:, 4]) for r in rows]
+        best_first[name] = [detections_of(by_image[i], name) for i in ids]
     if evidence is None:
-        evidence = torch.zeros(len(ids), len(detections), len(EVIDENCE))
+        evidence = np.zeros((len(ids), len(detections), len(EVIDENCE)), np.float32)
         for k, by_image in enumerate(detections):
             for row, i in enumerate(ids):
                 evidence[row, k, 0] = max((d[4] for d in by_image[i]), default=0.0)
-    return ExitRecords.of(split, ("data", "weights"), ids, best_first, evidence)
+    return ExitRecords.of((split, "data", "weights"), ids, best_first, evidence)
 
 
 def noisy(
@@ -68,6 +73,7 @@ def noisy(
             rows = []
             for x, y, w, h in boxes:
                 moved = np.array([x, y, x + w, y + h]) + rng.normal(0, spread * hard[i], 4)
+                moved = np.concatenate((np.minimum(moved[:2], moved[2:]), np.maximum(moved[:2], moved[2:])))
                 rows.append((*moved, float(np.clip(rng.normal(0.8 - 0.03 * spread * hard[i], 0.1), 0.01, 0.99))))
             for _ in range(rng.integers(0, 4)):
                 x, y = rng.uniform(0, 200, 2)

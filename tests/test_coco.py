@@ -526,16 +526,16 @@ def test_what_is_cleaned(tmp_path, photos):
 
 def test_own_files_in_a_configuration():
     files = {"test": {"annotations": "tests/a.json", "images": "tests/a"}}
-    config = parse({"phase": "t", "data": {"files": files, "category": "stool"}})
+    config = parse({"name": "t", "data": {"files": files, "category": "stool"}})
     assert open_source(config.data) == Source({"test": (ROOT / "tests/a.json", ROOT / "tests/a")}, ("stool",))
-    several = parse({"phase": "t", "data": {"files": files, "category": ["stool", "chair"]}})
+    several = parse({"name": "t", "data": {"files": files, "category": ["stool", "chair"]}})
     assert open_source(several.data).categories == ("stool", "chair")
-    assert open_source(parse({"phase": "t", "data": {"files": files, "category": None}}).data).categories is None
-    assert open_source(DataConfig()) == open_root(ROOT / "data" / "showroom")
-    with pytest.raises(ConfigError, match="key 'data.root' is 'x' but cannot act: 'data.files' names the files"):
-        parse({"phase": "t", "data": {"files": files, "root": "x"}})
+    assert open_source(parse({"name": "t", "data": {"files": files, "category": None}}).data).categories is None
+    assert open_source(DataConfig()) == open_root(ROOT / "data" / "showroom", None)
+    with pytest.raises(ConfigError, match="key 'data.root' is 'x': expected no root beside data.files"):
+        parse({"name": "t", "data": {"files": files, "root": "x"}})
     with pytest.raises(ConfigError, match="unknown key 'data.files.test.image'"):
-        parse({"phase": "t", "data": {"files": {"test": files["test"] | {"image": "x"}}}})
+        parse({"name": "t", "data": {"files": {"test": files["test"] | {"image": "x"}}}})
 
 
 def test_a_part_of_contents_that_are_at_hand():

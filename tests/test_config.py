@@ -1,7 +1,7 @@
 import pytest
 
 from eelib.checkpoints import load_checkpoint
-from eelib.config import Config, ConfigError, migrate, override, parse, read_settings, read_yaml
+from eelib.config import ROOT, Config, ConfigError, migrate, override, parse, read_settings, read_yaml
 
 MINIMAL = {"name": "t"}
 
@@ -46,6 +46,7 @@ def test_a_configuration_has_a_name():
         ({"model": {"exits": [12, 8]}}, r"'model.exits' is \[12, 8\]: expected cuts that rise"),
         ({"model": {"exits": [8, 8]}}, "expected cuts that rise"),
         ({"model": {"exits": [], "full": False}}, "'model.full'.*True where there is no exit"),
+        ({"model": {"exits": [8], "full": False, "maps": 4}}, "'model.maps' is 4: expected 6 where there is no full"),
         ({"model": {"exits": [], "train_trunk": False}}, "'model.train_trunk'.*no exit to train"),
         ({"model": {"train_trunk": False, "blank_gate": True}}, "'model.blank_gate'.*trunk is frozen"),
         ({"model": {"exits": [7], "full": False, "blank_gate": True}}, "'model.blank_gate'.*8th child"),
@@ -104,7 +105,6 @@ def test_a_configuration_of_version_0_1_is_read():
 
 @pytest.mark.parametrize("name", ["baseline", "exits"])
 def test_released_configurations_are_valid(name):
-    from eelib.config import ROOT
 
     state = load_checkpoint(ROOT / "checkpoints" / f"{name}.pth")
     assert parse(migrate(state["config"])).optim.epochs > 0
@@ -204,3 +204,11 @@ def test_settings_are_read_with_plain_numbers():
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):
         read_settings(settings)
+SYSTEMS = [path for path in sorted((ROOT / "params").glob("*.yaml")) if "extends: base/recipe" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", SYSTEMS, ids=lambda path: path.stem)
+def test_every_system_is_a_parameter_file(path):
+    values = {key: value for key, value in read_yaml(path).items() if key not in ("search", "curve")}
+    config = parse(values, str(path))
+    assert config.name == path.stem

@@ -1,19 +1,20 @@
 import json
 import math
 
+import numpy as np
 import pytest
-import torch
 
 from eelib.data import DetectionDataset, load_coco, split_sha256
-from eelib.evaluate import coco_ap, current_metrics, decision, precision_recall, provenance, to_results
+from eelib.detections import Detections
+from eelib.evaluate import coco_ap, current_metrics, decision, precision_recall, provenance
 from eelib.files import file_sha256
-from eelib.model import Detections
 
 
 def test_perfect_detections_have_ap_one(tiny):
     coco = load_coco(tiny / "test.json")
     data = DetectionDataset("test", tiny)
-    results = to_results(1, Detections(data.objects(0), torch.tensor([0.9, 0.8])), 62)
+    scores, labels = np.array([0.9, 0.8]), np.array([1, 1])
+    results = Detections(data.objects(0).numpy(), scores, labels, "full").to_coco(1, data.category_ids)
     ap = coco_ap(coco, results)
     assert math.isclose(ap["AP"], 1.0, abs_tol=1e-6)
 
@@ -57,13 +58,13 @@ def test_decision(ap, text):
 
 
 def test_provenance_names_everything(tmp_path):
-    from eelib.config import PhaseConfig
+    from eelib.config import Config
 
     (tmp_path / "w").write_bytes(b"weights")
     keys = {"split", "split_sha256", "checkpoint_sha256", "config", "versions"}
-    own = provenance("test", PhaseConfig(phase="x"), tmp_path / "w")
+    own = provenance("test", Config(name="x"), tmp_path / "w")
     assert own.keys() == keys and own["split_sha256"] == split_sha256("test")
-    other = provenance("val", PhaseConfig(phase="x"), tmp_path / "w", "tests/fixtures/coco")
+    other = provenance("val", Config(name="x"), tmp_path / "w", "tests/fixtures/coco")
     assert other["split_sha256"] == split_sha256("val", "tests/fixtures/coco")  # of what was evaluated
 
 

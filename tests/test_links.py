@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from eelib.config import ROOT
-from studies import figures, tables
 
 LINK = re.compile(r"\]\(([^)\s#]+)[^)]*\)|`(reports/[\w/.]+\.\w+)`")  # a link, or a report named in code
 
@@ -32,10 +31,3 @@ PAGES = tracked("*.md")
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_links_lead_to_tracked_files(page):
     assert [str(target) for target in links(page) if target not in tracked()] == []
-
-
-def test_figures_and_tables_are_written_for_the_pages_that_link_to_them():
-    targets = [target for page in PAGES for target in links(page)]
-    drawn = {target.stem for target in targets if target.parent == Path("reports/figures")}
-    listed = {target.stem for target in targets if target.parent == Path("reports/tables")}
-    assert (drawn, listed) == (set(figures.SHOWN), set(tables.LINKED))

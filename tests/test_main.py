@@ -83,8 +83,8 @@ def test_data_coco_says_how_to_obtain_it(tmp_path, capsys):
         (["data", "check", "--data", "none.json"], "--data none.json: neither a COCO JSON nor a folder"),
         (["data", "check", *OWN, "--category", "stool"], "'categories' has no 'stool'"),
         (["validate", "--phase", "1.4", *OWN], "need --checkpoint"),
-        (["train", "params/phase_2_0_coco.yaml", "--out", "{tmp}", *OWN, "--category", "stool"], "has no 'stool'"),
-        (["train", "params/phase_2_0_coco.yaml", "--out", "{tmp}", "--set", "data.rot=x"], "did you mean 'root'"),
+        (["train", "params/coco.yaml", "--out", "{tmp}", *OWN, "--category", "stool"], "has no 'stool'"),
+        (["train", "params/coco.yaml", "--out", "{tmp}", "--set", "data.rot=x"], "did you mean 'root'"),
     ],
 )
 def test_bad_data_is_refused(argv, message, tmp_path, capsys):
@@ -97,7 +97,7 @@ def test_bad_data_is_refused(argv, message, tmp_path, capsys):
 def test_a_detector_trains_on_coco_and_is_validated_on_own_files(tmp_path, capsys):
     small = ["data.image_sizes=[[0, 64]]", "optim.epochs=1", "optim.batch_size=4", "optim.workers=0"]
     sets = [part for s in [f"data.root={COCO}", "model.weights=none", *small] for part in ("--set", s)]
-    train = ["train", str(ROOT / "params" / "phase_2_0_coco.yaml"), "--out"]
+    train = ["train", str(ROOT / "params" / "coco.yaml"), "--out"]
     assert main([*train, str(tmp_path), *sets]) == 0
     checkpoint = str(tmp_path / "released.pth")
     assert main(["validate", "--checkpoint", checkpoint, "--json", *OWN]) == 0
@@ -114,7 +114,7 @@ def test_weights_without_a_network_are_named(tmp_path, monkeypatch, capsys):
         raise OSError("no network")
 
     monkeypatch.setattr("eelib.train.EarlyExitSSDLite", offline)
-    assert main(["train", str(ROOT / "params" / "phase_2_0_coco.yaml"), "--out", str(tmp_path)]) == 2
+    assert main(["train", str(ROOT / "params" / "coco.yaml"), "--out", str(tmp_path)]) == 2
     assert "key 'model.weights' is 'imagenet', but they cannot be downloaded (no network)" in capsys.readouterr().err
 
 
@@ -125,7 +125,7 @@ def test_a_setting_without_a_value_is_refused(capsys):
 
 def test_training_into_a_file_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    config = ROOT / "params" / "phase_2_0_baseline.yaml"
+    config = ROOT / "params" / "baseline.yaml"
     assert main(["train", str(config), "--out", str(tmp_path / "file")]) == 2
     assert "not a folder" in capsys.readouterr().err
 

@@ -8,14 +8,12 @@ import zlib
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from eelib.coco import Source
 from eelib.data import DetectionDataset, as_input
-from eelib.data import read_image as read_tensor
 from eelib.preprocess import ImageError, read_image, read_sizes, resize, to_input
 
 W, H = 60, 40
@@ -120,9 +118,6 @@ def test_evaluation_sees_what_detection_sees(name, size, folder):
     evaluated = as_input(dataset[0][0][None])[0].contiguous().numpy()
     detected = to_input(read_image(folder / name), size)
     assert detected.dtype == np.float32 and np.array_equal(evaluated, detected)
-    assert torch.equal(
-        read_tensor(folder / name), torch.from_numpy(np.array(read_image(folder / name))).permute(2, 0, 1)
-    )
 
 
 def test_resizing_is_pillows(folder):
@@ -180,11 +175,10 @@ BROKEN = {
 def test_a_broken_file_is_named_in_one_line(raw, message, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(raw)
-    for read in (read_image, read_tensor):
-        with warnings.catch_warnings(), pytest.raises(ImageError, match=message) as caught:
-            warnings.simplefilter("error")
-            read(path)
-        assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    with warnings.catch_warnings(), pytest.raises(ImageError, match=message) as caught:
+        warnings.simplefilter("error")
+        read_image(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
     with pytest.raises(ImageError, match="none.png: image file is missing"):
         read_image(tmp_path / "none.png")
     with pytest.raises(ImageError, match="image cannot be decoded"):

@@ -5,7 +5,7 @@ import torch
 
 from eelib.checkpoints import TrainingError, save_checkpoint
 from eelib.coco import SHOWROOM
-from eelib.config import parse
+from eelib.config import ConfigError, parse
 from eelib.evaluate import file_sha256
 from eelib.model import EarlyExitSSDLite
 from eelib.records import RecordsError
@@ -16,7 +16,7 @@ from studies.routing.breakdown import compare_detectors
 @pytest.fixture
 def trained(tmp_path):
     torch.manual_seed(0)
-    config = parse({"phase": "t", "model": {"exits": False}}).model_dump(mode="json")
+    config = parse({"name": "t", "model": {"exits": []}}).model_dump(mode="json")
     state = {"model": EarlyExitSSDLite(()).state_dict(), "config": config, "history": [{"epoch": 1}]}
     return save_checkpoint(tmp_path / "run" / "released.pth", state), state
 
@@ -74,7 +74,7 @@ def test_bad_sources_change_nothing(tmp_path, trained):
     with pytest.raises(TrainingError, match="no such checkpoint"):
         release(tmp_path / "none.pth", "a.pth", tmp_path)
     del state["config"]
-    with pytest.raises(TrainingError, match="has no 'config'"):
+    with pytest.raises(ConfigError, match="has no 'config'"):
         release(save_checkpoint(path, state), "a.pth", tmp_path)
     assert not (tmp_path / "a.pth").exists() and read_manifest(tmp_path) == {}
     (tmp_path / "manifest.json").write_text("{")
@@ -87,8 +87,8 @@ def test_the_stages_are_a_table(tmp_path, trained):
     release(path, "first.pth", tmp_path, limit=2)
     table = stages_table("first.pth", tmp_path)
     assert table.iloc[0].to_dict() == {
-        "epochs": 1, "planned": 1, "sides in px": "320", "class loss": "quality_focal", "mask loss": 0.0,
-        "batch": 16, "learning rate": "0.002", "start": "nothing",
+        "epochs": 1, "planned": 50, "sides in px": "320", "class loss": "quality_focal", "mask loss": 0.0,
+        "batch": 32, "learning rate": "0.002", "start": "nothing",
     }  # fmt: skip
     assert len(stages_table("baseline.pth")) == 2  # the released ones can be read, too
     with pytest.raises(TrainingError, match="no entry 'none.pth'; expected one of"):
@@ -121,7 +121,7 @@ def test_the_best_on_val_is_chosen_whatever_test_says(tmp_path):
 
 def test_a_retired_detector_is_still_found_and_compared(tmp_path):
     torch.manual_seed(0)
-    config = parse({"phase": "t"}).model_dump(mode="json")
+    config = parse({"name": "t"}).model_dump(mode="json")
     for name in ("frozen.pth", "joint.pth"):
         state = {"model": EarlyExitSSDLite().state_dict(), "config": config, "history": [{"exit1_AP": 0.1}]}
         release(save_checkpoint(tmp_path / "run.pth", state), name, tmp_path, limit=3)

@@ -4,14 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import annotations, noisy, records
 
-from eelib.evaluate import coco_ap, to_results
+from eelib.evaluate import coco_ap
 from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, resample, scenes_of
 
 
 def by_pycocotools(coco, made, chosen) -> dict:
     results = [
         r for row, (i, k) in enumerate(zip(made.image_ids, chosen, strict=True))
-        for r in to_results(i, made.detections(int(k), row), 62)
+        for r in made.detections(int(k), row).to_coco(i, [62])
     ]  # fmt: skip
     return coco_ap(coco, results, made.image_ids)
 
@@ -63,13 +63,14 @@ def test_a_weighted_image_is_that_image_repeated():
     found = []
     for k in range(3):
         at = [made.detections(k, row) for row, _ in copies]
-        found.append({j + 1: [(*b, s) for b, s in zip(d.boxes.tolist(), d.scores.tolist(), strict=True)]
+        found.append({j + 1: [(*b, s) for b, s in zip(d.boxes_xyxy.tolist(), d.scores.tolist(), strict=True)]
                       for j, d in enumerate(at)})  # fmt: skip
     repeated = RoutedAP(records(found), annotations(objects))
     chosen = np.arange(8) % 3
-    assert abs(
-        RoutedAP(made, coco).ap(chosen, weights) - repeated.ap([chosen[row] for row, _ in copies])
-    ) < 1e-12  # fmt: skip
+    evaluator = RoutedAP(made, coco)
+    expected = repeated.ap([chosen[row] for row, _ in copies])
+    assert abs(evaluator.ap(chosen, weights) - expected) < 1e-12
+    assert abs(evaluator.ap(chosen, weights / 4) - expected) < 1e-12  # shares weight images as counts do
 
 
 def test_f1_by_hand():
@@ -80,6 +81,8 @@ def test_f1_by_hand():
     assert evaluator.f1((0.5, 0.5)).tolist() == [[2 / 4, 2 / 3], [1, 0]]
     assert evaluator.f1((0.7, 0.7)).tolist() == [[2 / 3, 2 / 3], [1, 1]]
     assert evaluator.f1((0.95, 0.95)).tolist() == [[0, 0], [1, 1]]
+    claimed, right = evaluator.claims((0.5, 0.5))
+    assert claimed.tolist() == [[2, 1], [0, 1]] and right.tolist() == [[1, 1], [0, 0]]
 
 
 def test_marginal_gain_is_the_change_of_ap():

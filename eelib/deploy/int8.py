@@ -8,9 +8,9 @@ out the tails beyond a percentile: a few outliers would stretch it until most va
 
 import contextlib
 import io
-import json
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from eelib.coco import Source, open_source
 from eelib.config import saved_config
 from eelib.data import DataError, DetectionDataset, as_input
-from eelib.deploy.runtime import MANIFEST, EarlyExitSession
-from eelib.evaluate import file_sha256
-from eelib.files import write_atomic
+from eelib.deploy.export import install, named_by_hash, new_graphs
+from eelib.deploy.manifest import MANIFEST, Manifest, Stage, read_manifest
+from eelib.deploy.runtime import open_graph
 from eelib.timing import part_of
 
 PERCENTILE = 99.9  # of an activation's values inside its range; chosen on val among 99.5 to 99.999
@@ -58,8 +58,8 @@ def described(images: int, split: str = "calibrate") -> dict:
     return {"split": split, "images": images, "percentile": PERCENTILE, "in_float": list(FIRST_LAYERS)}
 
 
-def quantise(folder: Path | str, split: str = "calibrate", count: int = 64, source: Source | None = None) -> dict:
-    """Write an int8 graph beside each stage and list them in the manifest as ``stages_int8``.
+def quantise(folder: Path | str, split: str = "calibrate", count: int = 64, source: Source | None = None) -> Manifest:
+    """Write an int8 graph beside each stage and beside the plain detector, and list them in the manifest.
 
     Args:
         folder: of ``eelib export``.
@@ -77,24 +77,30 @@ def quantise(folder: Path | str, split: str = "calibrate", count: int = 64, sour
     if split == "test":
         raise DataError("split: nothing is calibrated on 'test'; use 'calibrate'")
     folder = Path(folder)
-    session = EarlyExitSession(folder)
-    source = source or open_source(saved_config(session.manifest, folder / MANIFEST).data)
-    dataset = DetectionDataset(split, source, session.size, limit=count)
-    features = np.ascontiguousarray(as_input(torch.stack([dataset[i][0] for i in range(len(dataset))])).numpy())
-    entries = []
-    for entry in session.manifest["stages"]:
-        path = folder / entry["file"].replace("stage_", "int8_")
-        _quantise_stage(folder / entry["file"], path, features, reads_pixels=not entries)
-        entries.append({"exit": entry["exit"], "file": path.name, "sha256": file_sha256(path)})
-        if entry["exit"] != session.exits[-1]:
-            stage = session.graph(entry)
-            features = np.concatenate([stage.run(["next_features"], {"features": f[None]})[0] for f in features])
-    manifest = session.manifest | {"stages_int8": entries, "int8": described(len(dataset), split)}
-    write_atomic(folder / MANIFEST, lambda file: file.write((json.dumps(manifest, indent=2) + "\n").encode()))
-    return manifest
+    manifest = read_manifest(folder)
+    source = source or open_source(saved_config({"config": manifest.config}, folder / MANIFEST).data)
+    dataset = DetectionDataset(split, source, manifest.input.size, limit=count)
+    images = np.ascontiguousarray(as_input(torch.stack([dataset[i][0] for i in range(len(dataset))])).numpy())
+    with new_graphs(folder) as built:
+
+        def quantised(stage: Stage, name: str, features: np.ndarray) -> Stage:
+            path = built / f"{name}_int8.onnx"
+            _quantise_graph(folder / stage.file, path, features, reads_pixels=features is images)
+            return Stage(**named_by_hash(path, stage.outputs), exit=stage.exit)
+
+        features, stages = images, []
+        for stage in manifest.stages:
+            stages.append(quantised(stage, stage.exit, features))
+            if "next_features" in stage.outputs:
+                run = open_graph(folder, stage).run
+                features = np.concatenate([run(["next_features"], {"features": f[None]})[0] for f in features])
+        plain = stages[-1] if len(stages) == 1 else quantised(manifest.plain, "plain", images)
+        how = described(len(dataset), split)
+        replace(manifest, stages_int8=tuple(stages), plain_int8=plain, int8=how).write(built)
+        return install(built, folder)
 
 
-def _quantise_stage(source: Path, target: Path, features: np.ndarray, reads_pixels: bool) -> None:
+def _quantise_graph(source: Path, target: Path, features: np.ndarray, reads_pixels: bool) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         inferred = Path(scratch) / "inferred.onnx"
         logging.disable(logging.WARNING)  # advice on preprocessing, once a call

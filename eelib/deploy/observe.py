@@ -5,17 +5,11 @@ import numpy as np
 from eelib.deploy.evidence import SCORE_CUTS
 from eelib.detections import Detections
 
-
-def box_certainty(scores: np.ndarray) -> float:
-    """Mean of 1 - H2(p), the binary entropy in bits, over the best class score of every default box, (A,)."""
-    q = scores.clip(1e-7, 1 - 1e-7)
-    return float((1 + (q * np.log2(q) + (1 - q) * np.log2(1 - q))).mean())
+MAX_DETECTIONS = 100  # an image and exit; COCO's AP looks at no more
 
 
-def evidence_of(
-    detections: Detections, before: Detections | None, size_hw: tuple[int, int], certainty: float
-) -> list[float]:
-    """Evidence of an exit on one image, in the order of :data:`eelib.deploy.evidence.EVIDENCE`.
+def evidence_of(detections: Detections, before: Detections | None, size_hw: tuple[int, int]) -> list[float]:
+    """Evidence of an exit on one image, in the order of :data:`eelib.deploy.evidence.OF_BOXES`.
 
     ``undecided`` is the summed binary entropy of the scores in bits: it counts the boxes that
     are neither clearly an object nor clearly none. ``log_size`` is the score-weighted mean of
@@ -25,7 +19,6 @@ def evidence_of(
         detections: of this exit, best first.
         before: of the exit before; None at the first.
         size_hw: of the image that the boxes lie on, in pixels.
-        certainty: of :func:`box_certainty`, over the default boxes before suppression.
     """
     scores = detections.scores.astype(np.float32)
     top = np.concatenate((scores[:5], np.zeros(5, np.float32)))[:5]
@@ -34,8 +27,8 @@ def evidence_of(
     width, height = (detections.boxes_xyxy[:, 2:] - detections.boxes_xyxy[:, :2]).clip(1e-3).T
     log_size = (0.5 * np.log2(width * height / (size_hw[0] * size_hw[1]))).clip(-10)
     size = (log_size * scores).sum() / scores.sum() if len(scores) else -10.0
-    values = [top[0], top[1], top.mean(), scores.sum(), undecided, *((scores > cut).sum() for cut in SCORE_CUTS), size]
-    return [float(v) for v in values] + [certainty, 0.0 if before is None else agreement(before, detections)]
+    values = [top[1], top.mean(), scores.sum(), undecided, *((scores > cut).sum() for cut in SCORE_CUTS), size]
+    return [float(v) for v in values] + [0.0 if before is None else agreement(before, detections)]
 
 
 def agreement(first: Detections, second: Detections) -> float:

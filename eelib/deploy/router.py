@@ -1,15 +1,18 @@
 """A router as a file: all that decides where an image leaves, as plain values of JSON, checked when it is read."""
 
+import json
 import re
-from dataclasses import dataclass, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from eelib.deploy.evidence import (
     Benefit,
     Column,
+    Confidence,
+    Function,
     Isotonic,
     Never,
     Platt,
@@ -17,6 +20,8 @@ from eelib.deploy.evidence import (
     RouterError,
     first_exit,
 )
+from eelib.deploy.plain import from_plain, to_plain
+from eelib.files import InputError, write_json
 
 FORMAT = 1
 
@@ -28,116 +33,55 @@ def _check_range(key: str, value: float, high: float = 1.0) -> None:
 
 
 @dataclass(frozen=True)
-class Times:
-    """Time of each exit as a share of full's, on one machine.
+class Gate:
+    """A blank gate: it ends an image without boxes, before the exits behind it run.
 
     Attributes:
-        exits: of leaving there, (E,), rising to 1.
-        passing: what suppression at the exits passed adds for evidence that is read from boxes, (E,).
-        machine: what they were measured on, as :func:`eelib.timing.machine` says.
+        before: exits that are computed before it.
+        threshold: the image ends where the probability that it holds an object is below, in [0, 1]; 0 ends none.
     """
 
-    exits: tuple[float, ...]
-    passing: tuple[float, ...]
-    machine: dict[str, str]
-
-    def __post_init__(self):
-        if not self.exits or self.exits[0] <= 0 or self.exits[-1] != 1 or not (np.diff(self.exits) > 0).all():
-            raise RouterError("exits: expected shares of full's time that rise to 1")
-        if len(self.passing) != len(self.exits) or min(self.passing) < 0:
-            raise RouterError(f"passing: expected {len(self.exits)} shares of full's time from 0")
+    before: int
+    threshold: float
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Promise of a mean time: ``budget`` was asked for, ``time_ratio`` kept on the split of the thresholds."""
-
-    budget: float
-    time_ratio: float
-
-    def __post_init__(self):
-        _check_range("budget", self.budget)
-        _check_range("time_ratio", self.time_ratio, 2)
-
-
-@dataclass(frozen=True)
-class Guarantee:
-    """Promise that, with probability 1 - ``delta``, an image's F1 falls by ``epsilon`` or less on average.
-
-    Attributes:
-        images: of the split that it was certified on.
-        bound: name of the test, and its ``p_value``.
-        cuts: score of each exit from which a box counts in the F1.
-        risk, time_ratio: mean loss, and mean time as a share of full's, on the same split.
-    """
-
-    epsilon: float
-    delta: float
-    images: int
-    bound: str
-    p_value: float
-    cuts: tuple[float, ...]
-    risk: float
-    time_ratio: float
-
-    def __post_init__(self):
-        for key in ("epsilon", "delta", "p_value", "risk"):
-            _check_range(key, getattr(self, key))
-        for position, cut in enumerate(self.cuts):
-            _check_range(f"cuts[{position}]", cut)
-        _check_range("time_ratio", self.time_ratio, 2)
-        if self.images < 1:
-            raise RouterError(f"images is {self.images}; expected 1 or more")
-
-
-@dataclass(frozen=True)
-class Router:
-    """Where an image leaves, and what that rests on.
+class Rule:
+    """Where an image leaves: what a session asks, whether it was given by hand or is a router's.
 
     Attributes:
         exits: E names in the order in which they are computed.
-        confidence: of each exit but the last; its ``evidence`` names the columns that :meth:`route` is given.
-        thresholds: of each exit but the last, in [0, 1].
+        confidence: of each exit but the last; its ``evidence`` names the columns that :meth:`leaves` is given.
+        thresholds: of each exit but the last; a confidence that reaches it leaves.
         calibrators: of the scores of each exit, (E,).
-        times: of the exits.
-        promise: what was asked for; None where the thresholds were given by hand.
-        checkpoint_sha256: of the detector.
-        data_sha256: of each split that shaped the router, by name.
+        gates: all blank gates of the detector in the order in which they run, or none.
     """
 
     exits: tuple[str, ...]
-    confidence: Column | Benefit | Never
+    confidence: Column | Benefit | Never | Function
     thresholds: tuple[float, ...]
     calibrators: tuple[Raw | Isotonic | Platt, ...]
-    times: Times
-    promise: Budget | Guarantee | None
-    checkpoint_sha256: str
-    data_sha256: dict[str, str]
+    gates: tuple[Gate, ...]
 
     def __post_init__(self):
         count = len(self.exits)
-        if count < 2 or len(set(self.exits)) < count or not all(self.exits):
-            raise RouterError(f"exits is {list(self.exits)}; expected two or more different names")
-        if not isinstance(self.confidence, Column | Benefit | Never):
-            raise RouterError(f"confidence is of type {type(self.confidence).__name__}, which no file can hold")
+        if not count or len(set(self.exits)) < count or not all(self.exits):
+            raise RouterError(f"exits is {list(self.exits)}; expected different names")
         lengths = {"thresholds": (self.thresholds, count - 1), "calibrators": (self.calibrators, count)}
-        lengths |= {"times.exits": (self.times.exits, count)}
         if isinstance(self.confidence, Benefit):
             lengths["confidence.regressors"] = self.confidence.regressors, count - 1
-        if isinstance(self.promise, Guarantee):
-            lengths["promise.cuts"] = self.promise.cuts, count
+        self._expect_lengths(lengths)
+
+    def _expect_lengths(self, lengths: Mapping[str, tuple[Sequence, int]]) -> None:
         for key, (values, expected) in lengths.items():
             if len(values) != expected:
                 raise RouterError(f"{key} has {len(values)} values; expected {expected} for {', '.join(self.exits)}")
-        for position, value in enumerate(self.thresholds):
-            _check_range(f"thresholds[{position}]", value)
-        hashes = {"checkpoint_sha256": self.checkpoint_sha256}
-        hashes |= {f"data_sha256.{split}": value for split, value in self.data_sha256.items()}
-        for key, value in hashes.items():
-            if not re.fullmatch("[0-9a-f]{64}", value):
-                raise RouterError(f"{key} is {value!r}; expected a SHA-256 of 64 hexadecimal digits")
-        if "test" in self.data_sha256:
-            raise RouterError("data_sha256.test: nothing is ever tuned on test")
+
+    @property
+    def early(self) -> bool:
+        """Whether an image can leave before the last exit."""
+        never = isinstance(self.confidence, Never) and all(value > 0 for value in self.thresholds)
+        return not never or any(gate.threshold > 0 for gate in self.gates)
 
     def leaves(self, evidence: np.ndarray, index: int) -> np.ndarray:
         """Whether each image leaves at an exit that it has come to, (N,).
@@ -148,15 +92,199 @@ class Router:
         """
         if index == len(self.exits) - 1:
             return np.ones(len(evidence), bool)
-        return first_exit(self.confidence.at(evidence, index)[:, None], self.thresholds[index : index + 1]) == 0
+        return self.confidence.at(evidence, index) >= self.thresholds[index]
 
-    def route(self, evidence: np.ndarray) -> np.ndarray:
-        """Exit index of each image, (N,), from evidence (N, E, F) with the columns ``confidence.evidence``."""
-        return first_exit(self.confidence(evidence), self.thresholds)
+    def route(self, evidence: np.ndarray, holds: np.ndarray | None = None) -> np.ndarray:
+        """Where each image leaves, (N,): the index of an exit, or E + k where gate k ends it.
+
+        Args:
+            evidence: (N, E, F), columns ``confidence.evidence``.
+            holds: (N, G) probability by each gate that the image holds an object; None where there are no gates.
+        """
+        return ended(first_exit(self.confidence(evidence), self.thresholds), holds, self.gates, len(self.exits))
+
+
+def ended(chosen: np.ndarray, holds: np.ndarray | None, gates: Sequence[Gate], exits: int) -> np.ndarray:
+    """A routing with gates: E + k for an image that gate k ends before it comes to the exit that was chosen.
+
+    Args:
+        chosen: exit index of each image, (N,).
+        holds: (N, G) probability by each gate that the image holds an object; None where there are no gates.
+        gates: G gates, the first one to run first.
+        exits: E, how many there are.
+    """
+    for k, gate in reversed(list(enumerate(gates))):
+        chosen = np.where((holds[:, k] < gate.threshold) & (chosen >= gate.before), exits + k, chosen)
+    return chosen
+
+
+def by_score(exits: Sequence[str], thresholds: Mapping[str, float]) -> Rule:
+    """Leave at the first exit whose best score reaches its threshold; an exit without one is passed by.
+
+    Raises:
+        RouterError: a threshold of an exit that is not there or cannot be left early, or one that is not in [0, 1].
+    """
+    for name, value in thresholds.items():
+        if name not in exits[:-1]:
+            early = ", ".join(exits[:-1]) or "none"
+            raise RouterError(f"threshold of '{name}': expected early exits, which are {early}")
+        _check_range(f"threshold of {name}", value)
+    values = tuple(thresholds.get(name, np.inf) for name in exits[:-1])
+    return Rule(tuple(exits), Column("top_score"), values, (Raw(),) * len(exits), ())
+
+
+def at_exit(exits: Sequence[str], gates: Sequence[int], name: str, confidence: Confidence | None = None) -> Rule:
+    """All images leave at one exit, or end at one gate, ``blank1`` or ``blank2``.
+
+    Args:
+        exits: names of the exits.
+        gates: for each blank gate of the detector, how many exits are computed before it.
+        name: of the exit or gate.
+        confidence: that is computed on the way; None computes nothing.
+
+    Raises:
+        RouterError: there is no such exit.
+    """
+    names = (*exits, *(f"blank{k + 1}" for k in range(len(gates))))
+    if name not in names:
+        raise RouterError(f"exit: {name!r} is unknown; expected one of {', '.join(names)}")
+    place = names.index(name)
+    opened = tuple(Gate(before, np.inf if len(exits) + k == place else 0.0) for k, before in enumerate(gates))
+    values = tuple(-np.inf if k == place else np.inf for k in range(len(exits) - 1))
+    return Rule(tuple(exits), confidence or Never(), values, (Raw(),) * len(exits), opened)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Time of leaving at each exit, on one machine.
+
+    Attributes:
+        exits: as shares of :attr:`unit`, (E,), rising.
+        passing: what suppression at the exits passed adds for evidence that is read from boxes, (E,).
+        gates: time of ending at each gate, (G,).
+        unit: what 1.000 is, see :data:`eelib.timing.UNITS`.
+        machine: what they were measured on, as :func:`eelib.timing.machine` says.
+    """
+
+    exits: tuple[float, ...]
+    passing: tuple[float, ...]
+    gates: tuple[float, ...]
+    unit: str
+    machine: dict[str, str]
+
+    def __post_init__(self):
+        if not self.exits or self.exits[0] <= 0 or not (np.diff(self.exits) > 0).all():
+            raise RouterError("exits: expected times that rise, above 0")
+        if len(self.passing) != len(self.exits) or min(self.passing) < 0:
+            raise RouterError(f"passing: expected {len(self.exits)} times from 0")
+        if min(self.gates, default=1) <= 0:
+            raise RouterError("gates: expected times above 0")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Promise of a mean time: ``budget`` was asked for, ``time_ratio`` kept on the split of the thresholds."""
+
+    budget: float
+    time_ratio: float
+
+    def __post_init__(self):
+        _check_range("budget", self.budget, 2)
+        _check_range("time_ratio", self.time_ratio, 2)
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """Promise that, with probability 1 - ``delta``, the mean loss of an image is ``epsilon`` or less.
+
+    Attributes:
+        loss: ``f1``, the drop of an image's F1 against full; or ``objects``, the share of its objects that a gate
+            loses, over the images that hold an object.
+        images: of the split that it was certified on.
+        bound: name of the test, and its ``p_value``.
+        cuts: score of each exit from which a box counts in the F1; none for ``objects``.
+        risk: mean loss on the same split.
+    """
+
+    loss: str
+    epsilon: float
+    delta: float
+    images: int
+    bound: str
+    p_value: float
+    cuts: tuple[float, ...]
+    risk: float
+
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise RouterError(f"loss is {self.loss!r}; expected one of {', '.join(LOSSES)}")
+        for key in ("epsilon", "delta", "p_value", "risk"):
+            _check_range(key, getattr(self, key))
+        for position, cut in enumerate(self.cuts):
+            _check_range(f"cuts[{position}]", cut)
+        if self.images < 1:
+            raise RouterError(f"images is {self.images}; expected 1 or more")
+
+
+LOSSES = ("f1", "objects")
+
+
+@dataclass(frozen=True)
+class Router(Rule):
+    """A rule with what it rests on, so that it is obeyed by no detector but its own.
+
+    Attributes:
+        times: of the exits.
+        promise: what was asked for; None where the thresholds were given by hand.
+        gates_promise: what the gates may lose; None where there are none, or none ends an image.
+        size: side of the network input in pixels.
+        checkpoint_sha256: of the detector.
+        data_sha256: of each split that shaped the router, by name.
+    """
+
+    times: Times
+    promise: Budget | Guarantee | None
+    gates_promise: Guarantee | None
+    size: int
+    checkpoint_sha256: str
+    data_sha256: dict[str, str]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.confidence, Column | Benefit | Never | Function):
+            raise RouterError(f"confidence is of type {type(self.confidence).__name__}, which no file can hold")
+        count = len(self.exits)
+        lengths = {"times.exits": (self.times.exits, count)}
+        if self.gates:
+            lengths["times.gates"] = self.times.gates, len(self.gates)
+        if isinstance(self.promise, Guarantee):
+            lengths["promise.cuts"] = self.promise.cuts, count
+        self._expect_lengths(lengths)
+        for position, value in enumerate(self.thresholds):
+            _check_range(f"thresholds[{position}]", value)
+        for position, gate in enumerate(self.gates):
+            _check_range(f"gates[{position}].threshold", gate.threshold)
+        hashes = {"checkpoint_sha256": self.checkpoint_sha256}
+        hashes |= {f"data_sha256.{split}": value for split, value in self.data_sha256.items()}
+        for key, value in hashes.items():
+            if not re.fullmatch("[0-9a-f]{64}", value):
+                raise RouterError(f"{key} is {value!r}; expected a SHA-256 of 64 hexadecimal digits")
+        if "test" in self.data_sha256:
+            raise RouterError("data_sha256.test: nothing is ever tuned on test")
+
+    def describe(self) -> str:
+        """One line: what decides, and what was promised."""
+        parts = [f"by {', '.join(self.confidence.evidence) or 'nothing'}"]
+        if isinstance(self.promise, Budget):
+            parts.append(f"mean time {self.promise.time_ratio:.3f} for a budget of {self.promise.budget:g}")
+        for promise, what in ((self.promise, "F1 lost"), (self.gates_promise, "objects lost by the blank gates")):
+            if isinstance(promise, Guarantee):
+                parts.append(f"{what} <= {promise.epsilon:g} with probability {1 - promise.delta:g}")
+        return ", ".join(parts)
 
     def to_dict(self) -> dict:
         """Plain values of JSON; :meth:`from_dict` reads them."""
-        return {"format": FORMAT} | _plain(self)
+        return {"format": FORMAT} | to_plain(self, KINDS)
 
     @classmethod
     def from_dict(cls, values: object) -> "Router":
@@ -168,65 +296,34 @@ class Router:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             version = values.get("format") if isinstance(values, dict) else type(values).__name__
             raise RouterError(f"router: format is {version!r}; expected {FORMAT}")
-        return _read(cls, {key: value for key, value in values.items() if key != "format"}, "router")
+        try:
+            return from_plain(cls, {k: v for k, v in values.items() if k != "format"}, "router", KINDS)
+        except InputError as error:
+            raise RouterError(str(error)) from None
+
+    def save(self, path: Path | str) -> Path:
+        """Write the router as JSON, whole or not at all."""
+        return write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Router":
+        """Read the file that :meth:`save` wrote.
+
+        Raises:
+            RouterError: no such file, no JSON, or what :meth:`from_dict` refuses; the message names the file.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text()))
+        except FileNotFoundError:
+            raise RouterError(f"{path}: no such router; `eelib route --out {path}` writes one") from None
+        except RouterError as error:
+            raise RouterError(f"{path}: {error}") from None
+        except (ValueError, OSError) as error:  # broken JSON, or bytes that are no text
+            raise RouterError(f"{path}: not a router ({error})") from None
 
 
 # What is stored under one key may be of several types; each is stored with its name.
 KINDS = {
-    "column": Column, "benefit": Benefit, "never": Never, "raw": Raw, "isotonic": Isotonic, "platt": Platt,
-    "budget": Budget, "guarantee": Guarantee,
+    "column": Column, "benefit": Benefit, "never": Never, "function": Function, "raw": Raw, "isotonic": Isotonic,
+    "platt": Platt, "budget": Budget, "guarantee": Guarantee,
 }  # fmt: skip
-_NAMES = {kind: name for name, kind in KINDS.items()}
-
-
-def _plain(value: object) -> object:
-    """Dataclasses and tuples as dictionaries and lists."""
-    if is_dataclass(value):
-        kind = {"kind": _NAMES[type(value)]} if type(value) in _NAMES else {}
-        return kind | {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _read(kind: object, value: object, key: str) -> object:
-    """A value of JSON as the type of a field; :class:`RouterError` with the key where it is not of that type."""
-    if is_dataclass(kind):
-        return _read_fields(kind, value, key)
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        if value is None and NoneType in inner:
-            return None
-        choices = {name: choice for name, choice in KINDS.items() if choice in inner}
-        content = dict(value) if isinstance(value, dict) else {}
-        name = content.pop("kind", None)
-        if not isinstance(name, str) or name not in choices:
-            raise RouterError(f"{key}.kind is {name!r}; expected one of {', '.join(choices)}")
-        return _read_fields(choices[name], content, key)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_read(inner[0], item, f"{key}[{position}]") for position, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {name: _read(inner[1], item, f"{key}.{name}") for name, item in value.items()}
-    # a bool is an int to Python; NaN fails both comparisons
-    if kind is float and type(value) in (int, float) and -1e300 < value < 1e300:
-        return float(value)
-    if kind in (int, str) and type(value) is kind:
-        return value
-    expected = {float: "a finite number", int: "a whole number", str: "text"}.get(kind)
-    expected = expected or {tuple: "a list", dict: "an object"}[origin]
-    raise RouterError(f"{key} is {value!r}; expected {expected}")
-
-
-def _read_fields(kind: type, value: object, key: str) -> object:
-    """An object of JSON as a dataclass with exactly its fields."""
-    if not isinstance(value, dict):
-        raise RouterError(f"{key} is {value!r}; expected an object")
-    types = get_type_hints(kind)
-    names = [field.name for field in fields(kind)]
-    for name in (*names, *value):
-        if name not in value or name not in names:
-            state = "missing" if name not in value else f"unknown; expected {', '.join(names)}"
-            raise RouterError(f"{key}.{name} is {state}")
-    content = {name: _read(types[name], value[name], f"{key}.{name}") for name in names}
-    try:
-        return kind(**content)
-    except RouterError as error:
-        raise RouterError(f"{key}.{error}") from None

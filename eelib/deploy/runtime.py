@@ -1,150 +1,261 @@
-"""Detection from an export folder, one stage at a time, on numpy, onnxruntime and Pillow alone.
+"""Detection from an export folder, one stage at a time, on numpy, Pillow and onnxruntime or OpenVINO.
 
 torch is never imported here: this is what a deployed detector needs. A stage runs only for the
 images that go on; decoding sits in the stage's graph. Suppression sits beside it, in a graph of
 its own: inside, images that go on would pay it too, and in numpy it takes four times as long.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
+from eelib.deploy.evidence import OF_BOXES, Raw
+from eelib.deploy.manifest import DeploymentError, Graph, Stage, read_graph, read_manifest
+from eelib.deploy.observe import MAX_DETECTIONS, evidence_of
+from eelib.deploy.router import Router, Rule, at_exit, by_score
 from eelib.detections import Detections
-from eelib.files import InputError
+from eelib.preprocess import ImageSource, as_image, to_input
 
-MANIFEST = "manifest.json"
-FORMAT = 1
 # Images of one call of a graph: a stage's activations then stay in the cache. Measured on one
 # thread, an image costs a sixth more at exit1 in one call of 32 than in calls of 1 to 4.
 CHUNK = 4
+_faster: dict[tuple, str] = {}  # the runtime that "auto" measured to be the faster, by graphs and threads
+
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]  # features to a graph's outputs
 
 
-class DeploymentError(InputError):
-    """An export folder, an image or a policy is not what it should be; the message names it."""
-
-
-class Evidence(dict):
-    """What a policy sees of one image at one exit: ``exit`` (name), ``max_score``, ``count``."""
-
-    def __missing__(self, key: str) -> float:
-        raise DeploymentError(f"policy needs the evidence '{key}'; this export gives {', '.join(self)}")
-
-
-# True sends the image on to the next exit.
-Policy = Callable[[Evidence], bool]
-
-
-def fixed(thresholds: Mapping[str, float], evidence: str = "max_score") -> Policy:
-    """Leave at the first exit whose evidence reaches its threshold.
+class Session:
+    """A detector with early exits, loaded from a folder that :func:`eelib.export` wrote.
 
     Args:
-        thresholds: exit name to threshold; an exit without one is passed by.
-        evidence: key of :class:`Evidence`.
-    """
+        folder: of ``manifest.json`` and the graphs.
+        threads: inside an operator, at least 1.
+        int8: run the int8 graphs.
+        runtime: ``"onnxruntime"``, ``"openvino"``, or ``"auto"``, which times both once on a blank image.
 
-    def goes_on(seen: Evidence) -> bool:
-        return seen[evidence] < thresholds.get(seen["exit"], float("inf"))
-
-    return goes_on
-
-
-def forced(exit_name: str) -> Policy:
-    """Every image leaves at one exit."""
-    return lambda seen: seen["exit"] != exit_name
-
-
-class EarlyExitSession:
-    """A detector with early exits, loaded from a folder that ``eelib export`` wrote.
-
-    Args:
-        path: the folder of ``manifest.json`` and the graphs.
-        threads: of onnxruntime inside an operator, at least 1.
-        stages: key of the manifest that lists the graphs, ``"stages"`` or ``"stages_int8"``.
+    Attributes:
+        exits, classes: names in their order.
+        size: side of the network input in pixels.
+        router: that images obey; None sends all through the plain detector, which has no early exits.
 
     Raises:
-        DeploymentError: no manifest or one of another format, a missing graph, or a graph
-            whose SHA-256 is not the manifest's.
+        DeploymentError: no manifest or one of another format, a graph that is missing, is not the manifest's or is
+            refused by the runtime, or a runtime that is not installed.
+
+    Example:
+        >>> session = eelib.Session("deploy")
+        >>> session.detect("room.jpg").plot()
     """
 
-    def __init__(self, path: Path | str, threads: int = 1, stages: str = "stages"):
-        self.path, self.threads = Path(path), threads
-        self.manifest = read_manifest(self.path)
-        if stages not in self.manifest:
-            raise DeploymentError(f"{self.path / MANIFEST}: no '{stages}': export again, with --int8")
-        entries = self.manifest[stages]
-        self.exits = tuple(entry["exit"] for entry in entries)
-        self._stages = [self.graph(entry) for entry in entries]
-        self._suppression = self.graph(self.manifest["suppression"])
-        self.size = self.manifest["input"]["size"]
+    def __init__(self, folder: Path | str, threads: int = 1, int8: bool = False, runtime: str = "onnxruntime"):
+        self.folder, self.threads, self.int8 = Path(folder), threads, int8
+        self.manifest = manifest = read_manifest(self.folder)
+        if int8 and not manifest.stages_int8:
+            raise DeploymentError(f"{self.folder}: no int8 graphs: export again, with --int8")
+        if threads < 1:
+            raise DeploymentError(f"threads is {threads}; expected 1 or more")
+        self.exits, self.gates, self.size = manifest.exits, manifest.gates, manifest.input.size
+        self.classes = tuple(category.name for category in manifest.categories)
+        self.router: Router | None = manifest.router
+        self.stages = manifest.stages_int8 if int8 else manifest.stages
+        self.runtime = runtime if runtime != "auto" else self._choose_runtime()
+        if self.runtime not in RUNNERS:
+            raise DeploymentError(f"runtime: {runtime!r} is unknown; expected {', '.join(RUNNERS)} or auto")
+        self._opened: dict[str, Run] = {}
+        self._suppress = open_graph(self.folder, manifest.suppression).run
+        for stage in self.stages if self.router and self.router.early else (self._plain,):
+            self._run(stage)  # what is broken is said now
 
-    def graph(self, entry: Mapping[str, str]) -> onnxruntime.InferenceSession:
-        """Open one graph of the manifest after its hash is checked."""
-        return open_graph(self.path, entry, self.threads)
+    @property
+    def _plain(self) -> Stage:
+        return self.manifest.plain_int8 if self.int8 else self.manifest.plain
 
-    def detect(self, images: np.ndarray, policy: Policy) -> list[Detections]:
-        """Detect in a batch; each image leaves where the policy says, whatever else is in the batch.
+    def _run(self, stage: Stage) -> Run:
+        if stage.file not in self._opened:
+            self._opened[stage.file] = RUNNERS[self.runtime](self.folder, stage, self.threads)
+        return self._opened[stage.file]
+
+    def _choose_runtime(self) -> str:
+        key = (*(stage.sha256 for stage in self.stages), self.threads)
+        if key not in _faster:
+            times, image = {}, np.zeros((1, 3, self.size, self.size), np.float32)
+            for runtime in RUNNERS:
+                try:
+                    run = RUNNERS[runtime](self.folder, self._plain, self.threads)
+                except DeploymentError:  # not installed, or it cannot run the graph
+                    continue
+                times[runtime] = min(_seconds(run, image) for _ in range(10))
+            _faster[key] = min(times, key=times.get, default="onnxruntime")
+        return _faster[key]
+
+    def describe(self) -> str:
+        """What is detected, by which runtime, and where images leave."""
+        kind = f"{', '.join(self.classes)} at {self.size} px, exits {', '.join(self.exits)}"
+        way = f"router: {self.router.describe()}" if self.router else "no router: every image takes the full path"
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{kind}; {self.runtime}, {'int8' if self.int8 else 'float'}, {threads}; {way}"
+
+    def at_exit(self, name: str) -> Rule:
+        """The rule by which all images leave at one exit, or end at one blank gate."""
+        return at_exit(self.exits, self.gates, name)
+
+    def by_score(self, thresholds: Mapping[str, float]) -> Rule:
+        """The rule by which an image leaves where its best score reaches the exit's threshold in [0, 1]."""
+        return by_score(self.exits, thresholds)
+
+    def detect(
+        self, images: ImageSource | list[ImageSource], *, rule: Rule | None = None, min_score: float = 0.05
+    ) -> Detections | list[Detections]:
+        """Detect in one image or in a list of them.
 
         Args:
-            images: float32 (B, 3, S, S) in [0, 1], RGB; S is ``size``.
-            policy: asked at every exit but the last, once an image.
+            images: each a path, a PIL image, or an array (H, W, 3) or (H, W), uint8 in 0..255 or float in [0, 1].
+            rule: where images leave; None is the export's router, without one the full path.
+            min_score: least score of a detection that is returned, in [0, 1].
+
+        Returns:
+            Detections in pixels of the upright image, for a list one each. An image that a blank gate ended has none,
+            and the gate's name as ``exit_name``.
 
         Raises:
-            DeploymentError: wrong shape or type, an image with values that are not finite, or a
-                policy that needs evidence which is not there.
+            ImageError: a file that cannot be read.
+            ValueError: what is no image, or ``min_score`` outside [0, 1].
+        """
+        if not 0 <= min_score <= 1:
+            raise DeploymentError(f"min_score is {min_score}; expected a number from 0 to 1")
+        if not isinstance(images, list | tuple):
+            return self.detect([images], rule=rule, min_score=min_score)[0]
+        answers = []
+        for first in range(0, len(images), CHUNK):
+            originals = [as_image(image) for image in images[first : first + CHUNK]]
+            batch = np.stack([to_input(image, self.size) for image in originals])
+            for image, found in zip(originals, self.detect_batch(batch, rule, min_score), strict=True):
+                scaled = found.scaled(image.width / self.size, image.height / self.size)
+                answers.append(replace(scaled, image=image))
+        return answers
+
+    def detect_batch(self, images: np.ndarray, rule: Rule | None = None, min_score: float = 0.0) -> list[Detections]:
+        """Detect in a batch; each image leaves where the rule says, whatever else is in the batch.
+
+        Args:
+            images: float32 (B, 3, S, S) in [0, 1], RGB; S is :attr:`size`.
+            rule, min_score: as in :meth:`detect`.
+
+        Returns:
+            Detections in pixels of the network input.
+
+        Raises:
+            DeploymentError: wrong shape or type, an image with values that are not finite, a rule of other exits, or
+                one that needs evidence which is not there.
         """
         self._check(images)
-        detections: list[Detections | None] = [None] * len(images)
+        rule = rule or self.router
+        if rule and (rule.exits != self.exits or len(rule.gates) not in (0, len(self.gates))):
+            raise DeploymentError(f"rule: is of the exits {', '.join(rule.exits)}; here are {', '.join(self.exits)}")
+        answers: list[Detections | None] = [None] * len(images)
         for first in range(0, len(images), CHUNK):
             chunk = images[first : first + CHUNK]
-            for index, found in self._route(chunk, policy, first):
-                detections[index] = found
-        return detections
+            for row, found in self._route(chunk, np.arange(first, first + len(chunk)), rule, min_score):
+                answers[row] = found
+        return answers
 
-    def _route(self, features: np.ndarray, policy: Policy, first: int) -> Iterable[tuple[int, Detections]]:
-        index = list(range(first, first + len(features)))
-        for name, stage in zip(self.exits, self._stages, strict=True):
-            scores, boxes, *rest = stage.run(None, {"features": features})
-            last, going_on = name == self.exits[-1], []
-            for row, image in enumerate(index):
-                seen = evidence(name, scores[row])
-                if not np.isfinite(seen["max_score"]):
-                    raise DeploymentError(
-                        f"image {image}: score at {name} is {seen['max_score']}; expected finite pixels"
-                    )
-                if not last and policy(seen):
-                    going_on.append(row)
-                else:
-                    yield image, self.suppress(boxes[row], scores[row], name)
-            if not going_on:
+    def _route(
+        self, features: np.ndarray, rows: np.ndarray, rule: Rule | None, min_score: float
+    ) -> Iterator[tuple[int, Detections]]:
+        """Run the stages on the images that go on; yields row and detections of each that leaves."""
+        early, index = rule is not None and rule.early, 0
+        columns = self._columns(rule) if early else []
+        seen, holds = np.zeros((len(rows), len(self.exits), len(columns))), np.ones((len(rows), len(self.gates)))
+        going = _Going(features, rows, holds, seen, [None] * len(rows))
+        for stage in self.stages if early else (self._plain,):
+            outputs = dict(zip(stage.outputs, self._run(stage)(going.features), strict=True))
+            found: list[Detections | None] = [None] * len(going.rows)
+            if stage.gate:
+                gate = int(stage.exit.removeprefix("blank")) - 1
+                going.holds[:, gate] = _finite(outputs["holds_object"], stage.exit, going.rows)
+                leaves = going.holds[:, gate] < (rule.gates[gate].threshold if rule.gates else 0)
+            elif stage.exit == self.exits[-1]:
+                _finite(outputs["scores"], stage.exit, going.rows)
+                leaves = np.ones(len(going.rows), bool)
+            else:
+                if rule.confidence.reads_boxes:
+                    pairs = zip(outputs["boxes"], outputs["scores"], strict=True)
+                    found = [self.suppress(*pair, stage.exit) for pair in pairs]
+                raw = _finite(outputs["evidence"], stage.exit, going.rows)
+                going.seen[:, index] = self._observed(raw, found, going)[:, columns]
+                leaves, index = rule.leaves(going.seen, index), index + 1
+            for row in np.flatnonzero(leaves):
+                yield going.rows[row], self._answer(stage, outputs, row, found[row], rule, min_score)
+            if leaves.all():
                 return
-            # no copy while all images go on
-            features = rest[0] if len(going_on) == len(index) else rest[0][going_on]
-            index = [index[row] for row in going_on]
+            going.features = outputs.get("next_features", going.features)
+            if leaves.any():  # no copy while all images go on
+                going.keep(np.flatnonzero(~leaves))
 
-    def suppress(self, boxes: np.ndarray, scores: np.ndarray, exit_name: str) -> Detections:
-        """Keep the best boxes of one image: threshold, top k, clip, suppression of overlaps.
+    def _columns(self, rule: Rule) -> list[int]:
+        """Places of a rule's evidence among the columns of :meth:`_observed`."""
+        columns = (*self.manifest.evidence, *OF_BOXES, *(f"blank{k + 1}" for k in range(len(self.gates))))
+        for name in rule.confidence.evidence:
+            if name not in columns:
+                raise DeploymentError(f"rule: needs the evidence '{name}'; this export has {', '.join(columns)}")
+        return [columns.index(name) for name in rule.confidence.evidence]
+
+    def _observed(self, raw: np.ndarray, found: list[Detections | None], going: "_Going") -> np.ndarray:
+        """All evidence of one exit, (n, F); that of boxes is zero where none were suppressed for it."""
+        of_boxes = np.zeros((len(raw), len(OF_BOXES)), np.float32)
+        for row, detections in enumerate(found):
+            if detections is not None:
+                best = detections.rows(slice(MAX_DETECTIONS))
+                of_boxes[row] = evidence_of(best, going.before[row], (self.size, self.size))
+                going.before[row] = best
+        return np.concatenate((raw, of_boxes, going.holds.astype(np.float32)), 1)
+
+    def _answer(self, stage, outputs, row, found: Detections | None, rule: Rule | None, min_score: float) -> Detections:
+        """Detections of an image that leaves, under calibrated scores."""
+        if stage.gate:
+            nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+            return Detections(*nothing, stage.exit, self.classes)
+        calibrator = rule.calibrators[self.exits.index(stage.exit)] if rule else Raw()
+        if found is None:
+            least = min_score if isinstance(calibrator, Raw) else 0.0
+            found = self.suppress(outputs["boxes"][row], outputs["scores"][row], stage.exit, least)
+        scores = calibrator(found.scores.astype(np.float64)).astype(np.float32)
+        shown = scores >= min_score
+        return replace(found, scores=scores).rows(shown)
+
+    def suppress(self, boxes: np.ndarray, scores: np.ndarray, exit_name: str, min_score: float = 0.0) -> Detections:
+        """Keep the best boxes of one image: threshold, top k, clip, suppression of overlaps within a class.
 
         Args:
             boxes: (4, A) rows x1, y1, x2, y2; the planes that the graphs write.
-            scores: (A,).
+            scores: (K, A).
+            exit_name: the exit that answers.
+            min_score: least score that is kept.
         """
-        rule = self.manifest["postprocess"]
-        kept = np.flatnonzero(scores > rule["score_threshold"])
-        best = scores[kept]
-        if len(kept) > rule["topk"]:
-            top = np.argpartition(best, len(kept) - rule["topk"])[-rule["topk"] :]
+        rule, flat = self.manifest.postprocess, scores.reshape(-1)  # (K * A,)
+        kept = np.flatnonzero((flat > rule.score_threshold) & (flat >= min_score))
+        best = flat[kept]
+        if len(kept) > rule.topk:
+            top = np.argpartition(best, len(kept) - rule.topk)[-rule.topk :]
             kept, best = kept[top], best[top]
         order = np.argsort(-best, kind="stable")
         kept, best = kept[order], best[order]
-        candidates = np.ascontiguousarray(boxes[:, kept].clip(0, self.size).T)  # (N, 4)
+        labels, places = np.divmod(kept, scores.shape[1])
+        candidates = np.ascontiguousarray(boxes[:, places].clip(0, self.size).T)  # (N, 4)
+        if not np.isfinite(candidates).all():
+            raise DeploymentError(f"boxes at {exit_name} are not finite: the graph cannot be used")
         if len(kept) > 1:
-            (chosen,) = self._suppression.run(None, {"boxes": candidates[None], "scores": best[None, None]})
-            candidates, best = candidates[chosen[:, 2]], best[chosen[:, 2]]
-        return Detections(candidates, best, np.ones(len(best), np.int64), exit_name)
+            # far apart, so that boxes of different classes never overlap
+            apart = candidates + (labels * 2 * self.size).astype(np.float32)[:, None]
+            (chosen,) = self._suppress(None, {"boxes": apart[None], "scores": best[None, None]})
+            chosen = chosen[:, 2]
+            candidates, best, labels = candidates[chosen], best[chosen], labels[chosen]
+        return Detections(candidates, best, labels + 1, exit_name, self.classes)
 
     def _check(self, images: np.ndarray) -> None:
         expected = (3, self.size, self.size)
@@ -155,83 +266,82 @@ class EarlyExitSession:
             raise DeploymentError(f"images: {images.dtype}; expected float32 in [0, 1]")
 
 
-def evidence(exit_name: str, scores: np.ndarray) -> Evidence:
-    """Evidence of one image from the scores (A,) of all default boxes, before suppression."""
-    return Evidence(exit=exit_name, max_score=float(scores.max()), count=int(np.count_nonzero(scores > 0.5)))
+@dataclass
+class _Going:
+    """Images of a batch that have not left yet."""
+
+    features: np.ndarray
+    rows: np.ndarray  # (n,) of the batch
+    holds: np.ndarray  # (n, G) by each gate
+    seen: np.ndarray  # (n, E, F) evidence that the rule reads, of the exits that have run
+    before: list[Detections | None]  # of the exit before, where a rule reads boxes
+
+    def keep(self, stay: np.ndarray) -> None:
+        self.features, self.rows, self.holds = self.features[stay], self.rows[stay], self.holds[stay]
+        self.seen, self.before = self.seen[stay], [self.before[row] for row in stay]
 
 
-def read_manifest(folder: Path) -> dict:
-    """The manifest of an export folder, checked for its format.
-
-    Raises:
-        DeploymentError: no folder, no manifest, no JSON, another format or a key missing.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DeploymentError(f"{path}: no such manifest; write one with `eelib export --out {folder}`") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, NotADirectoryError) as error:
-        raise DeploymentError(f"{path}: not a manifest ({error})") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise DeploymentError(f"{path}: format is {found!r}; expected {FORMAT}: export again")
-    for key in ("stages", "suppression", "input", "postprocess", "categories", "policy"):
-        if not manifest.get(key):
-            raise DeploymentError(f"{path}: key '{key}' is missing or empty: export again")
-    return manifest
+def _finite(values: np.ndarray, exit_name: str, rows: np.ndarray) -> np.ndarray:
+    """The output of a graph, (n, ...); :class:`DeploymentError` with the image where it is not finite."""
+    sound = np.isfinite(values.reshape(len(values), -1).sum(1))
+    if not sound.all():
+        image = rows[int(np.argmin(sound))]
+        raise DeploymentError(f"image {image}: output at {exit_name} is not finite; expected finite pixels")
+    return values
 
 
-def open_graph(folder: Path, entry: Mapping[str, str], threads: int = 1) -> onnxruntime.InferenceSession:
+def _seconds(run: Run, features: np.ndarray) -> float:
+    began = time.perf_counter()
+    run(features)
+    return time.perf_counter() - began
+
+
+def open_graph(folder: Path, graph: Graph, threads: int = 1) -> onnxruntime.InferenceSession:
     """Open a graph whose SHA-256 is the manifest's.
 
     Raises:
-        DeploymentError: the file is missing or is not the one that was exported.
+        DeploymentError: the file is missing, is not the one that was exported, or is refused by onnxruntime.
     """
-    path = folder / entry["file"]
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DeploymentError(f"{path}: stage is missing; {folder / MANIFEST} lists it") from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != entry["sha256"]:
-        raise DeploymentError(f"{path}: SHA-256 is {found[:12]}…; {MANIFEST} says {entry['sha256'][:12]}…")
+    content = read_graph(folder, graph)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # a warning for each initialiser that an optimisation dropped helps nobody
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a type of its own for each way of being no graph
+        raise _refused(folder / graph.file, "onnxruntime", error) from None
 
 
-def make_policy(
-    session: EarlyExitSession, name: str, threshold: Sequence[float] = (), key: str | None = None
-) -> Policy:
-    """The policy of a command line.
+def _refused(path: Path, runtime: str, error: Exception) -> DeploymentError:
+    return DeploymentError(f"{path}: {runtime} refuses the graph ({' '.join(str(error).split())[:200]})")
 
-    Args:
-        name: ``"fixed"`` or the exit at which all images leave.
-        threshold: for ``fixed``: one value for all exits, one an exit but the last, or none for
-            the manifest's.
-        key: evidence of ``fixed``; None takes the manifest's.
 
-    Raises:
-        DeploymentError: an unknown name, a wrong number of thresholds or one that is no number,
-            or evidence that the export lacks.
-    """
-    if name in session.exits:
-        return forced(name)
-    if name != "fixed":
-        raise DeploymentError(f"policy: {name!r} is unknown; expected fixed, {', '.join(session.exits)}")
-    default, early = session.manifest["policy"], session.exits[:-1]
-    key = key or default["evidence"]
-    known = [k for k in evidence("", np.zeros(1)) if k != "exit"]
-    if key not in known:
-        raise DeploymentError(f"policy 'fixed' needs the evidence '{key}'; this export gives {', '.join(known)}")
-    if not len(threshold):
-        return fixed(default["thresholds"], key)
-    if len(threshold) not in (1, len(early)) or not np.isfinite(threshold).all():
-        raise DeploymentError(
-            f"threshold: {list(threshold)}; expected one number, or one for each of {', '.join(early)}"
-        )
-    values = list(threshold) * len(early) if len(threshold) == 1 else threshold
-    return fixed(dict(zip(early, values, strict=True)), key)
+def _by_onnxruntime(folder: Path, graph: Graph, threads: int) -> Run:
+    session = open_graph(folder, graph, threads)
+    return lambda features: session.run(None, {"features": features})
+
+
+def _by_openvino(folder: Path, graph: Graph, threads: int) -> Run:
+    try:
+        import openvino
+    except ImportError:
+        raise DeploymentError("runtime 'openvino' is not installed: pip install 'eelib[openvino]'") from None
+    content = read_graph(folder, graph)
+    # float means float: on some processors it would take bfloat16
+    options = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
+    try:
+        core = openvino.Core()
+        request = core.compile_model(core.read_model(io.BytesIO(content)), "CPU", options).create_infer_request()
+    except Exception as error:  # whatever its front end stumbles over
+        raise _refused(folder / graph.file, "openvino", error) from None
+    names = range(len(graph.outputs))
+
+    def run(features: np.ndarray) -> list[np.ndarray]:
+        results = request.infer({0: features})
+        return [results[k] for k in names]
+
+    return run
+
+
+RUNNERS = {"onnxruntime": _by_onnxruntime, "openvino": _by_openvino}

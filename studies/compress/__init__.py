@@ -1,1 +1,1 @@
-"""Alternatives to early exits: pruning, quantisation, smaller inputs, architecture search."""
+"""Early exits and their static peers on one plane: AP against time."""

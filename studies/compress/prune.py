@@ -4,15 +4,21 @@ A pruned detector is the narrower one of the same design. torch-pruning finds wh
 together; predictors keep their outputs.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
-from eelib.checkpoints import TrainingError
-from eelib.data import DetectionDataset, batches
-from eelib.losses import detection_loss
-from eelib.model import EarlyExitSSDLite, rebuild
+from eelib.augment import PRESETS, augment, draw
+from eelib.batches import pool_of
+from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
+from eelib.config import Config, saved_config
+from eelib.losses import Criterion
+from eelib.model import EarlyExitSSDLite, ExitOutput
+from eelib.train import WithGates, training_set
 
 ROUND_TO = 8  # channels come in groups that the runtime's kernels are written for
+BATCH = 8
 
 
 class _Maps(nn.Module):
@@ -23,33 +29,49 @@ class _Maps(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images to the outputs of all predictors."""
-        model, features, done, outputs = self.model, images, 0, []
+        """Images to the outputs of all predictors and blank gates."""
+        model, features, done, outputs, trunk = self.model, images, 0, [], []
         for name, exit_ in model.early.items():
-            features, done = model.segment(features, done, model.cuts[name]), model.cuts[name]
+            features, done = model.segment(features, done, model.cuts[name], trunk), model.cuts[name]
             maps = [exit_.context(features)]
             for down in exit_.down:
                 maps.append(down(maps[-1]))
             outputs += [predictor(m) for predictor, m in zip(exit_.predictors, maps, strict=True)]
-        maps = model.pyramid(model.segment(features, done, None))
-        for predictors in _full_predictors(model):
-            outputs += [predictor(m) for predictor, m in zip(predictors, maps, strict=True)]
-        return outputs
+        if model.head is not None:
+            maps = model.pyramid(model.segment(features, done, None, trunk))
+            for predictors in _full_predictors(model):
+                outputs += [predictor(m) for predictor, m in zip(predictors, maps, strict=True)]
+        return outputs + model.blank_logits(trunk)
 
 
 def _full_predictors(model: EarlyExitSSDLite) -> list[nn.ModuleList]:
+    if model.head is None:
+        return []
     return [head.module_list for head in (model.head.classification_head, model.head.regression_head)]
 
 
-def prune(model: EarlyExitSSDLite, ratio: float, dataset: DetectionDataset, iou_threshold: float) -> EarlyExitSSDLite:
+def accumulate_gradients(model: EarlyExitSSDLite, config: Config) -> None:
+    """Gradients of the detection loss of all exits, summed over training images that are shown as they are.
+
+    Args:
+        model: in evaluation mode, so that its statistics stay as they are.
+        config: of its training; ``data.limit`` says how many images.
+    """
+    pool, criterion = pool_of(training_set(config)), Criterion(config.loss, model.exit_names)
+    network, generator = WithGates(model), torch.Generator().manual_seed(0)
+    for rows in torch.arange(len(pool.images)).split(BATCH):
+        images, targets = augment(pool, draw(rows, len(pool.images), generator), model.size, PRESETS["none"])
+        exits, blank_logits = network(images, model.exit_names[-1])
+        criterion([ExitOutput(*output) for output in exits], targets, blank_logits)[0].backward()
+
+
+def prune(model: EarlyExitSSDLite, ratio: float, config: Config) -> EarlyExitSSDLite:
     """Take a share of the channels out of every layer, in place, by Taylor importance (weight times gradient).
 
     Args:
         model: its statistics stay as they are.
         ratio: share of the channels that goes, in (0, 1); what stays is a multiple of 8.
-        dataset: training images of the model's size, never ``test``; the gradients of the detection loss of all
-            exits are summed over them.
-        iou_threshold: of the matching.
+        config: of its training; the importance is measured on ``data.limit`` images of ``train``.
 
     Returns:
         The model, in evaluation mode.
@@ -67,16 +89,16 @@ def prune(model: EarlyExitSSDLite, ratio: float, dataset: DetectionDataset, iou_
     except ModuleNotFoundError:
         raise TrainingError("torch-pruning is not installed; expected `pip install 'eelib[compress]'`") from None
     model.eval().requires_grad_(True).zero_grad()
-    for images, targets in batches(dataset, 8):
-        losses = [detection_loss(output, targets, iou_threshold=iou_threshold) for output in model(images)]
-        sum(value for parts in losses for value in parts.values()).backward()
+    accumulate_gradients(model, config)
     predictors = [*(exit_.predictors for exit_ in model.early.values()), *_full_predictors(model)]
+    kept = [predictor[-1] for group in predictors for predictor in group]
+    kept += [layer for gate in model.blank.values() for layer in (gate.features[1][0], gate.logit)]
     pruner = torch_pruning.pruner.BasePruner(
         _Maps(model),
         torch.zeros(1, 3, model.size, model.size),
         importance=torch_pruning.importance.GroupTaylorImportance(),
         pruning_ratio=ratio,
-        ignored_layers=[predictor[-1] for group in predictors for predictor in group],
+        ignored_layers=kept,
         round_to=ROUND_TO,
     )
     pruner.step()
@@ -84,9 +106,22 @@ def prune(model: EarlyExitSSDLite, ratio: float, dataset: DetectionDataset, iou_
     return model
 
 
-def without_exits(model: EarlyExitSSDLite) -> EarlyExitSSDLite:
-    """A copy of the full path alone: the static detector."""
-    state = {key: value for key, value in model.state_dict().items() if not key.startswith("early.")}
-    static = rebuild(model.plan, state)
-    static.load_state_dict(state)
-    return static
+def prune_checkpoint(checkpoint: Path | str, width: float, out: Path | str, images: int = 64) -> Path:
+    """Write the start of a narrower detector; ``model.start`` of a parameter file names it.
+
+    Args:
+        checkpoint: a released detector, with or without exits.
+        width: share of the channels of every layer that stays, in (0, 1).
+        out: checkpoint to write.
+        images: of ``train``, drawn with the seed of the checkpoint's training, that the importance is measured on.
+
+    Raises:
+        TrainingError: the width, no checkpoint, or torch-pruning is not installed.
+        ConfigError: the checkpoint has no configuration.
+    """
+    config = saved_config(load_checkpoint(checkpoint), checkpoint)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"limit": images})})
+    model = prune(load_released(checkpoint), 1 - width, config)
+    origin = f"{Path(checkpoint).name}, pruned to {width:g} of its channels"
+    state = {"model": model.state_dict(), "plan": model.plan, "origin": origin}
+    return save_checkpoint(out, state | {"config": config.model_dump(mode="json")})

@@ -1,156 +1,181 @@
-"""Systems on the axis of time: exports that detect as a user would deploy them, and what they cost.
-
-A system is a set of weights with the export that they are measured by, in float or int8.
-"""
+"""Systems of the plane as a user would deploy them: exported, recorded, timed. Nothing else touches the runtime."""
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
+from onnxruntime import InferenceSession
 
 from eelib.checkpoints import load_released
+from eelib.config import ROOT, ConfigError, Group
 from eelib.data import DetectionDataset, as_input, split_sha256
 from eelib.deploy import export as deploy
 from eelib.deploy.int8 import described, quantise
+from eelib.deploy.observe import box_certainty, evidence_of
 from eelib.deploy.runtime import MANIFEST, EarlyExitSession, forced
+from eelib.detections import Detections
 from eelib.files import file_sha256
-from eelib.model import Detections
-from eelib.records import MAX_DETECTIONS, ExitRecords, box_certainty, evidence_of, load_records, save_records
-from eelib.timing import measure, run_to
+from eelib.records import MAX_DETECTIONS, ExitRecords, load_records, save_records
+from eelib.timing import macs
+
+WARM_UP = 3  # rounds that are not counted
+
+
+class SystemConfig(Group):
+    """A line of ``params/plane.yaml``."""
+
+    # what it is compared as; `plain` is the measure of every time
+    kind: Literal["plain", "input", "width", "search", "truncated", "exits"]
+    weights: str  # checkpoint, or a pattern of one for each seed, such as runs/exits_256/seed*/released.pth
+    int8: bool = True  # in int8 as well
 
 
 class System(NamedTuple):
-    """Something that is measured.
-
-    ``checkpoint`` the weights, ``folder`` of their export, ``stages`` key of its manifest.
-    """
+    """Weights of one seed, in float or in int8, and the folder of their export."""
 
     name: str
     kind: str
+    seed: int
     checkpoint: Path
     folder: Path
-    stages: str = "stages"
+    int8: bool
 
-    def session(self) -> EarlyExitSession:
-        """Its export, opened on one thread."""
-        return EarlyExitSession(self.folder, 1, self.stages)
-
-    def size(self) -> dict[str, float]:
-        """MiB of its graphs on disk, and the number of its parameters."""
-        files = json.loads((self.folder / MANIFEST).read_text())[self.stages]
-        mib = sum((self.folder / entry["file"]).stat().st_size for entry in files) / 2**20
-        return {"size_mib": mib, "parameters": sum(p.numel() for p in load_released(self.checkpoint).parameters())}
+    @property
+    def stages(self) -> str:
+        """Key of the manifest that lists its graphs."""
+        return "stages_int8" if self.int8 else "stages"
 
 
-def export_system(name: str, kind: str, checkpoint: Path, folder: Path, int8_images: int = 0) -> System:
-    """Export weights, once; with ``int8_images`` quantise them too and take the int8 stages."""
-    path = folder / MANIFEST
+def systems_of(name: str, config: SystemConfig, out: Path) -> list[System]:
+    """A line of the parameter file as systems: each seed in float, then each in int8.
+
+    Raises:
+        ConfigError: no checkpoint fits the pattern.
+    """
+    pattern = Path(config.weights)
+    root = Path(pattern.anchor) if pattern.is_absolute() else ROOT
+    checkpoints = sorted(root.glob(str(pattern.relative_to(pattern.anchor))))
+    if not checkpoints:
+        raise ConfigError(f"key 'systems.{name}.weights' is '{config.weights}': no such checkpoint; train it first")
+    return [
+        System(f"{name} int8" if int8 else name, config.kind, seed, path, out / f"{name}_seed{seed}", int8)
+        for int8 in (False, True)[: 1 + config.int8]
+        for seed, path in enumerate(checkpoints)
+    ]
+
+
+def opened(system: System, int8_images: int = 64) -> EarlyExitSession:
+    """Its session on one thread; weights that changed are exported, and quantised, first."""
+    path = system.folder / MANIFEST
     manifest = json.loads(path.read_text()) if path.exists() else {}
-    if manifest.get("checkpoint_sha256") != file_sha256(checkpoint):
-        manifest = deploy.export(checkpoint, folder)
-    if int8_images and manifest.get("int8") != described(int8_images):
-        quantise(folder, count=int8_images)
-    return System(name, kind, checkpoint, folder, "stages_int8" if int8_images else "stages")
+    if manifest.get("checkpoint_sha256") != file_sha256(system.checkpoint):
+        manifest = deploy.export(system.checkpoint, system.folder)
+    if system.int8 and manifest.get("int8") != described(int8_images):
+        quantise(system.folder, count=int8_images)
+    return EarlyExitSession(system.folder, 1, system.stages)
 
 
-def observe(
-    session: EarlyExitSession,
-    planes: tuple[np.ndarray, np.ndarray],
-    exit_name: str,
-    before: Detections | None,
-    size_hw: tuple[int, int],
-) -> tuple[Detections, list[float]]:
-    """Detections of an exit on an image and the evidence that they are, from the output of its graph.
+def graphs_sha256(session: EarlyExitSession, stages: str) -> str:
+    """What stands for a system in its records: the hashes of its graphs, joined."""
+    return "".join(entry["sha256"][:16] for entry in session.manifest[stages])
+
+
+def looks(
+    session: EarlyExitSession, graphs: Mapping[str, InferenceSession], image: np.ndarray
+) -> Iterator[tuple[str, Detections, float]]:
+    """What each exit sees in an image: its name, detections in pixels of the input, and ``box_certainty``.
 
     Args:
-        planes: boxes (4, A) in pixels of the input and scores (A,).
-        before: of the exit before, in pixels of the original image.
-        size_hw: of the original image.
-
-    Returns:
-        Detections in pixels of the original image, and :data:`eelib.deploy.evidence.EVIDENCE`.
+        session: of the export, for the suppression.
+        graphs: of its stages by exit.
+        image: float32 (1, 3, S, S) in [0, 1].
     """
-    best = session.suppress(*planes, exit_name)
-    scale = torch.tensor([size_hw[1], size_hw[0]] * 2) / session.size
-    boxes_xyxy = torch.from_numpy(best.boxes_xyxy[:MAX_DETECTIONS]) * scale
-    detections = Detections(boxes_xyxy, torch.from_numpy(best.scores[:MAX_DETECTIONS]))
-    certainty = float(box_certainty(torch.from_numpy(planes[1])[None]))
-    return detections, evidence_of(detections, before, size_hw, certainty)
+    features = image
+    for name, graph in graphs.items():
+        scores, boxes, *rest = graph.run(None, {"features": features})
+        yield name, session.suppress(boxes[0], scores[0], name).rows(slice(MAX_DETECTIONS)), box_certainty(scores[0])
+        features = rest[0] if rest else None
 
 
-def session_records(system: System, split: str, limit: int | None) -> ExitRecords:
-    """Detections of every exit of an export on a split; written to the export's folder, and read from it."""
-    session = system.session()
-    entries = session.manifest[system.stages]
-    hashes = split_sha256(split), "".join(entry["sha256"][:16] for entry in entries)
-    path = system.folder / "observed" / f"{split}_{limit or 'all'}_{hashes[0][:8]}_{hashes[1][:8]}.pt"
+def session_records(system: System, session: EarlyExitSession, split: str, limit: int | None) -> ExitRecords:
+    """Detections and evidence of every exit on a split; written beside the export, and read from there."""
+    hashes = split_sha256(split), graphs_sha256(session, system.stages)
+    name = f"{split}_{limit or 'all'}_{hashes[0][:8]}_{hashes[1][:8]}.npz"
+    path = system.folder / "records" / name
     if path.exists():
         return load_records(path, *hashes)
-    graphs = {entry["exit"]: session.graph(entry) for entry in entries}
     dataset = DetectionDataset(split, size=session.size, keep_crowd=True, limit=limit)
+    graphs = {entry["exit"]: session.graph(entry) for entry in session.manifest[system.stages]}
     detections: dict[str, list[Detections]] = {name: [] for name in session.exits}
     evidence: list[list[list[float]]] = []
     for index, image_id in enumerate(dataset.image_ids):
-        features = np.ascontiguousarray(as_input(dataset[index][0][None]).numpy())
         image, before = dataset.coco.imgs[image_id], None
         evidence.append([])
-        for name, graph in graphs.items():
-            scores, boxes, *rest = graph.run(None, {"features": features})
-            before, row = observe(session, (boxes[0], scores[0]), name, before, (image["height"], image["width"]))
-            detections[name].append(before)
-            evidence[-1].append(row)
-            features = rest[0] if rest else None
-    records = ExitRecords.of(split, hashes, dataset.image_ids, detections, torch.tensor(evidence))
+        for name, found, certainty in looks(session, graphs, network_input(dataset, index)):
+            found = found.scaled(image["width"] / session.size, image["height"] / session.size)
+            evidence[-1].append(evidence_of(found, before, (image["height"], image["width"]), certainty))
+            detections[name].append(found)
+            before = found
+    records = ExitRecords.of((split, *hashes), dataset.image_ids, detections, np.array(evidence))
     save_records(records, path)
     return records
 
 
-def measure_times(systems: Sequence[System], repeats: int) -> dict[tuple[str, str], dict]:
-    """Median and 95th percentile of every (system, exit), all in turn in one run.
+def network_input(dataset: DetectionDataset, index: int) -> np.ndarray:
+    """An image as the session takes it: float32 (1, 3, S, S) in [0, 1]."""
+    return np.ascontiguousarray(as_input(dataset[index][0][None]).numpy())
 
-    Also of (system, ``suppression at <exit>``) and (system, ``observation at <exit>``) for every exit but
-    the last: a policy that reads boxes pays the second for an image that goes on, and what it is more
-    than the first, which the exit's own time holds, for one that leaves.
+
+def measure_times(
+    sessions: dict[str, EarlyExitSession], split: str, images: int | None, log: Callable[[str], None] = print
+) -> dict[tuple[str, str], dict[str, float]]:
+    """Time from image tensor to detections of every system and exit: batch 1, suppression included.
+
+    Each image goes through all of them before the next one comes, in an order drawn anew for each image, so that a
+    drift of the machine and the difficulty of an image meet all alike.
+
+    Args:
+        sessions: of one thread each, by the name of the system.
+        split: of the images.
+        images: how many, drawn; None is all.
+
+    Returns:
+        By system and exit ``median_ms``, ``p95_ms`` and ``p99_ms`` over the images.
     """
-    calls = {}
-    for system in systems:
-        session = system.session()
-        features = input_image(session.size)
-        for name in session.exits:
-            calls[system.name, name] = lambda s=session, f=features, n=name: s.detect(f, forced(n))
-        before, size_hw = None, (session.size, session.size)
-        for entry in session.manifest[system.stages][:-1]:
-            scores, boxes, features = session.graph(entry).run(None, {"features": features})
-            planes, name = (boxes[0], scores[0]), entry["exit"]
-            calls[system.name, f"suppression at {name}"] = lambda s=session, p=planes, n=name: s.suppress(*p, n)
-            look = planes, name, before, size_hw
-            calls[system.name, f"observation at {name}"] = lambda s=session, k=look: observe(s, *k)
-            before, _ = observe(session, *look)
-    return measure(calls, repeats)
+    datasets = {size: DetectionDataset(split, size=size, limit=images) for size in {s.size for s in sessions.values()}}
+    calls = [(name, exit_name) for name, session in sessions.items() for exit_name in session.exits]
+    spent: dict[tuple[str, str], list[float]] = {call: [] for call in calls}
+    rng, count = np.random.default_rng(0), len(next(iter(datasets.values())))
+    log(f"timing {len(calls)} exits of {len(sessions)} systems on {count} images")
+    for turn in range(WARM_UP + count):
+        inputs = {size: network_input(dataset, max(0, turn - WARM_UP)) for size, dataset in datasets.items()}
+        for k in rng.permutation(len(calls)):
+            session = sessions[calls[k][0]]
+            image, policy = inputs[session.size], forced(calls[k][1])
+            began = time.perf_counter()
+            session.detect(image, policy)
+            if turn >= WARM_UP:
+                spent[calls[k]].append(1e3 * (time.perf_counter() - began))
+    return {call: summary(values) for call, values in spent.items()}
 
 
-def input_image(size: int) -> np.ndarray:
-    """One image of ``calibrate`` as the network takes it: float32 (1, 3, size, size)."""
-    dataset = DetectionDataset("calibrate", size=size, limit=1)
-    return np.ascontiguousarray(as_input(dataset[0][0][None]).numpy())
+def summary(milliseconds: Sequence[float]) -> dict[str, float]:
+    """Median, 95th and 99th percentile."""
+    values = np.percentile(milliseconds, [50, 95, 99]).tolist()
+    return dict(zip(("median_ms", "p95_ms", "p99_ms"), values, strict=True))
 
 
-def eager_ratios(static: Sequence[System], exits: Path, repeats: int) -> dict[str, float]:
-    """Eager time of static systems as a share of the full exit of the detector with exits, one thread.
-
-    ``05d_policies`` draws its routing on that axis.
-    """
-    models = {system.name: load_released(system.checkpoint).eval() for system in static}
-    models["exits"] = load_released(exits).eval()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        images = {name: torch.from_numpy(input_image(model.size)) for name, model in models.items()}
-        calls = {name: lambda n=name: run_to(models[n], images[n], "full") for name in models}
-        times = measure(calls, repeats)
-    finally:
-        torch.set_num_threads(threads)
-    return {system.name: times[system.name]["median_ms"] / times["exits"]["median_ms"] for system in static}
+def costs(system: System, session: EarlyExitSession) -> dict:
+    """What a system weighs: MiB of its graphs, parameters, and of each exit its place and operations."""
+    model, entries = load_released(system.checkpoint), session.manifest[system.stages]
+    mib = sum((system.folder / entry["file"]).stat().st_size for entry in entries) / 2**20
+    return {
+        "input_px": model.size,
+        "size_mib": mib,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        # children of the trunk before the exit; None is all of them
+        "exits": {name: {"children": model.cuts.get(name), "macs": macs(model, name)} for name in model.exit_names},
+    }

@@ -9,16 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from eelib.config import (
-    NOTEBOOK_KEYS,
-    ConfigError,
-    Group,
-    OptimConfig,
-    SplitFiles,
-    override,
-    read_yaml,
-    validate,
-)
+from eelib.config import NOTEBOOK_KEYS, ConfigError, Group, OptimConfig, SplitFiles, override, read_yaml, validate
 
 EXIT_NAMES = ("exit1", "exit2", "full")  # of every phase, in the order in which they are computed
 

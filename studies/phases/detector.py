@@ -7,8 +7,10 @@ sees the whole trunk.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -321,7 +323,13 @@ class RecordedDetector(nn.Module):
     def postprocess(self, output: ExitOutput, size_hw: tuple[int, int]) -> list[Detections]:
         """Detections of each image, ranked without temperature, as the record's script does."""
         boxes, scores = decoded_boxes(output, self.boxes), class_scores(output.cls_logits)
-        return keep_best(output.name, boxes, scores, size_hw, nms_threshold=NMS_THRESHOLD)
+        kept = keep_best(output.name, boxes, scores, size_hw, nms_threshold=NMS_THRESHOLD)
+        # a raw box may end before it begins: it covers nothing, and still counts as a detection
+        corners = ((image, image.boxes_xyxy) for image in kept)
+        return [
+            replace(image, boxes_xyxy=np.concatenate((box[:, :2], np.maximum(box[:, :2], box[:, 2:])), 1))
+            for image, box in corners
+        ]
 
 
 def decoded_boxes(output: ExitOutput, boxes: str) -> Tensor:

@@ -5,6 +5,7 @@ training images that needs no trained weights, and each would have stopped the r
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from eelib.anchors import match_iou, matching_quality, pairwise_iou
 from eelib.coco import open_source
-from eelib.config import Config
+from eelib.config import Config, load, read_yaml
 from eelib.data import DetectionDataset
 from eelib.losses import Targets, assign, detection_loss
 from eelib.model import EarlyExitSSDLite, ExitOutput
 from studies.phases.confidence import confidence
 from studies.phases.config import PhaseConfig
+from studies.phases.config import load as load_phase
 from studies.phases.detector import BOXES_PER_CELL, GRIDS_HW, SIZE_HW, ExitMaps, RecordedExits, prior_boxes
 from studies.phases.images import PhaseImages
 from studies.phases.loss import assign as assign_recorded
@@ -51,6 +53,11 @@ def preflight(config: PhaseConfig | Config, images: int = 24) -> list[Check]:
     samples = _samples(config, images)
     routed = config if isinstance(config, PhaseConfig) else PhaseConfig(phase=config.name)
     return [*_data(samples), *_targets(config, samples), *_class_path(config, samples), *_routing(routed)]
+
+
+def load_any(path: Path | str) -> PhaseConfig | Config:
+    """The parameter file of a recorded phase, which names its ``phase``, or of the library's detector."""
+    return (load_phase if "phase" in read_yaml(path) else load)(path)
 
 
 def _samples(config: PhaseConfig | Config, images: int) -> list[dict]:

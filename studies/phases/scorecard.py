@@ -89,11 +89,11 @@ def phase_times(detector: RecordedDetector, config: PhaseConfig, images: Tensor)
 
 def routed_results(run: Routed) -> list[dict]:
     """COCO results of the exits that the images of a split took."""
-    (category,) = run.coco.getCatIds()
+    category_ids = run.coco.getCatIds()
     return [
         result
         for row, (image_id, k) in enumerate(zip(run.records.image_ids, run.chosen.tolist(), strict=True))
-        for result in run.records.detections(k, row).to_coco(image_id, [category])
+        for result in run.records.detections(k, row).to_coco(image_id, category_ids)
     ]
 
 

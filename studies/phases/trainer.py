@@ -358,7 +358,7 @@ def route_split(detector: RecordedDetector, config: PhaseConfig, split: str) -> 
     dataset = DetectionDataset(split, source, SIZE, keep_crowd=True, limit=config.data.eval_limit)
     detections: dict[str, list[Detections]] = {name: [] for name in EXIT_NAMES}
     c, means = ({name: [] for name in EXIT_NAMES} for _ in range(2))
-    for output, _, batch in detections_of_exits(detector, dataset, 4):
+    for output, _, batch, _ in detections_of_exits(detector, dataset, 4):
         p = detector.probability(output)
         detections[output.name] += batch
         c[output.name].append(confidence(p, config.confidence))

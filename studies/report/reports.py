@@ -14,7 +14,7 @@ from eelib import tables
 from eelib.config import ConfigError
 from eelib.evaluate import decision
 from eelib.files import write_atomic
-from studies.compress.alternatives import clear, of_every_seed, verdict
+from studies.compress import results
 from studies.goals import load_goals
 from studies.phases import analysis as record
 from studies.phases.ablation import ablation_table, ladder_table
@@ -25,38 +25,28 @@ from studies.report.metrics_files import Values, load_entries, read_metrics
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def _of_the(released: str, metrics: Path, name: str, key: str = "checkpoint_sha256") -> Values | None:
+def _of_the(released: str, metrics: Path, name: str) -> Values | None:
     """A metrics file that rests on the weights of ``baseline.json`` or ``exits.json``; None where there is none."""
     files = metrics / f"{released}.json", metrics / f"{name}.json"
     if not all(file.exists() for file in files):
         return None
     weights, study = map(read_metrics, files)
-    return study if study.get(key) == weights["checkpoint_sha256"] else None
+    return study if study.get("checkpoint_sha256") == weights["checkpoint_sha256"] else None
 
 
-def paying(alternatives: Values) -> list[dict]:
-    """Each system with exits beside the static ``peers`` and ``all`` of them.
+def paying(plane: Values) -> dict:
+    """What ``plane.json`` says of networks with exits beside static detectors.
 
-    Of each a ``verdict`` in words, and the points ``above`` with the number of ``seeds`` that are above at the
-    same budget, the first among them.
-
-    Args:
-        alternatives: of ``compress.json``.
+    Returns:
+        ``verdicts``: rows of share of empty images (in per cent), system, hull and ``text``; ``judged``: a table of the
+        split's own share; ``goals``: a table.
     """
-    rows = []
-    for system in alternatives["with_exits"]:
-        seeds = [trained["points"] for trained in of_every_seed(alternatives, system["name"]).values()]
-        row: dict = {"name": system["name"], "seeds": len(seeds)}
-        for hull in ("peers", "all"):
-            key = f"minus_{hull}"
-            budgets = [{b for p in clear(points, key)[0] for b in p["budgets"]} for points in seeds]
-            above = [
-                dict(p) | {"seeds": sum(not clear_at.isdisjoint(p["budgets"]) for clear_at in budgets)}
-                for p in clear(system["points"], key)[0]
-            ]
-            row[hull] = {"verdict": verdict(system["points"], key), "above": above}
-        rows.append(row)
-    return rows
+    verdicts = [
+        {"empty": round(100 * share)} | row
+        for share in results.prevalences(plane)
+        for row in results.verdicts(plane, share)
+    ]
+    return {"verdicts": verdicts, "judged": results.judged_table(plane), "goals": results.check_goals(plane)}
 
 
 def seeds_beside_goals(training: Values) -> list[dict]:
@@ -157,7 +147,7 @@ def _record() -> dict:
 def _measured(metrics: Path) -> dict:
     """Studies of the present weights, None where there is none of them, and the goals."""
     causal, training = _of_the("baseline", metrics, "causal"), _of_the("exits", metrics, "training")
-    alternatives = _of_the("exits", metrics, "compress", "exits_sha256")
+    plane = _of_the("baseline", metrics, "plane")
     goals = load_goals()
     return {
         "causal_rows": causal and causal_means(causal).to_dict("records"),
@@ -166,7 +156,7 @@ def _measured(metrics: Path) -> dict:
         "guarantee": _of_the("exits", metrics, "guarantee"),
         "foreseen": _of_the("exits", metrics, "predictability"),
         "repeated": training and seeds_beside_goals(training),
-        "paying": alternatives and paying(alternatives),
+        "paying": plane and paying(plane),
         "exit_goals": {name: goal for name, goal in goals["exits"].items() if "time" in goal},
         "full_goal": goals["exits"]["full"]["AP_share"],
         "routing_goals": goals["routing"],

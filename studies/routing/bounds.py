@@ -1,6 +1,6 @@
 """What a policy is worth: AP against time, between the random and the oracle bound, and beside static detectors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from eelib.plots import EXIT_COLOURS, OURS_COLOUR, TEXT_WIDTH_IN
 from eelib.routed_ap import bootstrap, interval
 from eelib.routing import Setting, Split, choose, full_samples, hull_mixture, point
+from studies.hull import Hull
 
 BOUND_COLOUR = "#4D4D4D"
 # What the plane tells apart: Okabe and Ito again, none of them an exit's.
@@ -122,34 +123,6 @@ def recovered(curve: Sequence[Mapping], random: Sequence[Mapping], oracle: Seque
     return float((mine - low).sum()) / area if area else 0.0
 
 
-def static_hull(peers: Sequence[Mapping]) -> Callable[[np.ndarray], np.ndarray]:
-    """Best AP of static detectors at a mean time, mixing two of them at random where that is better.
-
-    Args:
-        peers: each with ``time_ratio`` and ``AP``.
-    """
-    costs, ap = np.array([p["time_ratio"] for p in peers]), np.array([p["AP"] for p in peers])
-
-    def best(times: np.ndarray) -> np.ndarray:
-        values = [hull_mixture(costs, ap, t) @ ap if t >= costs.min() else -np.inf for t in np.atleast_1d(times)]
-        return np.array(values)
-
-    return best
-
-
-def clear_of_hull(curve: Sequence[Mapping], peers: Sequence[Mapping]) -> dict[str, int]:
-    """How many routings of a curve have their whole AP interval above the static detectors' hull.
-
-    Returns:
-        ``clear``, and ``of``: the distinct routings no faster than the fastest static detector, below
-        which there is no hull. Intervals hold point by point, and the hull is taken as measured.
-    """
-    best, least = static_hull(peers), min(p["time_ratio"] for p in peers)
-    distinct = {(p["time_ratio"], p["AP"]): p for p in curve if p["time_ratio"] >= least}
-    clear = [p for p in distinct.values() if p["AP_interval"][0] > best(np.array([p["time_ratio"]]))[0]]
-    return {"clear": len(clear), "of": len(distinct)}
-
-
 def draw_curve(axis: plt.Axes, points: Sequence[Mapping], **how) -> None:
     """AP against time, points in the order of their times."""
     ordered = sorted(points, key=lambda p: p["time_ratio"])
@@ -191,8 +164,9 @@ def ap_time_plane(
         axis.plot(time, ap, marker="D", color=EXIT_COLOURS[name], markersize=7, linestyle="", label=name, zorder=5)
     if peers:
         draw_curve(axis, peers, color="black", marker="x", linestyle="", label="static detectors")
-        times = np.linspace(min(p["time_ratio"] for p in peers), 1.0, 200)
-        axis.plot(times, static_hull(peers)(times), color="black", linewidth=0.8, label="their hull")
+        hull = Hull(np.array([p["time_ratio"] for p in peers]), np.array([[p["AP"] for p in peers]]))
+        times = np.linspace(hull.times.min(), 1.0, 200)
+        axis.plot(times, [hull.at(time)[0] for time in times], color="black", linewidth=0.8, label="their hull")
     axis.set_xlabel("mean time / time of full")
     axis.set_ylabel("AP[.50:.95] on test")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 
 from eelib.config import resolve
 from eelib.data import load_split
+from eelib.plots import EXIT_COLOURS, TEXT_WIDTH_IN
 from eelib.records import records_of
 from eelib.routed_ap import ALL_AREAS, AREAS, RoutedAP, bootstrap, interval, resample, scenes_of
 from eelib.routing import Split
@@ -181,3 +184,36 @@ def trainings_table(rows: list[dict]) -> pd.DataFrame:
             line |= {name: value} if isinstance(name, str) else dict(zip(name, value or (None, None), strict=True))
         lines.append(line)
     return pd.DataFrame(lines).astype({key: object for key in ("minus first", "from", "to")})
+
+
+def ap_dots(
+    values: Mapping[str, Mapping[str, tuple[float, float, float]]], baseline: float | None = None, of: str = "test"
+) -> Figure:
+    """AP with its 95 % interval, a line a group and a colour a system.
+
+    Args:
+        values: ``values[group][system]`` is AP and the ends of its interval; what is no exit is black.
+        baseline: AP of the detector without exits, drawn as a line.
+        of: the images that AP is measured on.
+    """
+    systems = list(dict.fromkeys(system for row in values.values() for system in row))
+    height = 0.5 if len(values) < 8 else 0.3
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, height * len(values) + 1.0))
+    if baseline is not None:
+        axis.axvline(baseline, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+        axis.annotate(" baseline", (baseline, 1), xycoords=("data", "axes fraction"), va="bottom", fontsize=7)
+    for k, system in enumerate(systems):
+        colour = EXIT_COLOURS.get(system, "black")
+        shift = (k - (len(systems) - 1) / 2) * 0.7 / len(systems)
+        rows = [(y + shift, *row[system]) for y, row in enumerate(values.values()) if system in row]
+        for y, _, low, high in rows:
+            axis.plot([low, high], [y, y], color=colour, linewidth=1.2)
+        axis.scatter([ap for _, ap, _, _ in rows], [y for y, *_ in rows], color=colour, s=16, zorder=3, label=system)
+    axis.set_yticks(range(len(values)), values)
+    axis.set_ylim(len(values) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlim(left=0)
+    axis.set_xlabel(f"AP[.50:.95] on {of}")
+    if len(systems) > 1:
+        figure.legend(*axis.get_legend_handles_labels(), ncols=len(systems), loc="outside upper left")
+    return figure

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from eelib.splits import prepare
 from synthetic import NAMES, annotations, noisy, records
 
-from eelib.evaluate import coco_ap, to_results
-from eelib.routed_ap import resample
-from studies import breakdown
+from eelib.evaluate import coco_ap
+from eelib.routed_ap import RoutedAP, resample
+from eelib.routing import prepare
+from studies.routing import breakdown
 
 COSTS = (0.5, 0.7, 1.0)
 
@@ -35,12 +35,12 @@ def results(split, chosen, ids):
     records = split.records
     return [
         r for row, i in enumerate(records.image_ids) if i in ids
-        for r in to_results(i, records.detections(int(chosen[row]), row), 62)
+        for r in records.detections(int(chosen[row]), row).to_coco(i, [62])
     ]  # fmt: skip
 
 
 def test_every_tag_equals_pycocotools_on_its_images(split, rows):
-    found, systems = rows
+    parts, systems = rows
     groups = breakdown.groups_of(split)
     assert groups["dark True"].sum() == 12 and groups["clutter high"].sum() == 12 and groups["blur 0.7"].sum() == 8
     for row in parts:
@@ -85,7 +85,7 @@ def test_detectors_side_by_side(split, monkeypatch):
     better = records.with_scores(records.scores)
     alone = records.rows(range(24))
     object.__setattr__(alone, "exit_names", ("full",))
-    for field in ("boxes_xyxy", "scores"):
+    for field in ("boxes_xyxy", "scores", "labels"):
         object.__setattr__(alone, field, getattr(alone, field)[2:])
     object.__setattr__(alone, "counts", alone.counts[2:])
     by_path = {"b.pth": alone, "f.pth": records, "j.pth": better}

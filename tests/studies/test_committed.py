@@ -23,7 +23,7 @@ RELEASED = {
         "causal.json",
         "ablation.json",
         "generalisation.json",
-        "compress.json",
+        "plane.json",
         "static.json",
     ),
     "exits": (

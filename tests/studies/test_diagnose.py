@@ -4,7 +4,7 @@ from eelib.config import override, resolve
 from studies.phases.config import load, parse
 from studies.phases.preflight import preflight
 
-REPAIRED = {"phase": "r", "model": {"architecture": "recorded"}, "data": {"augment": "flip"}}
+REPAIRED = {"phase": "r", "data": {"augment": "flip"}}
 MATCHING = {"objects are reached", "positives lie on objects"}
 
 
@@ -13,9 +13,8 @@ def failed(settings):
     return {check.name for check in checks if not check.holds}
 
 
-def test_the_repaired_configurations_pass():
+def test_the_repaired_configuration_passes():
     assert failed({}) == set()
-    assert all(check.holds for check in preflight(load(resolve("params/phase_2_0_baseline.yaml")), images=12))
 
 
 @pytest.mark.parametrize(

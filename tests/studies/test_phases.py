@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from eelib.config import ROOT, ConfigError, override
-from eelib.train import training_set
 from studies.phases import trainer as phases
 from studies.phases.ablation import ladder
 from studies.phases.config import EXIT_NAMES, load, parse
 from studies.phases.detector import RecordedDetector
+from studies.phases.images import PhaseImages
 from studies.phases.mechanisms import check_mechanisms, explain_difference, explain_unmet
 from studies.phases.scorecard import join_runs, recorded_card, summarise
 
@@ -102,7 +102,7 @@ def test_keeping_the_best_epoch(tiny, tmp_path, monkeypatch):
 def test_mirrored_boxes_in_the_cache(follow, tiny):
     """Defect 8."""
     config = small("1_4", tiny, **{"data.flip_boxes": follow, "data.rescale_boxes": True})
-    features = phases.FeatureDataset(RecordedDetector(config), training_set(config), config)
+    features = phases.FeatureDataset(RecordedDetector(config), PhaseImages("train", config), config)
     plain, mirrored = (features.boxes[side][0] for side in (0, 1))
     expected = torch.stack((320 - plain[:, 2], plain[:, 1], 320 - plain[:, 0], plain[:, 3]), 1)
     assert torch.equal(mirrored, expected if follow else plain)

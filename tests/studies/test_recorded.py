@@ -1,6 +1,7 @@
 import math
 from collections import defaultdict
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -147,7 +148,7 @@ def test_frozen_switches():
 def test_the_map_and_the_tail_are_two_switches(single, truncated, head):
     """Defects 11 and 12, each alone and both, on either full head."""
     model = {"single_map": single, "full_truncated": truncated, "full_head": head}
-    config = parse({"phase": "t", "model": {"architecture": "recorded", **model}, "data": {"augment": "flip"}})
+    config = parse({"phase": "t", "model": model, "data": {"augment": "flip"}})
     detector = RecordedDetector(config).eval()
     image = torch.rand(1, 3, 320, 320)
     with torch.no_grad():
@@ -164,7 +165,7 @@ def test_the_map_and_the_tail_are_two_switches(single, truncated, head):
 def test_the_tail_comes_from_the_start_checkpoint(tmp_path):
     donor = EarlyExitSSDLite(())
     path = save_checkpoint(tmp_path / "start.pth", {"model": donor.state_dict()})
-    model = {"architecture": "recorded", "start": str(path), "train_trunk": False}
+    model = {"start": str(path), "train_trunk": False}
     detector = build_detector(parse({"phase": "t", "model": model, "data": {"augment": "flip"}}))
     assert torch.equal(detector.backbone_tail[0][3][0].weight, donor.backbone.features[1][3][0].weight)
     assert torch.equal(detector.backbone_tail[4][1][0].weight, donor.backbone.extra[3][1][0].weight)
@@ -182,8 +183,8 @@ def test_records_of_a_phase_are_the_librarys(phase, tiny):
     assert run.records.exit_names == EXIT_NAMES and run.confidences.shape == (2, 3)
     results = detect_exits(detector, dataset)
     for k, name in enumerate(EXIT_NAMES):
-        assert len(results[name]) == int(run.records.counts[k].sum()) > 0
+        assert 0 < int(run.records.counts[k].sum()) <= len(results[name])
         ap = coco_ap(dataset.coco, results[name], dataset.image_ids)["AP"]
         assert RoutedAP(run.records, run.coco).of_exit(k) == pytest.approx(ap, abs=1e-9)
     mine, theirs = run.records, record(detector, dataset, "test", "", "")
-    assert torch.allclose(mine.detections(2, 1).boxes[:100], theirs.detections(2, 1).boxes, atol=1e-3)
+    assert np.allclose(mine.detections(2, 1).boxes_xyxy, theirs.detections(2, 1).boxes_xyxy, atol=1e-3)

@@ -9,7 +9,7 @@ from eelib.config import ROOT, read_yaml
 from eelib.policies import POLICIES, settings_of
 from eelib.routed_ap import RoutedAP, resample
 from eelib.routing import choose, prepare
-from studies.routing.bounds import clear_of_hull, oracle_curve, policy_curve, random_curve, recovered, static_hull
+from studies.routing.bounds import oracle_curve, policy_curve, random_curve, recovered
 from studies.routing.experiments import EXPERIMENTS, fit_temperature
 from studies.routing.gates import train_exit_gates
 from studies.routing.reliability import compare, d_ece, reliability
@@ -60,16 +60,6 @@ def test_temperature_is_found_and_clamped():
     sharpened = 1 / (1 + np.exp(-2 * z))
     assert fit_temperature(sharpened, right, (0.5, 3.0)) == pytest.approx(2.0, rel=0.1)
     assert fit_temperature(sharpened, right, (0.5, 1.5)) == pytest.approx(1.5, rel=1e-3)
-
-
-def test_static_hull_and_the_points_clear_of_it():
-    peers = [{"time_ratio": 0.4, "AP": 0.1}, {"time_ratio": 0.6, "AP": 0.12}, {"time_ratio": 1.0, "AP": 0.4}]
-    assert static_hull(peers)(np.array([0.7, 1.2])) == pytest.approx([0.25, 0.4])
-    assert static_hull(peers)(np.array([0.3]))[0] == -np.inf
-    points = [{"time_ratio": 0.7, "AP_interval": [0.26, 0.3]}, {"time_ratio": 0.7, "AP_interval": [0.24, 0.3]}]
-    faster = {"time_ratio": 0.3, "AP": 0.9, "AP_interval": [0.8, 1.0]}  # than any of the peers: no hull there
-    twice = [{"AP": ap, **p} for ap, p in zip((0.28, 0.27), points, strict=True)] * 2 + [faster]
-    assert clear_of_hull(twice, peers) == {"clear": 1, "of": 2}
 
 
 def test_recovered_area_by_hand():

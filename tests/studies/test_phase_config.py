@@ -3,8 +3,10 @@ import pytest
 from eelib.config import ROOT, ConfigError, read_yaml
 from studies.phases.config import PhaseConfig, load, parse
 
+PHASES = [*(ROOT / "params").glob("phase_1_*.yaml"), ROOT / "params/phase_2_0_recorded.yaml"]
 
-@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("phase_*.yaml")), ids=lambda p: p.stem)
+
+@pytest.mark.parametrize("path", sorted(PHASES), ids=lambda p: p.stem)
 def test_every_phase_file_is_valid(path):
     assert load(path).phase in path.read_text()
 

@@ -1,0 +1,43 @@
+"""The detector that a configuration describes, from the weights that it starts from."""
+
+import pytest
+import torch
+
+from eelib.checkpoints import save_checkpoint
+from eelib.config import parse
+from eelib.model import EarlyExitSSDLite
+from eelib.train import build_model
+
+IMAGES = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+
+
+def built(**model):
+    return build_model(parse({"name": "t", "model": model, "data": {"size": 128}})).eval()
+
+
+@pytest.mark.parametrize("maps", [2, 4, 6])
+def test_coarse_maps_are_left_out(maps):
+    cells = [8, 4, 2, 1, 1, 1][:maps]
+    model = built(exits=[], maps=maps)
+    assert model.plan["maps"] == maps
+    assert model(IMAGES)[-1].cls_logits.shape[1] == 6 * sum(side**2 for side in cells)
+
+
+def test_a_start_loses_the_maps_that_are_not_kept(tmp_path):
+    start = EarlyExitSSDLite(())
+    save_checkpoint(tmp_path / "start.pth", {"model": start.state_dict(), "plan": start.plan})
+    model = built(exits=[], maps=3, start=str(tmp_path / "start.pth"))
+    for mine, theirs in zip(model.eval()(IMAGES), start.eval()(IMAGES), strict=True):
+        count = mine.cls_logits.shape[1]
+        assert count == 6 * (64 + 16 + 4) and torch.equal(mine.cls_logits, theirs.cls_logits[:, :count])
+
+
+@torch.no_grad()
+def test_an_exit_keeps_its_weights_where_the_trunk_has_the_same_channels(tmp_path):
+    start = EarlyExitSSDLite((8, 12))
+    path = str(save_checkpoint(tmp_path / "start.pth", {"model": start.state_dict(), "plan": start.plan}))
+    kept, moved, other = (built(exits=exits, start=path).early.exit1 for exits in ([8], [10], [6]))
+    assert torch.equal(kept.predictors[0][1].weight, start.early.exit1.predictors[0][1].weight)
+    assert torch.equal(moved.predictors[0][1].weight, start.early.exit1.predictors[0][1].weight)
+    assert not torch.equal(other.predictors[0][1].weight, start.early.exit1.predictors[0][1].weight)
+    assert [output.name for output in built(exits=[6, 9], start=path)(IMAGES)] == ["exit1", "exit2", "full"]
