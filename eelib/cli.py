@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 from cyclopts.types import PositiveInt
@@ -21,6 +21,9 @@ from eelib.files import InputError
 from eelib.help_text import Columns
 from eelib.hub import DEFAULT, path_of
 from eelib.options import NO_DATA, STUDY, DataOptions, Json, Level, Set, Share, StudyOptions, Threads
+
+if TYPE_CHECKING:
+    from eelib.routers import RoutedSystem
 
 LIBRARY, CHECKOUT = Group("Your detector", sort_key=1), Group("This repository's studies", sort_key=2)
 
@@ -120,22 +123,21 @@ def route(
 ) -> None:  # fmt: skip
     """Choose thresholds for a budget of time, and measure them on test.
 
-    Example: eelib route runs/mine/released.pth --budget 0.6
+    Example: eelib route runs/mine/released.pth --budget 0.6 --out router.json
 
     Args:
         checkpoint: a released name, or a path.
         policy: such as fixed, max_score or benefit; an unknown one lists them all.
-        budget: mean time as a share of full's.
+        budget: mean time as a share of the plain detector's, which has no early exits.
         thresholds: of each exit but the last, in place of a budget.
         calibration: of the scores.
         grid: quantiles of a confidence that are tried as thresholds of each exit.
     """
-    path = path_of(checkpoint)
-    source = data.source_for(path)
+    path = path_of(checkpoint).resolve()
+    options, source = study.options(calibration=calibration, grid=grid), data.source_for(path)
     from eelib import routers
 
-    system = routers.route(path.resolve(), source, policy, budget, thresholds, study.options(calibration, grid))
-    print(_routed_text(system.stated | system.measured, study.as_json))
+    _tell_router(routers.route(path, source, policy, budget, thresholds, options), study)
 
 
 @app.command(group=LIBRARY)
@@ -154,18 +156,25 @@ def certify(
         delta: probability that the promise fails, between 0 and 1.
         bound: test that the certificate rests on.
     """
-    path = path_of(checkpoint)
-    source = data.source_for(path)
+    path = path_of(checkpoint).resolve()
+    options, source = study.options(), data.source_for(path)
     from eelib import routers
 
-    system = routers.certify(path.resolve(), source, epsilon, delta, bound, study.options())
-    print(_routed_text(system.stated | system.measured, study.as_json))
+    _tell_router(routers.certify(path, source, epsilon, delta, bound, options), study)
 
 
-def _routed_text(answer: dict, as_json: bool) -> str:
-    """What a router gives, as aligned lines or JSON."""
-    if as_json:
-        return json.dumps(answer)
+def _tell_router(system: "RoutedSystem", study: StudyOptions) -> None:
+    """Write and print what was chosen."""
+    if study.out:
+        system.router.save(study.out)
+    answer = system.stated | system.measured | {"comparison": system.comparison, "notes": system.notes}
+    print(json.dumps(answer) if study.as_json else _routed_text(answer))
+    if study.out and not study.as_json:
+        print(f"wrote {study.out}: `eelib export --router {study.out}` lets images leave by it")
+
+
+def _routed_text(answer: dict) -> str:
+    """What a router gives, as aligned lines; beside it each exit alone, and the best coin of its exits."""
     lines = []
     if "epsilon" in answer:
         lines.append(
@@ -173,36 +182,50 @@ def _routed_text(answer: dict, as_json: bool) -> str:
             f"({answer['bound']}, n = {answer['n']}, p = {answer['p_value']:.3g}); on test {answer['risk_on_test']:.4f}"
         )
     thresholds = [f"exit{k + 1} {t:.4f}" for k, t in enumerate(answer["thresholds"] or ())]
-    lines.append("thresholds   " + ("  ".join(thresholds) or "none certified: all images take full"))
+    none = "none certified: all images take full" if "epsilon" in answer else "none: there is no early exit"
+    lines.append("thresholds   " + ("  ".join(thresholds) or none))
     lines.append("exit shares  " + "  ".join(f"{name} {share:.3f}" for name, share in answer["exit_shares"].items()))
     for title, key, sign in (("AP on test ", "AP", ""), ("beside full", "AP_minus_full", "+")):
         low, high = answer[f"{key}_interval"]
         lines.append(f"{title}  {answer[key]:{sign}.4f}  [{low:{sign}.4f}, {high:{sign}.4f}]")
-    if answer.get("budget", 1) < answer["time_ratio"]:
-        lines.append(f"the budget of {answer['budget']:g} is not kept on test")
-    return "\n".join([*lines, f"time ratio   {answer['time_ratio']:.3f} of full's time"])
+    lines.append(f"time         {answer['time_ratio']:.3f} of the plain detector's")
+    if "gates" in answer:
+        gates, on_test = answer["gates"], answer["gates_on_test"]
+        lines.append(
+            f"blank gates  objects lost <= {gates['epsilon']} with probability {1 - gates['delta']:g}; on test "
+            f"{on_test['risk']:.4f}, of the empty images {on_test['blank_ended']:.0%} end"
+        )
+    here = answer["comparison"]
+    for other in ({"name": "this router"} | here, *here["exits"], here["coin"]):
+        lines.append(f"on {here['split']}  AP {other['AP']:.4f} at {other['time_ratio']:.3f}  {other['name']}")
+    return "\n".join([*lines, *(f"note: {note}" for note in answer["notes"])])
 
 
 @app.command(group=LIBRARY)
-def export(checkpoint: str = DEFAULT, /, *, out: Path, int8: bool = False, data: DataOptions = NO_DATA) -> None:
+def export(
+    checkpoint: str = DEFAULT, /, *, out: Path, router: Path | None = None, int8: bool = False,
+    data: DataOptions = NO_DATA,
+) -> None:  # fmt: skip
     """Write a detector as ONNX graphs, one for each stage, with a manifest: what `eelib detect` needs.
+
+    Example: eelib export runs/mine/released.pth --router router.json --out deploy
 
     Args:
         checkpoint: a released name, or a path.
         out: folder, created.
+        router: file of `eelib route` or `eelib certify`; without one every image takes the full path.
         int8: write int8 stages too, calibrated on calibrate.
     """
     path = path_of(checkpoint)
-    source = data.source_for(path, "calibrate")
-    from eelib.deploy import export as deploy
-    from eelib.deploy import int8 as quantised
+    source = None if data == NO_DATA else data.source_for(path, "calibrate")
+    from eelib.deploy.export import export as write
 
-    manifest = deploy.export(path, out, source)
-    if int8:
-        manifest = quantised.quantise(out, source=source)
-    for stage in [*manifest["stages"], *manifest.get("stages_int8", [])]:
-        size = (out / stage["file"]).stat().st_size / 2**20
-        print(f"{stage['exit']:6} {stage['file']}  {size:.1f} MiB  sha256 {stage['sha256'][:12]}")
+    manifest = write(path, out, router, source, int8)
+    for stage in (*manifest.stages, *manifest.stages_int8):
+        size = (out / stage.file).stat().st_size / 2**20
+        print(f"{stage.exit:6} {stage.file}  {size:.1f} MiB  sha256 {stage.sha256[:12]}")
+    print("categories: " + ", ".join(f"{category.name} (id {category.id})" for category in manifest.categories))
+    print(f"router: {manifest.router.describe() if manifest.router else 'none, every image takes the full path'}")
     print(f"exported {out}: `eelib detect photo.jpg --export {out}` detects with it")
 
 
@@ -227,20 +250,24 @@ def detect(
         draw_score: least score that is drawn, 0 to 1.
         recursive: read the folders below, too.
         int8: use the int8 stages of `eelib export --int8`.
-        router: router file in place of the one in the export.
-        exit_: let every image leave at this exit.
-        runtime: what runs the graphs.
+        router: file of `eelib route` or `eelib certify`, in place of the router in the export.
+        exit_: let every image leave at this exit, whatever a router says.
+        runtime: what runs the graphs; auto is the faster one here.
         threads: of the runtime, 1 to 64.
         batch: images of one call, 1 to 1024.
     """
     if not inputs:
         raise InputError("detect: nothing to detect in; expected images, videos, folders, patterns or camera:0")
+    if router and exit_:
+        raise InputError("--router and --exit: expected one of them")
     from eelib import detecting
-    from eelib.deploy.inputs import find as find_inputs
+    from eelib.deploy.inputs import find
+    from eelib.deploy.runtime import Session
     from eelib.files import look_up
 
-    job = detecting.Job(find_inputs(inputs, recursive), out, draw, min_score, draw_score, batch)
-    return detecting.run(detecting.open_session(look_up(export), threads, int8, runtime, router, exit_), job)
+    given, session = find(inputs, recursive), Session(look_up(export), threads, int8, runtime)
+    rule = detecting.rule_of(session, router, exit_)
+    return detecting.run(session, detecting.Job(given, out, draw, min_score, draw_score, batch, rule))
 
 
 @app.command(group=LIBRARY)
@@ -347,7 +374,7 @@ def _bench() -> None:
 STUDIES = (
     ("bench", "studies.cli:bench", "Time every runtime and exit, as ratios to the detector without exits."),
     ("phases", "studies.phases.cli:app", "The nine recorded phases: check, train, validate, ablate."),
-    ("study", "studies.cli:app", "What the notebooks tell: run a notebook, compress, reports and more."),
+    ("study", "studies.cli:app", "What the notebooks tell: run a notebook, plane, search, reports and more."),
 )
 
 

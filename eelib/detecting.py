@@ -1,11 +1,10 @@
 """The loop of ``eelib detect``: pictures, videos and cameras in, detections and drawings out as they come.
 
-numpy, Pillow and onnxruntime alone; PyAV where there is a video.
+numpy, Pillow and the runtime alone; PyAV where there is a video.
 """
 
 import contextlib
 import itertools
-import json
 import signal
 import statistics
 import sys
@@ -14,89 +13,36 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from eelib.deploy.inputs import Inputs
-from eelib.deploy.router import Router
-from eelib.deploy.runtime import DeploymentError, EarlyExitSession, forced
+from eelib.deploy.router import Router, Rule
+from eelib.deploy.runtime import Session
 from eelib.deploy.writing import Coco, Drawings, Item, Lines
 from eelib.detections import Detections
 from eelib.door import say
-from eelib.files import InputError
+from eelib.files import InputError, check_target
 from eelib.preprocess import ImageError, read_image, to_input
 
 FEW = 10  # images that are told one by one
 
 
-class Session(Protocol):
-    """What the loop needs of a deployed detector; ``note`` is what has to be said of it, or empty."""
-
-    note: str
-    size: int
-    exits: tuple[str, ...]
-    categories: list[dict]
-
-    def detect_batch(self, images: np.ndarray) -> list[Detections]:
-        """Detections, in the network's pixels, of float32 images (B, 3, S, S) in [0, 1]."""
-
-
-class _Routed:
-    """An :class:`eelib.deploy.runtime.EarlyExitSession` as a :class:`Session`, with a router or a forced exit."""
-
-    def __init__(self, session: EarlyExitSession, router: Router | None, exit_name: str | None):
-        self.session, self.size, self.exits, self.router = session, session.size, session.exits, router
-        self.categories, self.note = session.manifest["categories"], ""
-        self.policy = forced(exit_name or self.exits[-1]) if router is None else self._goes_on
-
-    def _goes_on(self, seen: dict) -> bool:
-        index = self.exits.index(seen["exit"])
-        evidence = np.zeros((1, index + 1, 1))
-        evidence[..., -1, 0] = seen["max_score"]
-        return not self.router.leaves(evidence, index)[0]
-
-    def detect_batch(self, images: np.ndarray) -> list[Detections]:
-        """As in :class:`Session`."""
-        return self.session.detect(images, self.policy)
-
-
-def open_session(
-    folder: Path, threads: int, int8: bool, runtime: str, router: Path | None, exit_name: str | None
-) -> Session:
-    """Open an export. Without a router, embedded or given, every image takes the full path.
+def rule_of(session: Session, router: Path | None, exit_name: str | None) -> Rule | None:
+    """What ``--router`` and ``--exit`` say; None leaves it to the router in the export.
 
     Raises:
-        DeploymentError: no export, or one without what is asked for.
-        RouterError: the router is none.
+        RouterError: no such router or exit.
+        DeploymentError: the router is of another detector.
     """
-    if runtime != "onnxruntime":
-        raise DeploymentError(f"--runtime {runtime}: is not there yet; expected onnxruntime")
-    session = EarlyExitSession(folder, threads, "stages_int8" if int8 else "stages")
-    if exit_name is not None and exit_name not in session.exits:
-        raise DeploymentError(f"--exit {exit_name}: is unknown; expected one of {', '.join(session.exits)}")
-    values, source = session.manifest.get("router"), folder
-    if router is not None:
-        values, source = _read_json(router), router
-    if values is None or exit_name is not None:
-        routed = _Routed(session, None, exit_name)
-        routed.note = "" if exit_name else "no router in this export: every image takes the full path"
-        return routed
-    read = Router.from_dict(values)
-    if (read.exits, read.checkpoint_sha256) != (session.exits, session.manifest["checkpoint_sha256"]):
-        raise DeploymentError(f"{source}: a router of another detector than that of {folder}")
-    if others := set(read.confidence.evidence) - {"top_score"}:
-        raise DeploymentError(f"{source}: needs the evidence {', '.join(sorted(others))}; this export gives top_score")
-    return _Routed(session, read, None)
-
-
-def _read_json(path: Path) -> object:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DeploymentError(f"{path}: no such router; `eelib route --out` writes one") from None
-    except (ValueError, RecursionError) as error:
-        raise DeploymentError(f"{path}: not a router ({error})") from None
+    if exit_name is not None:
+        return session.at_exit(exit_name)
+    if router is None:
+        return None
+    rule = Router.load(router)
+    session.manifest.check_router(rule)
+    return rule
 
 
 class Job(NamedTuple):
@@ -108,6 +54,7 @@ class Job(NamedTuple):
         draw: folder of drawings, or a video file; None draws nothing.
         min_score, draw_score: least score that is written, and drawn.
         batch: images of one call.
+        rule: where images leave, in place of the export's router.
     """
 
     inputs: Inputs
@@ -116,6 +63,7 @@ class Job(NamedTuple):
     min_score: float = 0.05
     draw_score: float = 0.3
     batch: int = 1
+    rule: Rule | None = None
 
     @property
     def live(self) -> bool:
@@ -126,8 +74,8 @@ class Job(NamedTuple):
 class Tally:
     """What was done, for the line a second and the words at the end."""
 
-    def __init__(self, exits: tuple[str, ...], total: int | None):
-        self.left, self.total, self.boxes, self.ms = Counter(dict.fromkeys(exits, 0)), total, 0, array("d")
+    def __init__(self, places: list[str], total: int | None):
+        self.left, self.total, self.boxes, self.ms = Counter(dict.fromkeys(places, 0)), total, 0, array("d")
         self.broken, self.stopped = 0, False
         self.began = self.shown = time.monotonic()
 
@@ -157,12 +105,12 @@ class Tally:
         say(str(error))
 
     def shares(self) -> str:
-        """Images at each exit, and their share."""
+        """Images that left at each place, and their share."""
         return ", ".join(f"{name} {count} ({count / max(1, self.images):.0%})" for name, count in self.left.items())
 
     def summary(self, out: Path) -> str:
         """The words at the end."""
-        lines = [f"{self.boxes} detections in {self.images} images: {out}", f"exits: {self.shares()}"]
+        lines = [f"{self.boxes} detections in {self.images} images: {out}", f"left at: {self.shares()}"]
         if self.images:
             p95 = statistics.quantiles(self.ms, n=20)[-1] if self.images > 1 else self.ms[0]
             lines.append(
@@ -183,7 +131,8 @@ def run(session: Session, job: Job) -> int:
     """
     _check_out(job)
     frames = _check_videos(job.inputs)
-    tally = Tally(session.exits, None if frames is None else frames + len(job.inputs.pictures))
+    places = [stage.exit for stage in session.stages]
+    tally = Tally(places, None if frames is None else frames + len(job.inputs.pictures))
     with contextlib.ExitStack() as stack:
         drawings = Drawings(job.draw, job.inputs, job.draw_score) if job.draw else None
         writer = (Lines if job.out.suffix == ".jsonl" else Coco)(job.out)
@@ -199,7 +148,7 @@ def run(session: Session, job: Job) -> int:
         finished = True
     print(tally.summary(job.out))
     about_ids = job.inputs.about_ids if job.out.suffix == ".json" else ""
-    for line in filter(None, (session.note, about_ids, *job.inputs.skipped_lines())):
+    for line in filter(None, (session.describe() if job.rule is None else "", about_ids, *job.inputs.skipped_lines())):
         say(line)
     if tally.broken:
         say(f"{tally.broken} of {tally.images + tally.broken} images or videos are broken")
@@ -232,10 +181,7 @@ def _check_out(job: Job) -> None:
     out = job.out
     if out.suffix not in (".json", ".jsonl"):
         raise InputError(f"--out {out}: expected a file that ends in .json (COCO results) or .jsonl (a line an image)")
-    if out.is_dir():
-        raise InputError(f"--out {out}: is a folder; expected a file")
-    if (parent := next(folder for folder in out.absolute().parents if folder.exists())).is_file():
-        raise InputError(f"--out {out}: {parent} is a file; expected a folder")
+    check_target("--out", out)
     if out.resolve() in job.inputs.files:
         raise InputError(f"--out {out}: is an input; expected another file")
 
@@ -253,7 +199,7 @@ def _check_videos(inputs: Inputs) -> int | None:
 
 def _detect(session: Session, job: Job, writer: Lines | Coco, drawings: Drawings | None, tally: Tally) -> None:
     """The loop."""
-    classes = tuple(row["name"] for row in session.categories)
+    ids = [category.id for category in session.manifest.categories]
     items, told = _items(job.inputs, tally), not job.live and len(job.inputs.pictures) <= FEW
     while not tally.stopped:
         batch, pixels = [], []
@@ -263,13 +209,11 @@ def _detect(session: Session, job: Job, writer: Lines | Coco, drawings: Drawings
         if not batch:
             return
         began = time.perf_counter()
-        answers = session.detect_batch(np.stack(pixels))
+        answers = session.detect_batch(np.stack(pixels), job.rule, job.min_score)
         ms = (time.perf_counter() - began) * 1e3 / len(batch)
         for item, answer in zip(batch, answers, strict=True):
-            found = answer.rows(answer.scores >= job.min_score)
-            found = found.scaled(item.size_wh[0] / session.size, item.size_wh[1] / session.size)
-            found = Detections(found.boxes_xyxy, found.scores, found.labels, found.exit_name, classes)
-            writer.add(item, found, session.categories)
+            found = answer.scaled(item.size_wh[0] / session.size, item.size_wh[1] / session.size)
+            writer.add(item, found, ids)
             if drawings:
                 drawings.add(item, found)
             tally.add(found, ms)

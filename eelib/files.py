@@ -32,6 +32,17 @@ def write_atomic(path: Path | str, write: Callable[[io.BufferedWriter], None]) -
     return path
 
 
+def check_target(option: str, path: Path) -> None:
+    """Before the work: :class:`InputError` where a file cannot be written at a path that an option gives."""
+    if path.is_dir():
+        raise InputError(f"{option} {path}: is a folder; expected a file")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if parent.is_file():
+        raise InputError(f"{option} {path}: {parent} is a file; expected a folder")
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{option} {path}: {parent} cannot be written to")
+
+
 def look_up(path: Path | str) -> Path:
     """A relative path where it exists: in the working folder, or in the nearest folder above it.
 

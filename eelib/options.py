@@ -9,6 +9,8 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
+from eelib.files import check_target
+
 if TYPE_CHECKING:
     from eelib.coco import Source
     from eelib.routers import RouterOptions
@@ -63,9 +65,11 @@ NO_DATA = DataOptions()
 @Parameter(name="*")
 @dataclass(frozen=True)
 class StudyOptions:
-    """What a router is chosen from.
+    """What a router is chosen from, and where it is written.
 
     Attributes:
+        out: file of the router, for `eelib export --router`.
+        gates: let the blank gates end images, certified to lose this share of the images with objects at the most.
         calibrate_on: split that thresholds come from; never test.
         times: metrics with the time of each exit; by default they are measured now, on this machine.
         records: folder of exit records, which are made where there are none.
@@ -74,6 +78,8 @@ class StudyOptions:
         as_json: one JSON object for machines.
     """
 
+    out: Path | None = None
+    gates: Level | None = None
     calibrate_on: str = "calibrate"
     times: Path | None = None
     records: Path = Path("runs/records")
@@ -81,13 +87,15 @@ class StudyOptions:
     resamples: PositiveInt = 200
     as_json: Json = False
 
-    def options(self, calibration: str = "isotonic", grid: int = 20) -> "RouterOptions":
+    def options(self, **fitting: object) -> "RouterOptions":
         """As the library takes them."""
+        if self.out:
+            check_target("--out", self.out)
         from eelib.routers import RouterOptions
 
-        times, records = self.times and self.times.resolve(), self.records.resolve()
         return RouterOptions(
-            self.calibrate_on, calibration, grid, times, records, self.limit, self.resamples, _to_stderr
+            calibrate_on=self.calibrate_on, gate_epsilon=self.gates, times=self.times and self.times.resolve(),
+            records=self.records.resolve(), limit=self.limit, resamples=self.resamples, progress=_to_stderr, **fitting,
         )  # fmt: skip
 
 

@@ -8,13 +8,13 @@ from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 
 from eelib.door import say
-from eelib.files import InputError, look_up
+from eelib.files import InputError, check_target, look_up
 from eelib.hub import DEFAULT, path_of
-from eelib.options import Set
+from eelib.options import Level, Set
 
 REPORTS = Path("runs/reports")  # folder of metrics/ and figures/
 
-app = App("study", help="What the notebooks tell: run a notebook, compress, reports and more.")
+app = App("study", help="What the notebooks tell: run a notebook, plane, search, reports and more.")
 
 
 @app.command
@@ -59,30 +59,66 @@ def run(
 
 
 @app.command
-def compress(config: Path, /, *, only: str | None = None, reports: Path = REPORTS, set_: Set = None) -> None:
-    """Train the alternatives to early exits, and measure all on one axis: AP on test against time. Hours.
+def plane(config: Path, /, *, reports: Path = REPORTS, recompute: bool = False, set_: Set = None) -> None:
+    """AP against time of every system, in float and int8; nothing is trained. Hours.
 
-    Example: eelib study compress params/compress.yaml --only width_75
+    Example: eelib study plane params/plane.yaml
 
     Args:
-        config: parameter file of the alternatives (YAML).
-        only: train one variant, or `search`, and stop.
-        reports: folder of metrics/.
+        config: parameter file of the systems (YAML).
+        reports: folder of metrics/ and plane/.
+        recompute: from the times and match flags of an earlier run, without weights.
         set_: KEY=VALUE in place of a value of the file; may be given often.
     """
     from eelib.config import read_settings
-    from studies.compress import alternatives, variants
-    from studies.compress import study as compression
+    from eelib.files import write_json
+    from studies.compress import plane as study
 
-    settings = variants.load_config(config, read_settings(set_ or ()))
-    report = compression.run(settings, only, reports, log=_flushed)
-    if report is None:
-        return
-    print(alternatives.table(report).round(3).to_string(index=False))
-    for system in report["with_exits"]:
-        for key, hull in (("minus_peers", "static peers"), ("minus_all", "all static systems")):
-            print(f"{system['name']}, routed, against {hull}: {alternatives.verdict(system['points'], key)}")
-    print(f"wrote {reports}/metrics/compress.json and static.json")
+    settings = study.load(config, read_settings(set_ or ()))
+    if recompute:
+        write_json(reports / "metrics" / "plane.json", study.recompute(reports))
+    else:
+        study.run(settings, reports, log=_flushed)
+    print(f"wrote {reports}/metrics/plane.json; notebook 07_acceleration shows it")
+
+
+@app.command
+def search(config: Path, /, *, out: Path = Path("runs/search"), set_: Set = None) -> None:
+    """Search widths, input sizes, maps and places of exits by short trainings. An hour.
+
+    Example: eelib study search params/search.yaml
+
+    Args:
+        config: parameter file with the key `search` (YAML).
+        out: folder of the trials and of search.json; a search that was stopped goes on there.
+        set_: KEY=VALUE in place of a value of the file; may be given often.
+    """
+    from eelib.config import read_settings
+    from studies.compress import search as study
+    from studies.parameters import load_study
+
+    settings, space = load_study(config, "search", study.Space, read_settings(set_ or ()))
+    result = study.search(settings, space, out, log=_flushed)
+    print(f"chosen: {result['chosen']}; params/searched.yaml trains it")
+
+
+@app.command
+def prune(checkpoint: str, /, *, width: Level, out: Path, images: PositiveInt = 64) -> None:
+    """Prune a detector to a share of its channels: weights to start a narrower one from.
+
+    Example: eelib study prune checkpoints/start.pth --width 0.75 --out runs/starts/width_75.pth
+
+    Args:
+        checkpoint: a released name, or a path.
+        width: share of the channels of every layer that stays, above 0 and below 1.
+        out: checkpoint that is written.
+        images: of train, that the importance of channels is measured on.
+    """
+    path = path_of(checkpoint)
+    check_target("--out", out)
+    from studies.compress.prune import prune_checkpoint
+
+    print(f"wrote {prune_checkpoint(path, width, out, images)}")
 
 
 @app.command
@@ -99,8 +135,9 @@ def learning_curve(
     """
     from eelib.config import read_settings
     from studies import learning_curve as study
+    from studies.parameters import load_study
 
-    settings, curve = study.load_curve(config, read_settings(set_ or ()))
+    settings, curve = load_study(config, "curve", study.Curve, read_settings(set_ or ()))
     for gain in study.learning_curve(settings, curve, out, reports, log=_flushed)["gains"]:
         low, high = gain["interval"]
         print(f"{gain['from']} to {gain['to']} images: AP {gain['AP']:+.3f}, 95 % [{low:+.3f}, {high:+.3f}]")
@@ -175,14 +212,11 @@ def bench(
     """
     path, folder = path_of(checkpoint), export or Path("runs/bench_export")
     from eelib.deploy.export import export as write_export
-    from eelib.deploy.int8 import quantise
     from eelib.files import write_json
     from studies import bench as study
 
     if export is None:
-        write_export(path, folder)
-        if not quick:
-            quantise(folder)
+        write_export(path, folder, int8=not quick)
     result = study.run(path, folder, quick=quick, log=_flushed)
     print("times as shares of the detector without exits in one graph, at the same batch size and threads:")
     print(study.table(result["times"]).to_string(index=False))

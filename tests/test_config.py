@@ -204,6 +204,8 @@ def test_settings_are_read_with_plain_numbers():
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):
         read_settings(settings)
+
+
 SYSTEMS = [path for path in sorted((ROOT / "params").glob("*.yaml")) if "extends: base/recipe" in path.read_text()]
 
 

@@ -42,9 +42,9 @@ def about(item: Item, found: Detections) -> dict:
     return {"image_id": item.image_id, "file_name": item.name} | frame | size | {"exit": found.exit_name}
 
 
-def results(item: Item, found: Detections, categories: list[dict]) -> list[dict]:
+def results(item: Item, found: Detections, category_ids: list[int]) -> list[dict]:
     """COCO results of one image; boxes in pixels of the upright image, to a thousandth."""
-    rows = found.to_coco(item.image_id, [row["id"] for row in categories])
+    rows = found.to_coco(item.image_id, category_ids)
     return [row | {"bbox": [round(value, 3) for value in row["bbox"]]} for row in rows]
 
 
@@ -64,9 +64,9 @@ class Lines:
             raise InputError(f"--out {path}: another process writes this file") from None
         self.file.truncate(0)
 
-    def add(self, item: Item, found: Detections, categories: list[dict]) -> None:
+    def add(self, item: Item, found: Detections, category_ids: list[int]) -> None:
         """Write an image's line."""
-        rows = zip(results(item, found, categories), found.labels.tolist(), strict=True)
+        rows = zip(results(item, found, category_ids), found.labels.tolist(), strict=True)
         listed = [
             {"category": found.classes[label - 1]} | {key: row[key] for key in ("category_id", "bbox", "score")}
             for row, label in rows
@@ -90,9 +90,9 @@ class Coco:
         self.rows, self.lines = (partial.open("w", encoding="utf-8") for partial in self.partials)
         self.between = "[\n"
 
-    def add(self, item: Item, found: Detections, categories: list[dict]) -> None:
+    def add(self, item: Item, found: Detections, category_ids: list[int]) -> None:
         """Write an image's boxes, and its line."""
-        for row in results(item, found, categories):
+        for row in results(item, found, category_ids):
             self.rows.write(self.between + json.dumps(row | {"exit": found.exit_name, "file_name": item.name}))
             self.between = ",\n"
         self.lines.write(json.dumps(about(item, found) | {"detections": len(found)}) + "\n")
