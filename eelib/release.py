@@ -1,5 +1,6 @@
 """Released weights: a checkpoint in ``checkpoints/``, and what the manifest says of it."""
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ from eelib.coco import Source, open_source
 from eelib.config import ROOT, resolve, saved_config
 from eelib.data import DetectionDataset, split_sha256
 from eelib.evaluate import evaluate_exits, provenance
-from eelib.files import file_sha256, write_atomic
+from eelib.files import file_sha256, write_atomic, write_json
+from eelib.records import record
 from eelib.routed_ap import RoutedAP
 
 CHECKPOINTS = ROOT / "checkpoints"
@@ -37,74 +39,82 @@ def read_manifest(folder: Path | str = CHECKPOINTS) -> dict:
 
 
 def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, limit: int | None = None) -> dict:
-    """Evaluate trained weights on ``test`` and release them.
+    """Measure trained weights on ``test`` and release them.
 
     Args:
         source: ``released.pth`` of a training run.
-        name: file name under which they are released, such as ``baseline.pth``.
-        folder: of the released weights and of ``manifest.json``.
+        name: file name under which they are released, such as ``mine.pth``.
+        folder: of the released weights, of ``manifest.json`` and of ``matches/``.
         limit: test images; None takes all, as a real release must.
 
     Returns:
-        The manifest's entry: hash and size of the file, configuration, AP and AP50 of every
-        exit on ``test``, split and versions, and ``stages``: the training runs behind the
-        weights that are not behind other released weights, see :func:`stages_of`.
+        The manifest's entry: hash and size of the file, configuration, AP and AP50 of every exit on ``test``, split
+        and versions; ``looks``, how often weights of this name were measured on ``test``; ``stages``, see
+        :func:`stages_of`; and for one class ``matches``, the file of the match flags that a comparison needs.
 
     Raises:
-        TrainingError: no checkpoint, one without a configuration, one over 16 MiB, or a name that is no file name.
+        TrainingError: no checkpoint, one over 16 MiB, one with weights that are not finite, or a name that is none.
+        ConfigError: a checkpoint without a configuration.
+        DataError: there is no ``test``, or no object in it.
     """
+    folder = Path(folder)
     if name != Path(name).name or not name.endswith(".pth") or name.startswith("."):
         raise TrainingError(f"{name}: expected a file name that ends in .pth, such as mine.pth")
-    state, manifest = load_checkpoint(source), read_manifest(folder)
+    state, manifest, model = load_checkpoint(source), read_manifest(folder), load_released(source)
     config, content = saved_config(state, source), io.BytesIO()
+    for key, value in state["model"].items():
+        if not value.isfinite().all():
+            raise TrainingError(f"{source}: '{key}' holds values that are not finite")
     torch.save({key: state[key] for key in ("model", "plan", "config", "history") if key in state}, content)
     if content.tell() > LARGEST_BYTES:  # known before what has the name is replaced
         mebibytes = content.tell() / 2**20
         raise TrainingError(f"{source}: {mebibytes:.1f} MiB; released weights must stay under 16 MiB")
-    size = load_released(source).size
-    dataset = DetectionDataset("test", open_source(config.data), size, keep_crowd=True, limit=limit)
-    ap = evaluate_exits(source, dataset)
-    target = write_atomic(Path(folder) / name, lambda file: file.write(content.getvalue()))
+    data = open_source(config.data)
+    dataset = DetectionDataset("test", data, model.size, keep_crowd=True, limit=limit)
+    ap, matches = evaluate_exits(source, dataset), {}
+    if len(model.classes) == 1:
+        hashes = split_sha256("test", data), hashlib.sha256(content.getvalue()).hexdigest()
+        matches = {"matches": f"matches/{Path(name).stem}.npz"}
+        RoutedAP(record(model, dataset, "test", *hashes), dataset.coco).save(folder / matches["matches"], *hashes)
+    target = write_atomic(folder / name, lambda file: file.write(content.getvalue()))
+    before = manifest.get(name)
     entry = {
         "sha256": file_sha256(target),
         "bytes": target.stat().st_size,
         "images": len(dataset),
+        "looks": before.get("looks", 1) + 1 if before else 1,
         "test": {exit_: {"AP": values["AP"], "AP50": values["AP50"]} for exit_, values in ap.items()},
+        **matches,
         "stages": _stages(state, manifest),
         **provenance("test", config, target),
     }
-    if name in manifest:  # what started from the weights that are replaced keeps their history
-        replaced = manifest[name]["sha256"]
-        for other in manifest.values():
-            if other["stages"][0]["start_sha256"] == replaced:
-                other["stages"] = [*_behind(manifest[name], manifest), *other["stages"]]
-    _write_manifest(folder, manifest | {name: entry})
+    write_json(folder / "manifest.json", manifest | {name: entry})
     return entry
 
 
 def _stages(state: Mapping, manifest: Mapping) -> list[dict]:
-    """The training runs behind a checkpoint since a released one, oldest first, as far as checkpoints are there."""
+    """The training runs behind a checkpoint, oldest first, as far as checkpoints or the manifest know of them."""
     config = saved_config(state, "start")
     stage = {"epochs": len(state.get("history", ())), "start": config.model.start, "start_sha256": None}
-    earlier = []
-    if config.model.start:
-        path = resolve(config.model.start)
-        if path.name in manifest:
-            stage["start_sha256"] = manifest[path.name]["sha256"]
-        elif path.exists():  # never released: an earlier stage in runs/, or the weights of `eelib study widen`
-            start = load_checkpoint(path)
-            stage["start_sha256"] = file_sha256(path)
-            if "config" in start:
-                earlier = _stages(start, manifest)
-                earlier[-1]["config"] = saved_config(start, path).model_dump(mode="json")
-            elif "origin" in start:
-                stage["origin"] = start["origin"]
-    return [*earlier, stage]
+    stage["config"] = config.model_dump(mode="json")
+    if config.model.start is None:
+        return [stage]
+    path = resolve(config.model.start)
+    if path.name in manifest:
+        stage["start_sha256"] = manifest[path.name]["sha256"]
+        return [*_behind(manifest[path.name], manifest), stage]
+    if not path.exists():
+        return [stage]
+    start, stage["start_sha256"] = load_checkpoint(path), file_sha256(path)
+    if "origin" in start:  # weights of `eelib study widen` or `prune`
+        stage["origin"] = start["origin"]
+        return [stage]
+    return [*(_stages(start, manifest) if "config" in start else ()), stage]
 
 
 def _behind(entry: Mapping, manifest: Mapping) -> list[dict]:
-    """All stages of an entry: its own, the last with the entry's configuration, after those of its start."""
-    stages = [*entry["stages"][:-1], entry["stages"][-1] | {"config": entry["config"]}]
+    """All stages of an entry. Version 0.1 left out the last one's configuration, and the stages of a released start."""
+    stages = [*entry["stages"][:-1], {"config": entry["config"]} | entry["stages"][-1]]
     starts = (other for other in manifest.values() if other["sha256"] == stages[0]["start_sha256"])
     start = next(starts, None)
     return [*_behind(start, manifest), *stages] if start else stages
@@ -112,9 +122,6 @@ def _behind(entry: Mapping, manifest: Mapping) -> list[dict]:
 
 def stages_of(name: str, folder: Path | str = CHECKPOINTS) -> list[dict]:
     """The training runs behind released weights, oldest first.
-
-    The manifest lists with each weights only the runs since the released ones that they started from, which
-    ``start_sha256`` of the first run names.
 
     Returns:
         ``epochs``, ``start``, ``start_sha256``, ``config`` and, where the start is no training of ours, ``origin``.
@@ -128,16 +135,11 @@ def stages_of(name: str, folder: Path | str = CHECKPOINTS) -> list[dict]:
     return _behind(manifest[name], manifest)
 
 
-def _write_manifest(folder: Path | str, manifest: dict) -> None:
-    text = json.dumps(manifest, indent=2) + "\n"
-    write_atomic(Path(folder) / "manifest.json", lambda file: file.write(text.encode()))
-
-
 def find_released(paths: Mapping[str, Path | str], root: Path | str | Source) -> dict[str, Path | RoutedAP]:
     """Released detectors as far as they are there: weights, or the match flags that stand for them.
 
-    The manifest names both: ``chosen`` says under which name the best of several was released, ``matches`` where
-    the flags are of which boxes of ``test`` matched, all that a comparison needs.
+    The flags say which boxes of ``test`` matched, all that a comparison needs; ``matches`` of the manifest names them.
+    ``chosen``, of version 0.1, says under which name the best of several was released.
 
     Args:
         paths: name to the path that the weights were released under.
