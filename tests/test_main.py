@@ -106,7 +106,7 @@ def test_a_closed_pipe_and_a_full_disk_end_quietly():
 
 
 def test_outside_of_a_checkout_the_library_is_all_there_is(tmp_path):
-    path = f"import sys; sys.path[:] = [p for p in sys.path if p not in ('', {str(ROOT)!r})]"
+    path = "import os, sys; sys.path[:] = [p for p in sys.path if not os.path.isdir(os.path.join(p, 'studies'))]"
     link = tmp_path / "lib" / "eelib"
     link.parent.mkdir()
     link.symlink_to(ROOT / "eelib")
@@ -161,8 +161,8 @@ def test_data_coco_says_how_to_obtain_it(tmp_path, capsys):
 
 
 def test_a_detector_is_checked_trained_and_evaluated_on_own_files(tmp_path, capsys):
-    values = ["data.size=64", "optim.epochs=1", "optim.batch_size=4", "optim.workers=0", "optim.warmup_steps=0"]
-    values += [f"data.root={COCO}", "model.weights=none", "optim.compile=false"]
+    values = [f"data.root={COCO}", "data.size=96", "optim.epochs=1", "optim.batch_size=4", "optim.workers=0", "optim.warmup_steps=0"]
+    values += ["model.weights=none", "optim.compile=false"]
     sets = [part for value in values for part in ("--set", value)]
     config, run = str(ROOT / "params" / "coco.yaml"), str(tmp_path / "run")
     assert main(["check", config, "--images", "4", *sets]) in (0, 1)  # so small an image may be out of reach
@@ -177,7 +177,7 @@ def test_a_detector_is_checked_trained_and_evaluated_on_own_files(tmp_path, caps
     both = ["--category", "chair", "--category", "couch"]
     refused(["evaluate", checkpoint, *OWN, *both], "expected --category for each", capsys)
     # the same JSON as the training file: val is drawn from it
-    assert main(["train", config, "--out", str(tmp_path / "own"), *OWN, *sets]) == 0
+    assert main(["train", config, "--out", str(tmp_path / "own"), *OWN, *sets[2:]]) == 0
 
 
 def test_weights_without_a_network_are_named(tmp_path, monkeypatch, capsys):
@@ -225,13 +225,14 @@ def study(detector, tiny):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Two images, a broken one, and a file that is none."""
+    """Two images, a file that is none, and a folder."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8)
     for name in ("a.jpg", "a.png"):
         Image.fromarray(noise).save(folder / name)
     (folder / "notes.txt").write_text("none")
+    (folder / "b.json").mkdir()
     return folder
 
 
@@ -272,9 +273,9 @@ def test_ids_are_those_of_the_annotations(detector, tiny, capsys):
         image["id"] += 40
     (tiny / "test.json").write_text(json.dumps(content))
     Image.new("RGB", (20, 20)).save(tiny / "test" / "0.png")
-    argv = ["detect", str(tiny / "test"), "--export", str(detector / "deploy"), "--out", str(tiny / "o.jsonl")]
+    argv = ["detect", str(tiny / "test"), "--export", str(detector / "deploy"), "--out", str(tiny / "o.json")]
     assert main(argv) == 0
-    lines = [json.loads(line) for line in (tiny / "o.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tiny / "o.images.jsonl").read_text().splitlines()]
     assert {line["file_name"]: line["image_id"] for line in lines} == {"0.png": 43, "1.jpg": 41, "2.jpg": 42}
     assert "1 of 3 images are not in" in capsys.readouterr().err
 
@@ -282,7 +283,8 @@ def test_ids_are_those_of_the_annotations(detector, tiny, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--out", "{folder}"], "is a folder; expected a file"),
+        (["--out", "{folder}"], "expected a file that ends in .json"),
+        (["--out", "{folder}/b.json"], "is a folder; expected a file"),
         (["--out", "{folder}/a.txt"], "expected a file that ends in .json"),
         (["--out", "{folder}/a.jpg/o.json"], "a.jpg is a file; expected a folder"),
         (["--draw", "{folder}"], "is what is read, or the folder of it"),
@@ -330,7 +332,8 @@ def test_route_answers_in_json(study, capsys):
 
 
 def test_certify_says_how_many_images_would_do(study, capsys):
-    refused(study("certify"), "2 images cannot certify epsilon 0.05 at delta 0.1; at least 45 are needed", capsys)
+    assert main(study("certify")) == 2
+    assert "2 images cannot certify epsilon 0.05 at delta 0.1; at least 45 are needed" in capsys.readouterr().err
     assert main(study("certify", "--epsilon", "0.9", "--delta", "0.5", "--json")) == 0
     assert len(json.loads(capsys.readouterr().out)["cuts"]) == 3
 
@@ -339,7 +342,7 @@ def test_certify_says_how_many_images_would_do(study, capsys):
     ("argv", "message"),
     [
         (["route", "--calibrate-on", "test"], "nothing is ever tuned on test"),
-        (["route", "--policy", "best"], "'best' is unknown; expected one of fixed,"),
+        (["route", "--policy", "best"], "'best' is unknown; expected fixed,"),
         (["route", "--policy", "fixed", "--thresholds", "0.5", "1.5"], "threshold of exit2 is 1.5"),
         (["route", "--budget", "1.5"], "--budget"),
         (["route", "--limit", "0"], "--limit"),
