@@ -33,6 +33,7 @@ def stage(notebook, makes, needs=(), settings="", params=None, caches=(), thread
 
 
 BASELINE, EXITS, MANIFEST = "checkpoints/baseline.pth", "checkpoints/exits.pth", "checkpoints/manifest.json"
+PHASES_START = "checkpoints/phases_start.pth"  # the baseline of version 0.1, whose trunk the recorded phases start from
 RELEASED = [BASELINE, EXITS, MANIFEST, *glob("checkpoints/matches/*")]
 measured, released = (json.loads(Path(file).read_text()) for file in ("reports/metrics/exits.json", MANIFEST))
 same = measured["checkpoint_sha256"] == released["exits.pth"]["sha256"]
@@ -74,7 +75,7 @@ STAGES = {
     ),
     **{
         name: stage(
-            "05_routing", f"phases/{name}", [BASELINE], f"seed={seed}{WHOLE if config.get('profile') == 'full' else ''}",
+            "05_routing", f"phases/{name}", [PHASES_START], f"seed={seed}{WHOLE if config.get('profile') == 'full' else ''}",
             params=phase, caches=[f"runs/{phase}/seed{seed}/identity.json"],
         )
         for name, (phase, seed) in RUNS.items()
