@@ -36,7 +36,7 @@ EXTRAS = {
         ("torch", "torchvision", "lightning_fabric", "pycocotools", "pydantic", "yaml", "msgspec", "onnx", "scipy",
          "sklearn", "pandas", "matplotlib"), "train",
     ),
-    **dict.fromkeys(("papermill", "nbformat", "jinja2", "seaborn"), "notebooks"),
+    **dict.fromkeys(("papermill", "nbformat", "jinja2"), "notebooks"),
     **dict.fromkeys(("optuna", "torch_pruning"), "compress"),
     "av": "video",
     "globox": "convert",
