@@ -377,7 +377,8 @@ def rebuild(plan: Mapping | None, state: Mapping[str, Tensor]) -> EarlyExitSSDLi
     """
     plan = FIRST_PLAN | dict(plan or {})
     cuts = [int(cut) for name, cut in plan["cuts"].items() if any(key.startswith(f"early.{name}.") for key in state)]
-    full, gates = any(key.startswith("head.") for key in state), any(key.startswith("blank.") for key in state)
+    full, gates = (any(key.startswith(part) for key in state) for part in ("head.", "blank."))
+    full = full or not cuts  # weights of anything else are then told what they lack
     model = EarlyExitSSDLite(cuts, full=full, blank_gate=gates, classes=[str(name) for name in plan["classes"]])
     model.size = int(plan["size"])
     if full:

@@ -10,7 +10,7 @@ from eelib.checkpoints import TrainingError, load_checkpoint, load_released, sav
 from eelib.coco import Source, open_source
 from eelib.config import ROOT, resolve, saved_config
 from eelib.data import DetectionDataset, split_sha256
-from eelib.evaluate import evaluate_exits, provenance
+from eelib.evaluate import evaluate, provenance
 from eelib.files import file_sha256, write_atomic
 from eelib.fit import selection_score
 from eelib.records import record
@@ -56,7 +56,7 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
     state, manifest = load_checkpoint(source), read_manifest(folder)
     config = saved_config(state, source)
     dataset = DetectionDataset("test", open_source(config.data), 320, keep_crowd=True, limit=limit)
-    ap = evaluate_exits(source, dataset)
+    ap = evaluate(source, dataset)
     target = save_checkpoint(Path(folder) / name, {key: state[key] for key in ("model", "config", "history")})
     if target.stat().st_size > LARGEST_BYTES:
         size = target.stat().st_size / 2**20
