@@ -445,7 +445,7 @@ def raw_evidence(scores: Tensor, classes: int) -> Tensor:
     Returns:
         (B, F), columns :func:`eelib.deploy.evidence.raw_columns`.
     """
-    best = scores.squeeze(1) if classes == 1 else scores.amax(1)  # (B, A)
+    best = scores.flatten(1) if classes == 1 else scores.amax(1)  # (B, A)
     top = best.topk(2).values  # (B, 2)
     q = best.clamp(1e-7, 1 - 1e-7)
     certainty = 1 + (q * q.log() + (1 - q) * (1 - q).log()).mean(1, keepdim=True) / math.log(2)
