@@ -25,12 +25,14 @@ def folder(tmp_path_factory, checkpoint, rooms):
 def test_int8_detects_nearly_what_float_does(folder, looks):
     whole, small = Session(folder), Session(folder, int8=True)
     assert (small.exits, small.gates) == (whole.exits, whole.gates) and "int8" in small.describe()
-    for name in whole.exits:
-        pairs = zip(*(s.detect_batch(looks, s.at_exit(name)) for s in (whole, small)), strict=True)
-        pairs = [pair for pair in pairs if all(map(len, pair))]
-        # a single score may move more; the studies measure what that costs in AP
-        assert len(pairs) == len(looks) and np.mean([abs(a.scores[0] - b.scores[0]) for a, b in pairs]) < 0.15
-        assert all(np.isfinite(b.boxes_xyxy).all() for _, b in pairs)
+    features = looks
+    for stage, other in zip(whole.stages, small.stages, strict=True):
+        outputs = dict(zip(stage.outputs, whole._run(stage)(features), strict=True))
+        of_int8 = dict(zip(other.outputs, small._run(other)(features), strict=True))
+        for name in outputs.keys() & {"scores", "boxes", "holds_object"}:
+            # what is lost costs AP, which the studies measure; weights that were never trained lose more
+            assert np.corrcoef(outputs[name].ravel(), of_int8[name].ravel())[0, 1] > 0.8, (stage.exit, name)
+        features = outputs.get("next_features", features)
     for name in ("blank1", "blank2"):
         assert {d.exit_name for d in small.detect_batch(looks, small.at_exit(name))} == {name}
     assert {d.exit_name for d in small.detect_batch(looks)} == {"full"}
@@ -51,7 +53,7 @@ def test_convolutions_are_int8_and_pixels_are_not(folder):
         first = 3 if stage is manifest.stages[0] else 0
         assert len(convolutions) - len(quantised) == predictors + first
         if not stage.gate:
-            assert (folder / small.file).stat().st_size < 0.6 * (folder / stage.file).stat().st_size
+            assert (folder / small.file).stat().st_size < 0.65 * (folder / stage.file).stat().st_size
             (boxes,) = (n for n in graph.node if "boxes" in n.output)
             assert boxes.op_type == "Concat"
 
