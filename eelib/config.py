@@ -97,7 +97,11 @@ class OptimConfig(Group):
 
 
 class Config(Group):
-    """A whole training."""
+    """A whole training.
+
+    Example:
+        >>> eelib.Config(name="mine").optim.epochs
+    """
 
     name: str
     seed: int = Field(0, ge=0, lt=2**63)
@@ -303,7 +307,7 @@ def load_config(path: Path | str, settings: dict[str, object] | None = None) -> 
         ConfigError: one line a problem, with file, dotted key, value and expectation.
 
     Example:
-        >>> config = eelib.load_config("params/exits.yaml", {"optim.epochs": 5})
+        >>> config = eelib.load_config("params/exits_256.yaml", {"optim.epochs": 5})
     """
     values = {key: value for key, value in read_yaml(path).items() if key not in NOTEBOOK_KEYS}
     return parse(override(values, settings or {}), str(path))

@@ -21,6 +21,9 @@ def load(name: str | Path = DEFAULT) -> EarlyExitSSDLite:
     Raises:
         TrainingError: no such name or file, no checkpoint, or released weights that are not the ones that the
             manifest describes.
+
+    Example:
+        >>> eelib.load("exits_256").predict("room.jpg").plot()
     """
     path = path_of(name)
     model = load_released(path).eval()

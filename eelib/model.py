@@ -31,6 +31,9 @@ class ExitOutput(NamedTuple):
 
     ``cls_logits`` (B, A, K + 1), background first; ``bbox_regression`` (B, A, 4) encoded offsets;
     ``default_boxes`` (A, 4) xyxy in pixels of the network input.
+
+    Example:
+        >>> [output.cls_logits.shape for output in eelib.load("exits_256").exits(images)]
     """
 
     name: str
@@ -201,6 +204,10 @@ class EarlyExitSSDLite(nn.Module):
     Attributes:
         size: side in pixels of the square input that the weights are for.
         cuts: for each early exit the children of ``features[0]`` that run before it.
+
+    Example:
+        >>> model = eelib.EarlyExitSSDLite(cuts=(8, 12), classes=("chair", "stool"))
+        >>> model.exit_names
 
     Sources: Howard et al., "Searching for MobileNetV3", ICCV 2019, section 6.3; Li et al.,
     "Improved Techniques for Training Adaptive Deep Networks", ICCV 2019, section 3.1.

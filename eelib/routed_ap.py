@@ -35,6 +35,10 @@ class RoutedAP:
         by_class: (N, K) objects of each image and class that count; positives: (N,) their sum.
         counts: detections of each exit.
         exit_names, image_ids: of the records.
+
+    Example:
+        >>> evaluator = eelib.RoutedAP(records, dataset.coco)
+        >>> evaluator.ap([0] * len(records))  # every image leaves at the first exit
     """
 
     def __init__(self, records: ExitRecords, coco: COCO, area: tuple[float, float] = ALL_AREAS):

@@ -205,6 +205,9 @@ def train(
     Raises:
         ConfigError, DataError: bad input, before the first epoch.
         TrainingError: the folder holds a run, the training diverges, or the start does not fit.
+
+    Example:
+        >>> eelib.train("params/my.yaml", out="runs/mine")
     """
     config = config if isinstance(config, Config) else load_config(config)
     out = Path(out)

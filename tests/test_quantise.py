@@ -31,7 +31,7 @@ def test_int8_detects_nearly_what_float_does(folder, looks):
         of_int8 = dict(zip(other.outputs, small._run(other)(features), strict=True))
         for name in outputs.keys() & {"scores", "boxes", "holds_object"}:
             # what is lost costs AP, which the studies measure; weights that were never trained lose more
-            assert np.corrcoef(outputs[name].ravel(), of_int8[name].ravel())[0, 1] > 0.8, (stage.exit, name)
+            assert np.corrcoef(outputs[name].ravel(), of_int8[name].ravel())[0, 1] > 0.6, (stage.exit, name)
         features = outputs.get("next_features", features)
     for name in ("blank1", "blank2"):
         assert {d.exit_name for d in small.detect_batch(looks, small.at_exit(name))} == {name}
