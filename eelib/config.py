@@ -5,16 +5,17 @@ the nearest known name, and so are settings that have no effect in combination w
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from eelib import plain_yaml
 from eelib.files import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
+MAX_BYTES = 2**20  # of a parameter file; the largest here has 3 kB
 
 
 class ConfigError(InputError):
@@ -212,7 +213,7 @@ def shorten(value: object, length: int = 80) -> str:
     """A value as a message shows it: its representation, cut where it is long."""
     long = isinstance(value, dict | list) and len(value) > 20
     text = f"{type(value).__name__} of {len(value)}" if long else repr(value)
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _explain(kind: type[BaseModel], source: str, error: dict) -> str:
@@ -262,24 +263,58 @@ def read_yaml(path: Path | str, above: tuple[Path, ...] = ()) -> dict:
     """
     if above and not Path(path).is_file():
         raise ConfigError(f"{above[0]}: key 'extends' names {path}; expected an existing parameter file")
+    text = _text(Path(path))
     try:
-        values = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such parameter file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({error})") from None
+        values = plain_yaml.load(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of groups, got {type(values).__name__}")
     base = values.pop("extends", None)
     if base is None:
         return values
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: key 'extends' is {base!r}; expected a path relative to the file")
+        raise ConfigError(f"{path}: key 'extends' is {shorten(base)}; expected a path relative to the file")
     chain = (Path(path), *above)
     if (Path(path).parent / base).resolve() in [file.resolve() for file in chain]:
         circle = ", ".join(file.name for file in reversed(chain))
         raise ConfigError(f"{path}: key 'extends' is '{base}', which closes a circle; the chain so far is {circle}")
     return merged(read_yaml(Path(path).parent / base, chain), values)
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such parameter file") from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes; expected a parameter file")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def read_settings(settings: Sequence[str]) -> dict[str, object]:
+    """``["optim.lr=1e-3"]`` as dotted keys and values, which are read as YAML, plain numbers as numbers.
+
+    Raises:
+        ConfigError: a setting without "=", one that is given twice, or a value that is no YAML.
+    """
+    values: dict[str, object] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        key = key.strip()
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"--set {shorten(setting)}: expected KEY=VALUE, such as optim.epochs=3")
+        if key in values:
+            raise ConfigError(f"--set {key}: given twice")
+        try:
+            values[key] = plain_yaml.load(value, numbers=True)
+        except ValueError as error:
+            raise ConfigError(f"--set {key}: {error}") from None
+    return values
 
 
 def merged(base: dict, values: dict) -> dict:

@@ -15,17 +15,32 @@ class InputError(ValueError):
 
 
 def write_atomic(path: Path | str, write: Callable[[io.BufferedWriter], None]) -> Path:
-    """Write a file whole or not at all: to a neighbour first, then renamed over the target."""
+    """Write a file whole or not at all: to a neighbour first, then renamed over the target, links followed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    target = path.resolve()
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
             write(file)
-        partial.replace(path)
+        partial.replace(target)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names no file by itself
+        raise
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def check_target(option: str, path: Path) -> None:
+    """Before the work: :class:`InputError` where a file cannot be written at a path that an option gives."""
+    if path.is_dir():
+        raise InputError(f"{option} {path}: is a folder; expected a file")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if parent.is_file():
+        raise InputError(f"{option} {path}: {parent} is a file; expected a folder")
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{option} {path}: {parent} cannot be written to")
 
 
 def look_up(path: Path | str) -> Path:

@@ -15,6 +15,7 @@ from eelib.files import write_atomic
 TEXT_WIDTH_IN = 5.9
 EXIT_COLOURS = {name: exit_colour(name) for name in ("exit1", "exit2", "full")}
 # Okabe and Ito's colour-blind palette, as the exits' colours.
+EXIT_COLOURS = {name: exit_colour(name) for name in ("exit1", "exit2", "full")}
 RECORDED_COLOUR, OURS_COLOUR, ALARM_COLOUR = "#999999", "#0072B2", "#D55E00"
 
 

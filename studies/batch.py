@@ -1,24 +1,15 @@
 """Notebooks in batch: parameters checked before papermill runs, executed copies kept."""
 
-from collections.abc import Sequence
+import json
+import sys
 from pathlib import Path
 
 import papermill
-import yaml
 
-from eelib.config import NOTEBOOK_KEYS, ConfigError, merged, override, read_yaml, resolve
+from eelib.config import NOTEBOOK_KEYS, ConfigError, merged, override, read_yaml, resolve, shorten
 from studies.phases.config import PhaseConfig, parse
 
 SMOKE = "base/smoke.yaml"  # what a notebook of phases runs without a phase
-
-
-def read_settings(settings: Sequence[str]) -> dict[str, object]:
-    """``["optim.epochs=3"]`` as dotted keys and YAML values; :class:`ConfigError` for a setting without "="."""
-    pairs = [setting.partition("=") for setting in settings]
-    for key, equals, _ in pairs:
-        if not key or not equals:
-            raise ConfigError(f"--set {key}: expected KEY=VALUE, such as optim.epochs=3")
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
 
 
 def check_parameters(notebook: Path | str, params: Path | str | None, settings: dict | None = None) -> dict:
@@ -30,23 +21,36 @@ def check_parameters(notebook: Path | str, params: Path | str | None, settings: 
         settings: dotted keys that replace values of the file.
 
     Raises:
-        ConfigError: the notebook is missing, has no cell tagged ``parameters``, or does not
-            know a key; or the file is not a valid configuration.
+        ConfigError: the notebook is missing, is none, has no cell tagged ``parameters``, or does not know a key; or
+            the file is not a valid configuration, or holds what no notebook can be given, such as a date.
     """
-    if not Path(notebook).is_file():
-        raise ConfigError(f"{notebook}: no such notebook")
-    known = papermill.inspect_notebook(str(notebook))
+    known = parameters_of(notebook)
+    values, source = override(read_yaml(params) if params else {}, settings or {}), str(params or "--set")
+    unknown = sorted(values.keys() - set(known))
+    if unknown:
+        raise ConfigError(f"{source}: key '{unknown[0]}' is not a parameter of {notebook}: {', '.join(known)}")
+    if "phase" in values:
+        parse({key: value for key, value in values.items() if key not in NOTEBOOK_KEYS}, source)
+    for key, value in values.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise ConfigError(f"{source}: key '{key}' is {shorten(value)}; expected text, numbers or lists") from None
+    return values
+
+
+def parameters_of(notebook: Path | str) -> list[str]:
+    """Names in the cell tagged ``parameters``; :class:`ConfigError` where there is none, or no notebook."""
+    if not Path(notebook).is_file() or Path(notebook).suffix != ".ipynb":
+        raise ConfigError(f"{notebook}: no such notebook; expected a file that ends in .ipynb")
+    try:
+        known = papermill.inspect_notebook(str(notebook))
+    except Exception as error:  # papermill and nbformat raise a different type for each way of being no notebook
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{notebook}: not a notebook ({reason[:200]})") from None
     if not known:
         raise ConfigError(f"{notebook}: no cell tagged 'parameters'")
-    if params is None and not settings:
-        return {}
-    values = override(read_yaml(params) if params else {}, settings or {})
-    unknown = sorted(values.keys() - known.keys())
-    if unknown:
-        raise ConfigError(f"{params}: key '{unknown[0]}' is not a parameter of {notebook}: {', '.join(known)}")
-    if "phase" in values:
-        parse({key: value for key, value in values.items() if key not in NOTEBOOK_KEYS}, str(params))
-    return values
+    return list(known)
 
 
 def run_notebook(
@@ -62,18 +66,19 @@ def run_notebook(
         ConfigError: the parameters do not fit.
         papermill.PapermillExecutionError: a cell failed.
     """
-    values = check_parameters(notebook, params, settings) | overrides
+    values = check_parameters(notebook, params, (settings or {}) | overrides)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
-        str(notebook), str(out), values, kernel_name="python3", cwd=str(Path(notebook).parent), log_output=False
-    )
+        str(notebook), str(out), values, kernel_name="python3", cwd=str(Path(notebook).parent),
+        progress_bar=sys.stderr.isatty(),
+    )  # fmt: skip
     return Path(out)
 
 
 def phase_values(names: dict) -> dict:
     """The configuration in a notebook's namespace, merged over the parameter file that it extends.
 
-    `eelib run` hands over merged parameters. papermill does not know ``extends`` and hands it over as it
+    `eelib study run` hands over merged parameters. papermill does not know ``extends`` and hands it over as it
     stands, so the file that it names is read here.
 
     Args:

@@ -1,7 +1,7 @@
 import pytest
 
 from eelib.checkpoints import load_checkpoint
-from eelib.config import ROOT, Config, ConfigError, migrate, override, parse, read_yaml
+from eelib.config import ROOT, Config, ConfigError, migrate, override, parse, read_settings, read_yaml
 
 MINIMAL = {"name": "t"}
 
@@ -143,6 +143,67 @@ def test_a_file_says_what_it_changes_of_its_base(tmp_path):
 def test_bad_bases_are_named(tmp_path, texts, message):
     with pytest.raises(ConfigError, match=message):
         read_yaml(files(tmp_path, **texts))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"a: 1\nb:\n  c: 1\n  c: 2", "key 'c' stands twice, in line 3 and in line 4"),
+        (b"optim: {a: 1}\nx: 1\noptim: {b: 2}", "key 'optim' stands twice, in line 1 and in line 3"),
+        (b"a: &a [*a]", "line 1: a value that holds itself"),
+        (b"a: &a [1]\n" + b"\n".join(b"%c: &%c [%s]" % (k + 1, k + 1, b", ".join([b"*%c" % k] * 20)) for k in range(97, 105)),
+         "stands for more than 10,000 values"),
+        (b"1: 2", "line 1: key 1 is not text"),
+        (b"a: {[1]: 2}", "line 1: key that is a sequence is not text"),
+        (b"a: 2020-99-99", "not valid YAML .month must be in 1..12"),
+        (b"a: !!int 'x'", "not valid YAML"),
+        (b"a: !!timestamp 'x'", "not valid YAML"),
+        (b"a: !!python/object/apply:os.system ['true']", "not valid YAML .could not determine a constructor"),
+        (b"a: " + b"9" * 5000, "not valid YAML"),
+        (b"a: " + b"[" * 50_000, "nested too deeply"),
+        (b'a: "\\0"', "text with a NUL character"),
+        (b"a: 1\n---\nb: 2", "found another document in line 2"),
+        (b"a: \xe9", "not UTF-8 text"),
+        (b"a: 1\n" * 300_000, "larger than 1,048,576 bytes"),
+        (b"", "expected a mapping of groups, got NoneType"),
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_yaml_is_told_in_one_short_line(tmp_path, text, message):
+    path = tmp_path / "f.yaml"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_yaml(path)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ") and "\n" not in line and len(line) < 400
+
+
+def test_what_is_plain_yaml_is_read(tmp_path):
+    path = tmp_path / "f.yaml"
+    path.write_bytes(b"\xef\xbb\xbfx: &x {a: 1e-3}\ny: {<<: *x, b: [1, 2]}")
+    assert read_yaml(path) == {"x": {"a": "1e-3"}, "y": {"a": "1e-3", "b": [1, 2]}}  # papermill reads the same text
+
+
+def test_settings_are_read_with_plain_numbers():
+    given = ["optim.lr=1e-3", "a.b=-2E5", "c='1e-3'", "d=[.5e1, 2]", "e=null", "f=", "g=1e", "h=x=y"]
+    expected = {"optim.lr": 1e-3, "a.b": -2e5, "c": "1e-3", "d": [5.0, 2], "e": None, "f": None, "g": "1e", "h": "x=y"}
+    assert read_settings(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["optim.lr=[1"], r"--set optim.lr: not valid YAML \(expected ',' or '\]'"),
+        (["optim.lr"], "--set 'optim.lr': expected KEY=VALUE, such as optim.epochs=3"),
+        (["=1"], "expected KEY=VALUE"),
+        (["a..b=1"], "expected KEY=VALUE"),
+        (["a=1", "a=2"], "--set a: given twice"),
+        (["a=" + "[" * 5000], "--set a: not valid YAML .nested too deeply"),
+        (["a={1: 2}"], "--set a: line 1: key 1 is not text"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        read_settings(settings)
 
 
 SYSTEMS = [path for path in sorted((ROOT / "params").glob("*.yaml")) if "extends: base/recipe" in path.read_text()]

@@ -1,0 +1,106 @@
+"""Options that several commands share, and the ranges of numbers; light to import."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+from cyclopts.validators import Number
+
+from eelib.files import check_target
+
+if TYPE_CHECKING:
+    from eelib.coco import Source
+    from eelib.routers import RouterOptions
+
+Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
+Level = Annotated[float, Parameter(validator=Number(gt=0, lt=1))]
+Threads = Annotated[int, Parameter(validator=Number(gte=1, lte=64))]
+Set = Annotated[tuple[str, ...] | None, Parameter(name="--set")]
+Json = Annotated[bool, Parameter("--json")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DataOptions:
+    """A data set of one's own.
+
+    Attributes:
+        data: COCO JSON, or a folder of splits.
+        images: folder of the JSON's images; by default the one beside it that has its name.
+        category: category to look for, may be given often; by default chair, or what the detector knows.
+    """
+
+    data: Path | None = None
+    images: Path | None = None
+    category: tuple[str, ...] | None = None
+
+    def settings(self, split: str) -> dict[str, object]:
+        """As dotted keys of a configuration; a JSON is this split."""
+        from eelib.checking import data_settings
+
+        return data_settings(self.data, self.images, self.category, split)
+
+    def source(self, split: str = "test") -> "Source":
+        """The data set; showroom where none is given."""
+        from eelib.checking import chosen_source
+
+        return chosen_source(self.settings(split))
+
+    def source_for(self, checkpoint: Path, split: str = "test") -> "Source":
+        """The data set; that of the checkpoint's training where none is given."""
+        settings = self.settings(split)  # what is wrong with the options is told before torch is imported
+        from eelib.checking import chosen_source
+        from eelib.checkpoints import load_checkpoint
+        from eelib.config import saved_config
+
+        return chosen_source(settings, saved_config(load_checkpoint(checkpoint), checkpoint).data)
+
+
+NO_DATA = DataOptions()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class StudyOptions:
+    """What a router is chosen from, and where it is written.
+
+    Attributes:
+        out: file of the router, for `eelib export --router`.
+        gates: let the blank gates end images, certified to lose this share of the images with objects at the most.
+        calibrate_on: split that thresholds come from; never test.
+        times: metrics with the time of each exit; by default they are measured now, on this machine.
+        records: folder of exit records, which are made where there are none.
+        limit: images of each split; by default all.
+        resamples: of the bootstrap of the intervals.
+        as_json: one JSON object for machines.
+    """
+
+    out: Path | None = None
+    gates: Level | None = None
+    calibrate_on: str = "calibrate"
+    times: Path | None = None
+    records: Path = Path("runs/records")
+    limit: PositiveInt | None = None
+    resamples: PositiveInt = 200
+    as_json: Json = False
+
+    def options(self, **fitting: object) -> "RouterOptions":
+        """As the library takes them."""
+        if self.out:
+            check_target("--out", self.out)
+        from eelib.routers import RouterOptions
+
+        return RouterOptions(
+            calibrate_on=self.calibrate_on, gate_epsilon=self.gates, times=self.times and self.times.resolve(),
+            records=self.records.resolve(), limit=self.limit, resamples=self.resamples, progress=_to_stderr, **fitting,
+        )  # fmt: skip
+
+
+STUDY = StudyOptions()
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

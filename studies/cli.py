@@ -1,0 +1,229 @@
+"""``eelib study``: what the notebooks tell, from the command line; and ``eelib bench``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.types import PositiveInt
+
+from eelib.door import say
+from eelib.files import InputError, check_target, look_up
+from eelib.hub import DEFAULT, path_of
+from eelib.options import Level, Set
+
+REPORTS = Path("runs/reports")  # folder of metrics/ and figures/
+
+app = App("study", help="What the notebooks tell: run a notebook, plane, search, reports and more.")
+
+
+@app.command
+def run(
+    notebook: Path, /, *, params: Path | None = None, out: Path | None = None, limit: PositiveInt | None = None,
+    set_: Set = None,
+) -> int:  # fmt: skip
+    """Execute a notebook by papermill, after its parameters were checked.
+
+    Example: eelib study run notebooks/05_routing.ipynb --params params/phase_1_4.yaml --set seed=1
+
+    Args:
+        params: parameter file (YAML).
+        out: executed copy; by default in runs/executed.
+        limit: images to evaluate, of a notebook that has this parameter.
+        set_: KEY=VALUE in place of a parameter; may be given often.
+    """
+    from eelib.config import read_settings
+
+    settings = read_settings(set_ or ())
+    if not notebook.is_file():
+        raise InputError(f"{notebook}: no such notebook")
+    import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
+
+    from studies.batch import run_notebook
+
+    out, limited = out or Path("runs/executed") / notebook.name, {} if limit is None else {"limit": limit}
+    try:
+        run_notebook(notebook, out, params, settings, **limited)
+    except papermill.PapermillExecutionError as error:
+        say(f"{notebook}: a cell failed: {error.ename}: {error.evalue}; see {out}")
+        return 1
+    except DeadKernelError:
+        say(f"{notebook}: its kernel died, which a lack of memory does; see {out}")
+        return 1
+    except NoSuchKernel:
+        raise InputError("the Jupyter kernel 'python3' is not installed: pip install ipykernel") from None
+    print(f"executed {out}")
+    return 0
+
+
+@app.command
+def plane(config: Path, /, *, reports: Path = REPORTS, recompute: bool = False, set_: Set = None) -> None:
+    """AP against time of every system, in float and int8; nothing is trained. Hours.
+
+    Example: eelib study plane params/plane.yaml
+
+    Args:
+        config: parameter file of the systems (YAML).
+        reports: folder of metrics/ and plane/.
+        recompute: from the times and match flags of an earlier run, without weights.
+        set_: KEY=VALUE in place of a value of the file; may be given often.
+    """
+    from eelib.config import read_settings
+    from eelib.files import write_json
+    from studies.compress import plane as study
+
+    settings = study.load(config, read_settings(set_ or ()))
+    if recompute:
+        write_json(reports / "metrics" / "plane.json", study.recompute(reports))
+    else:
+        study.run(settings, reports, log=_flushed)
+    print(f"wrote {reports}/metrics/plane.json; notebook 07_acceleration shows it")
+
+
+@app.command
+def search(config: Path, /, *, out: Path = Path("runs/search"), set_: Set = None) -> None:
+    """Search widths, input sizes, maps and places of exits by short trainings. An hour.
+
+    Example: eelib study search params/search.yaml
+
+    Args:
+        config: parameter file with the key `search` (YAML).
+        out: folder of the trials and of search.json; a search that was stopped goes on there.
+        set_: KEY=VALUE in place of a value of the file; may be given often.
+    """
+    from eelib.config import read_settings
+    from studies.compress import search as study
+    from studies.parameters import load_study
+
+    settings, space = load_study(config, "search", study.Space, read_settings(set_ or ()))
+    result = study.search(settings, space, out, log=_flushed)
+    print(f"chosen: {result['chosen']}; params/searched.yaml trains it")
+
+
+@app.command
+def prune(checkpoint: str, /, *, width: Level, out: Path, images: PositiveInt = 64) -> None:
+    """Prune a detector to a share of its channels: weights to start a narrower one from.
+
+    Example: eelib study prune checkpoints/start.pth --width 0.75 --out runs/starts/width_75.pth
+
+    Args:
+        checkpoint: a released name, or a path.
+        width: share of the channels of every layer that stays, above 0 and below 1.
+        out: checkpoint that is written.
+        images: of train, that the importance of channels is measured on.
+    """
+    path = path_of(checkpoint)
+    check_target("--out", out)
+    from studies.compress.prune import prune_checkpoint
+
+    print(f"wrote {prune_checkpoint(path, width, out, images)}")
+
+
+@app.command
+def learning_curve(
+    config: Path, /, *, out: Path = Path("runs/learning_curve"), reports: Path = REPORTS, set_: Set = None
+) -> None:
+    """Train the baseline on more and more images with equal steps: AP on val, with intervals. Half an hour.
+
+    Args:
+        config: parameter file with the key `curve` (YAML).
+        out: folder of the checkpoints.
+        reports: folder of metrics/.
+        set_: KEY=VALUE in place of a value of the file; may be given often.
+    """
+    from eelib.config import read_settings
+    from studies import learning_curve as study
+    from studies.parameters import load_study
+
+    settings, curve = load_study(config, "curve", study.Curve, read_settings(set_ or ()))
+    for gain in study.learning_curve(settings, curve, out, reports, log=_flushed)["gains"]:
+        low, high = gain["interval"]
+        print(f"{gain['from']} to {gain['to']} images: AP {gain['AP']:+.3f}, 95 % [{low:+.3f}, {high:+.3f}]")
+
+
+@app.command
+def generalisation(*, rendered: Path, checkpoint: str = "baseline", reports: Path = REPORTS) -> None:
+    """AP on images of training, on new scenes with its chair models, and on val's new models.
+
+    Args:
+        rendered: folder of `python -m showroom render --split train` with a new seed.
+        checkpoint: a released name, or a path.
+        reports: folder of metrics/.
+    """
+    path, showroom = path_of(checkpoint), look_up("data/showroom")
+    if not rendered.is_dir():
+        raise InputError(f"--rendered {rendered}: no such folder; `python -m showroom render --split train` makes it")
+    from studies.generalisation import generalisation as study
+
+    sets = {
+        "images of train": ("train", showroom),
+        "new scenes, chairs of train": ("train", rendered),
+        "new scenes, new chairs (val)": ("val", showroom),
+    }
+    for row in study(path, sets, Path("runs/records"), reports, progress=_flushed)["sets"]:
+        low, high = row["interval"]
+        print(f"{row['name']}: AP {row['AP']:.3f}, 95 % [{low:.3f}, {high:.3f}], {row['images']} images")
+
+
+@app.command
+def report(*, reports: Path = REPORTS) -> None:
+    """Write the four written reports from the measured results.
+
+    Args:
+        reports: folder of metrics/ and phases/.
+    """
+    if not (reports / "metrics").is_dir():
+        raise InputError(f"{reports / 'metrics'}: no such folder; `make reproduce` makes it")
+    from studies.report.reports import write_all
+
+    for path in write_all(reports):
+        print(f"wrote {path}")
+
+
+@app.command
+def widen(graph: Path, /, *, out: Path = Path("runs/pretrained/start.pth")) -> None:
+    """Widen a narrow MobileNetV3 that was trained on COCO: weights to start the baseline from.
+
+    Args:
+        graph: JSON file of the narrow detector that `make pretrained` fetches.
+        out: checkpoint that is written.
+    """
+    if not graph.is_file():
+        raise InputError(f"{graph}: no such file; `make pretrained` fetches it")
+    from eelib.checkpoints import save_checkpoint
+    from studies.widen import start_weights
+
+    print(f"wrote {save_checkpoint(out, start_weights(graph))}")
+
+
+def bench(
+    checkpoint: str = DEFAULT, /, *, export: Path | None = None, quick: bool = False,
+    reports: Annotated[Path, Parameter("--reports")] = REPORTS,
+) -> None:  # fmt: skip
+    """Time every runtime, exit and batch size in turn; print ratios to the detector without exits.
+
+    Args:
+        checkpoint: a released name, or a path.
+        export: folder of `eelib export`; written afresh without it.
+        quick: few repeats, no torch.compile, no int8.
+        reports: folder of metrics/bench.json.
+    """
+    path, folder = path_of(checkpoint), export or Path("runs/bench_export")
+    from eelib.deploy.export import export as write_export
+    from eelib.files import write_json
+    from studies import bench as study
+
+    if export is None:
+        write_export(path, folder, int8=not quick)
+    result = study.run(path, folder, quick=quick, log=_flushed)
+    print("times as shares of the detector without exits in one graph, at the same batch size and threads:")
+    print(study.table(result["times"]).to_string(index=False))
+    for goal in result["goals"]:
+        print(f"{'met   ' if goal['met'] else 'MISSED'}  {goal['value']:6.3f} (goal {goal['limit']})  {goal['goal']}")
+    print(f"wrote {write_json(reports / 'metrics' / 'bench.json', result)}")
+
+
+def _flushed(line: str) -> None:
+    print(line, flush=True, file=sys.stdout)

@@ -1,0 +1,125 @@
+"""``eelib phases``: the nine recorded phases from the command line."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.types import PositiveInt
+
+from eelib.files import InputError, look_up
+from eelib.options import Json, Set, Share
+
+app = App("phases", help="The nine recorded phases: check, train, validate, ablate.")
+
+
+@app.command
+def preflight(config: Path, /, *, images: PositiveInt = 24, as_json: Json = False) -> int:
+    """Can this phase learn to detect, and can its routing route? Seconds, before any training.
+
+    Example: eelib phases preflight params/phase_1_1.yaml
+
+    Args:
+        config: parameter file of a phase (YAML).
+        images: training images that are looked at.
+        as_json: one JSON list for machines.
+    """
+    from studies.phases.config import load
+
+    settings = load(config)
+    from studies.phases.preflight import preflight as measure
+
+    checks = measure(settings, images)
+    if as_json:
+        print(json.dumps([check._asdict() for check in checks]))
+    for check in () if as_json else checks:
+        verdict = "ok  " if check.holds else "FAIL"
+        print(f"{verdict}  {check.name}: {check.question} is {check.measured:.3f}, expected {check.expected}")
+    return 0 if all(check.holds for check in checks) else 1
+
+
+@app.command
+def train(config: Path, /, *, runs: Path = Path("runs"), set_: Set = None) -> None:
+    """Train a phase as its switches say, or go on with it, and measure it on test.
+
+    Args:
+        config: parameter file of a phase (YAML).
+        runs: folder of the trained phases.
+        set_: KEY=VALUE in place of a value of the file; may be given often.
+    """
+    from eelib.config import read_settings, resolve
+    from studies.phases.config import load
+
+    settings = load(config, read_settings(set_ or ()))
+    if (start := settings.model.start) and not resolve(start).is_file():
+        raise InputError(f"{config}: key 'model.start' is '{start}': no such checkpoint")
+    from studies.phases.scorecard import summarise
+    from studies.phases.trainer import run_folder, train_phase
+
+    out = run_folder(settings, runs)
+    trained = train_phase(settings, out, resume=True, log=lambda line: print(line, flush=True))
+    summary = summarise(settings, trained["detector"], trained["history"], out)
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in summary["exit_shares"].items())
+    print(f"phase {settings.phase}: images leave at {shares}; AP {summary['AP']:.3f} on test; {out}")
+
+
+@app.command
+def validate(
+    phase: str | None = None, /, *, compute_map: bool = False, score: Share = 0.5, runs: Path = Path("runs"),
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """The record's open question about trained phases: AP on test, and the record's decision.
+
+    Example: eelib phases validate 1.4 --compute-map
+
+    Args:
+        phase: one with a file in params/, such as 1.4; by default all.
+        compute_map: run the detector on test now; otherwise the summary of its training is read.
+        score: least score for precision and recall.
+        runs: folder of the trained phases.
+        as_json: one JSON object (of one phase) or list for machines.
+    """
+    params = look_up("params")
+    paths = [params / f"phase_{phase.replace('.', '_')}.yaml"] if phase else sorted(params.glob("phase_1_*.yaml"))
+    from studies.phases.config import load
+
+    configs = [load(path) for path in paths]
+    from studies.phases.scorecard import validate as measure
+    from studies.phases.trainer import run_folder
+
+    answers = []
+    for config in configs:
+        answers.append(measure(config, run_folder(config, runs), compute=compute_map, score=score))
+        if not as_json:
+            print(
+                "phase {phase} on {split}: AP {AP:.3f}, AP50 {AP50:.3f}; at score {score} precision {precision:.3f}, "
+                "recall {recall:.3f}, {detections_per_image:.1f} detections per image. "
+                "Decision: {decision}.".format(**answers[-1]),
+                flush=True,
+            )
+    if as_json:
+        print(json.dumps(answers[0] if phase else answers))
+
+
+@app.command
+def ablate(params: Path, /, *, part: Annotated[str, Parameter("--part")] = "1/1") -> None:
+    """Train and measure an ablation, or a part of it; notebook 05e_ablation reads what is there.
+
+    Args:
+        params: parameter file of 05e_ablation (YAML).
+        part: K/N, the K-th of N parts, to run side by side.
+    """
+    from eelib.config import ConfigError, read_yaml, resolve
+
+    first, _, parts = part.partition("/")
+    if not (first.isdecimal() and parts.isdecimal() and 1 <= int(first) <= int(parts)):
+        raise ConfigError(f"--part {part}: expected K/N with K from 1 to N")
+    values = read_yaml(params)
+    for key in ("base", "variants", "common", "seeds", "runs", "resamples"):
+        if key not in values:
+            raise ConfigError(f"{params}: key '{key}' is missing; expected the parameter file of an ablation")
+    from studies.phases import ablation
+
+    jobs = ablation.jobs_of(resolve(values["base"]), values["variants"], values["common"], values["seeds"])
+    for job in jobs[int(first) - 1 :: int(parts)]:
+        ablation.run_job(job, resolve(values["runs"]), values["resamples"], log=lambda line: print(line, flush=True))
