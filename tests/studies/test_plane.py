@@ -174,7 +174,7 @@ def test_nothing_has_a_time_without_the_plain_detector():
 
 @pytest.fixture(scope="module")
 def detectors(tmp_path_factory):
-    """A plain detector and one with exits and gates, small, of random weights whose statistics have seen eight images."""
+    """A plain detector and one with exits and gates: small, with random weights, statistics of eight images."""
     folder, paths = tmp_path_factory.mktemp("detectors"), {}
     for name, model in (("plain", {"exits": []}), ("exits", {"exits": [8, 12], "blank_gate": True})):
         config = parse({"name": name, "model": model, "data": {"size": 96}})
