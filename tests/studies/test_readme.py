@@ -10,7 +10,12 @@ from eelib.config import ROOT
 from studies.report import readme
 
 TEXT = (ROOT / "README.md").read_text()
-COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+BLOCKS = re.findall(
+    r"^```$\n(.*?)^```$",
+    re.sub(r"^```\w+$.*?^```$", "", TEXT, flags=re.DOTALL | re.MULTILINE),
+    re.DOTALL | re.MULTILINE,
+)
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 EELIB = [part.strip() for line in COMMANDS for part in line.split("&&") if part.strip().startswith("eelib ")]
 
 
