@@ -27,8 +27,9 @@ def test_the_numbers_are_those_of_the_metrics():
 
 @pytest.mark.parametrize("command", EELIB)
 def test_a_command_of_the_readme_can_be_parsed(command):
-    from eelib.cli import app
+    from eelib.cli import add_studies, app
 
+    add_studies()
     app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
 
 
