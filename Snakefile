@@ -33,6 +33,7 @@ def stage(notebook, makes, needs=(), settings="", params=None, caches=(), thread
 
 
 BASELINE, EXITS, MANIFEST = "checkpoints/baseline.pth", "checkpoints/exits.pth", "checkpoints/manifest.json"
+PHASES_START = "checkpoints/phases_start.pth"  # the baseline of version 0.1, whose trunk the recorded phases start from
 RELEASED = [BASELINE, EXITS, MANIFEST, *glob("checkpoints/matches/*")]
 measured, released = (json.loads(Path(file).read_text()) for file in ("reports/metrics/exits.json", MANIFEST))
 same = measured["checkpoint_sha256"] == released["exits.pth"]["sha256"]
@@ -74,7 +75,7 @@ STAGES = {
     ),
     **{
         name: stage(
-            "05_routing", f"phases/{name}", [BASELINE], f"seed={seed}{WHOLE if config.get('profile') == 'full' else ''}",
+            "05_routing", f"phases/{name}", [PHASES_START], f"seed={seed}{WHOLE if config.get('profile') == 'full' else ''}",
             params=phase, caches=[f"runs/{phase}/seed{seed}/identity.json"],
         )
         for name, (phase, seed) in RUNS.items()
@@ -118,7 +119,7 @@ for name, row in STAGES.items():
         threads: row["threads"]
         priority: row["priority"]
         shell:
-            "{params.forget}" + JOB + "eelib run {input.notebook} {params.file} --out {log} {params.settings}"
+            "{params.forget}" + JOB + "eelib study run {input.notebook} {params.file} --out {log} {params.settings}"
 
 
 rule bench:
@@ -141,19 +142,19 @@ rule reports:
     output:
         REPORTS,
     shell:
-        JOB + "eelib report --reports " + OUT
+        JOB + "eelib study report --reports " + OUT
 
 
 # Hours of work, so never part of `all`: `snakemake --cores 2 plane`. What was stopped goes on, by what is in runs/;
 # metrics are no outputs, so that nobody waits for hours to read them.
 for name, (command, module, needs) in {
-    "ablation_1": ("ablate params/ablation.yaml --part 1/2", "phases/ablation", parameters("params/phase_2_0_recorded.yaml")),
-    "ablation_2": ("ablate params/ablation.yaml --part 2/2", "phases/ablation", parameters("params/phase_2_0_recorded.yaml")),
+    "ablation_1": ("phases ablate params/ablation.yaml --part 1/2", "phases/ablation", parameters("params/phase_2_0_recorded.yaml")),
+    "ablation_2": ("phases ablate params/ablation.yaml --part 2/2", "phases/ablation", parameters("params/phase_2_0_recorded.yaml")),
     "plane": (f"study plane params/plane.yaml --reports {OUT}", "compress/plane", ["params/plane.yaml"]),  # after the trainings
     "learning_curve": (  # after `make pretrained`
-        f"learning-curve params/learning_curve.yaml --reports {OUT}", "learning_curve", ["runs/pretrained/start.pth"]
+        f"study learning-curve params/learning_curve.yaml --reports {OUT}", "learning_curve", ["runs/pretrained/start.pth"]
     ),
-    "generalisation": (f"generalisation --rendered runs/new_scenes --reports {OUT}", "generalisation", ["runs/new_scenes"]),
+    "generalisation": (f"study generalisation --rendered runs/new_scenes --reports {OUT}", "generalisation", ["runs/new_scenes"]),
 }.items():
 
     rule:
@@ -178,4 +179,4 @@ rule new_scenes:
         directory("runs/new_scenes"),
     threads: workflow.cores
     shell:
-        JOB + "eelib showroom render --split train --scenes 90 --seed 777 --out {output}"
+        JOB + "python -m showroom render --split train --scenes 90 --seed 777 --out {output}"

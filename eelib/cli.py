@@ -266,7 +266,9 @@ def detect(
     from eelib.files import look_up
 
     given, session = find(inputs, recursive), Session(look_up(export), threads, int8, runtime)
-    rule = detecting.rule_of(session, router, exit_)
+    if router:
+        detecting.obey(session, router)
+    rule = session.at_exit(exit_) if exit_ else None
     return detecting.run(session, detecting.Job(given, out, draw, min_score, draw_score, batch, rule))
 
 

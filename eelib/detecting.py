@@ -29,20 +29,16 @@ from eelib.preprocess import ImageError, read_image, to_input
 FEW = 10  # images that are told one by one
 
 
-def rule_of(session: Session, router: Path | None, exit_name: str | None) -> Rule | None:
-    """What ``--router`` and ``--exit`` say; None leaves it to the router in the export.
+def obey(session: Session, path: Path) -> None:
+    """Let images leave by the router in a file, in place of the one in the export.
 
     Raises:
-        RouterError: no such router or exit.
-        DeploymentError: the router is of another detector.
+        RouterError: no router.
+        DeploymentError: a router of another detector.
     """
-    if exit_name is not None:
-        return session.at_exit(exit_name)
-    if router is None:
-        return None
-    rule = Router.load(router)
-    session.manifest.check_router(rule)
-    return rule
+    router = Router.load(path)
+    session.manifest.check_router(router)
+    session.router = router
 
 
 class Job(NamedTuple):
@@ -54,7 +50,7 @@ class Job(NamedTuple):
         draw: folder of drawings, or a video file; None draws nothing.
         min_score, draw_score: least score that is written, and drawn.
         batch: images of one call.
-        rule: where images leave, in place of the export's router.
+        rule: where images leave, whatever the session's router says.
     """
 
     inputs: Inputs

@@ -36,7 +36,7 @@ EXTRAS = {
         ("torch", "torchvision", "lightning_fabric", "pycocotools", "pydantic", "yaml", "msgspec", "onnx", "scipy",
          "sklearn", "pandas", "matplotlib"), "train",
     ),
-    **dict.fromkeys(("papermill", "nbformat", "jinja2", "seaborn"), "notebooks"),
+    **dict.fromkeys(("papermill", "nbformat", "jinja2"), "notebooks"),
     **dict.fromkeys(("optuna", "torch_pruning"), "compress"),
     "av": "video",
     "globox": "convert",
@@ -64,7 +64,7 @@ def enter(call: Callable[[list[str]], object], argv: Sequence[str] | None = None
         status = call(argv)
         _flush()
         return int(status or 0)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # the latter is how rich, which prints the help, answers a closed pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the exit flushes, and fails, again
         return 141
     except (Exception, KeyboardInterrupt) as error:

