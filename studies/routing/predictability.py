@@ -124,16 +124,21 @@ def pooled_features(model: EarlyExitSSDLite, dataset: DetectionDataset, batch_si
     return [torch.cat(rows).double().numpy() for rows in pooled]
 
 
+def free_evidence(split: Split, index: int) -> np.ndarray:
+    """What an exit knows that costs next to nothing, as the benefit policy reads it: (N, F)."""
+    return evidence_features(split.records.raw_names)(split, index)
+
+
 def with_pooled(pooled: Mapping[str, Sequence[np.ndarray]]) -> Features:
     """Evidence and pooled features of an exit and of all before it, by split name."""
 
     def features(split: Split, index: int) -> np.ndarray:
-        return np.hstack([evidence_features(split, index), *pooled[split.name][: index + 1]])
+        return np.hstack([free_evidence(split, index), *pooled[split.name][: index + 1]])
 
     return features
 
 
-def foreseen(fitted_on: Sequence[Split], test: Split, features: Features = evidence_features) -> dict:
+def foreseen(fitted_on: Sequence[Split], test: Split, features: Features = free_evidence) -> dict:
     """Rank correlation on ``test`` of gains by a regressor fitted on other splits.
 
     Returns:

@@ -7,7 +7,7 @@ from synthetic import noisy as synthetic_records
 
 from eelib.data import DetectionDataset, as_input
 from eelib.model import EarlyExitSSDLite
-from eelib.policies import BEST_SCORE, PENALTIES, evidence_features, fit_gain
+from eelib.policies import BEST_SCORE, PENALTIES, fit_gain
 from eelib.routed_ap import RoutedAP, resample
 from eelib.routing import Setting, prepare
 from studies.routing import predictability
@@ -16,6 +16,7 @@ from studies.routing.predictability import (
     between_trainings,
     correlations,
     foreseen,
+    free_evidence,
     gain_auroc,
     gains_of,
     needed,
@@ -92,10 +93,10 @@ def test_what_a_goal_needs_lies_between_two_points():
 def test_the_penalty_is_the_one_that_foresees_best_where_it_was_not_fitted(splits):
     here = [splits["val"], splits["calibrate"]]
     hidden = np.concatenate([s.evidence[:, :2, 0] for s in here])
-    learnt = fit_gain(here, hidden)
+    learnt = fit_gain(here, hidden, free_evidence)
     assert learnt.error < 0.1 * hidden.var() and learnt.penalty == PENALTIES[0]
     noise = np.random.default_rng(0).normal(size=hidden.shape)
-    assert fit_gain(here, noise).penalty >= 100
+    assert fit_gain(here, noise, free_evidence).penalty >= 100
 
 
 def test_pooled_features_are_those_of_the_trunk_at_the_cuts(tiny):
@@ -119,7 +120,7 @@ def test_richer_features_that_hold_the_gain_foresee_it(splits):
     without, with_ = foreseen(here, test), foreseen(here, test, with_pooled(pooled))
     assert without["images"] == 100 and len(without["correlation"]) == 2
     assert min(with_["correlation"]) > 0.8 > max(without["correlation"])
-    assert with_pooled(pooled)(test, 1).shape[1] == evidence_features(test, 1).shape[1] + 2
+    assert with_pooled(pooled)(test, 1).shape[1] == free_evidence(test, 1).shape[1] + 2
 
 
 def test_gains_of_released_and_retired_detectors_are_of_the_same_images(splits, monkeypatch, tmp_path):

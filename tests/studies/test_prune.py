@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
-from eelib.config import ROOT, parse
+from eelib.config import parse
 from eelib.timing import macs
 from eelib.train import build_model
 from studies.compress.prune import prune, prune_checkpoint
 
-CHECKPOINT = ROOT / "checkpoints" / "exits.pth"
 IMAGE = torch.rand(1, 3, 320, 320, generator=torch.Generator().manual_seed(0))
 
 
@@ -18,15 +17,24 @@ def parameters(model):
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def whole(tmp_path_factory):
+    """A detector with exits at random weights."""
+    config = parse({"name": "whole", "data": {"size": 96}})
+    model = build_model(config)
+    state = {"model": model.state_dict(), "plan": model.plan, "config": config.model_dump(mode="json")}
+    return save_checkpoint(tmp_path_factory.mktemp("whole") / "whole.pth", state)
+
+
+@pytest.fixture(scope="module")
+def start(whole, tmp_path_factory):
     """The start of a detector of half the width."""
     pytest.importorskip("torch_pruning")
-    return prune_checkpoint(CHECKPOINT, 0.5, tmp_path_factory.mktemp("prune") / "start.pth", images=2)
+    return prune_checkpoint(whole, 0.5, tmp_path_factory.mktemp("prune") / "start.pth", images=2)
 
 
 @torch.no_grad()
-def test_outputs_keep_their_shapes_and_operations_fall(start):
-    whole, halved = load_released(CHECKPOINT).eval(), load_released(start).eval()
+def test_outputs_keep_their_shapes_and_operations_fall(whole, start):
+    whole, halved = load_released(whole).eval(), load_released(start).eval()
     for before, after in zip(whole(IMAGE), halved(IMAGE), strict=True):
         assert [tuple(a.shape) for a in before[1:]] == [tuple(b.shape) for b in after[1:]]
     assert macs(halved) < 0.35 * macs(whole)
@@ -37,10 +45,10 @@ def test_outputs_keep_their_shapes_and_operations_fall(start):
 
 
 @torch.no_grad()
-def test_the_start_says_what_it_is(start):
+def test_the_start_says_what_it_is(whole, start):
     state = load_checkpoint(start)
-    assert state["origin"] == "exits.pth, pruned to 0.5 of its channels"
-    assert state["plan"] == load_released(CHECKPOINT).plan
+    assert state["origin"] == "whole.pth, pruned to 0.5 of its channels"
+    assert state["plan"] == load_released(whole).plan
     config = parse({"name": "t", "model": {"exits": [6, 12], "maps": 4, "blank_gate": True, "start": str(start)}})
     model = build_model(config).eval()
     outputs = {output.name: output for output in model(IMAGE)}
@@ -70,8 +78,8 @@ def test_a_ratio_outside_0_and_1_is_refused(ratio):
 
 
 @torch.no_grad()
-def test_fewer_maps_another_size_and_other_cuts_are_kept(tmp_path):
-    model = load_released(CHECKPOINT).eval()
+def test_fewer_maps_another_size_and_other_cuts_are_kept(whole, tmp_path):
+    model = load_released(whole).eval()
     model.keep_maps(4)
     model.size, model.cuts = 256, {"exit1": 10, "exit2": 13}
     save_checkpoint(tmp_path / "m.pth", {"model": model.state_dict(), "plan": model.plan})
@@ -85,8 +93,8 @@ def test_fewer_maps_another_size_and_other_cuts_are_kept(tmp_path):
     assert model(image)[-1].cls_logits.shape == (1, 6 * cells, 2)
 
 
-def test_a_plan_that_is_none_is_refused(tmp_path):
-    weights = load_checkpoint(CHECKPOINT)["model"]
+def test_a_plan_that_is_none_is_refused(whole, tmp_path):
+    weights = load_checkpoint(whole)["model"]
     save_checkpoint(tmp_path / "p.pth", {"model": weights, "plan": {"size": None}})
     with pytest.raises(TrainingError, match="key 'plan' is {'size': None}; expected size, maps and cuts"):
         load_released(tmp_path / "p.pth")

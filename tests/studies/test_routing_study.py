@@ -1,14 +1,19 @@
 """Bounds, experiments, honest scores and resplits: what 05d_policies tells."""
 
+import json
+
 import numpy as np
 import pytest
 from synthetic import noisy
 
 from eelib.calibrate import CalibrationError
 from eelib.config import ROOT, read_yaml
+from eelib.deploy.router import Times
+from eelib.files import file_sha256
 from eelib.policies import POLICIES, settings_of
 from eelib.routed_ap import RoutedAP, resample
 from eelib.routing import choose, prepare
+from studies.routing import times
 from studies.routing.bounds import oracle_curve, policy_curve, random_curve, recovered
 from studies.routing.experiments import EXPERIMENTS, fit_temperature
 from studies.routing.gates import train_exit_gates
@@ -128,3 +133,17 @@ def test_the_interval_of_a_rate_is_the_textbooks(splits):
     low, high = answer["certified"]["interval"]
     assert low == 0 and high == pytest.approx(1 - 0.025 ** (1 / 100))
     assert len(resplit_risks(answer, 0.1, 0.1).axes) == 2
+
+
+def test_times_of_other_weights_are_measured_anew(tmp_path, monkeypatch):
+    checkpoint, path, lines = tmp_path / "c.pth", tmp_path / "exits.json", []
+    checkpoint.write_bytes(b"weights")
+    rows = {name: {"ratio": ratio, "passed_ratio": 0.01} for name, ratio in (("exit1", 0.4), ("full", 1.1))}
+    path.write_text(json.dumps({"exits": rows, "checkpoint_sha256": file_sha256(checkpoint)}))
+    assert times.times_of(path, ("exit1", "full"), checkpoint, "root", lines.append) == ([0.4, 1.1], [0.01, 0.01])
+    assert not lines
+    checkpoint.write_bytes(b"other weights")
+    measured = Times((0.5, 1.2), (0.0, 0.02), (), "the plain detector", {})
+    monkeypatch.setattr(times, "measured_times", lambda *_: measured)
+    assert times.times_of(path, ("exit1", "full"), checkpoint, "root", lines.append) == ([0.5, 1.2], [0.0, 0.02])
+    assert "other weights" in lines[0] and "measured now" in lines[1]
