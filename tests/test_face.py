@@ -13,7 +13,7 @@ from PIL import Image
 import eelib
 from eelib import routers
 from eelib.config import ROOT
-from eelib.data import DetectionDataset, DataError
+from eelib.data import DataError, DetectionDataset
 from eelib.deploy.router import Times
 from eelib.hub import load
 
@@ -55,7 +55,9 @@ def test_the_chain_of_the_readme(checkpoint, rooms, tmp_path, monkeypatch):
 
     times = Times((0.3, 0.5, 1.1), (0.0, 0.05, 0.1), (0.1, 0.2), "the plain detector", {})
     monkeypatch.setattr(routers, "measured_times", lambda *_: times)  # the machine's own would differ every time
-    options = routers.RouterOptions(records=tmp_path / "records", resamples=5, grid=5, evidence=("top_score", "raw_sum"))
+    options = routers.RouterOptions(
+        records=tmp_path / "records", resamples=5, grid=5, evidence=("top_score", "raw_sum")
+    )
     router = eelib.route(model, rooms, budget=0.6, options=options)
     router.save("router.json")
     assert eelib.Router.load("router.json") == router.router
@@ -76,7 +78,11 @@ def test_the_chain_of_the_readme(checkpoint, rooms, tmp_path, monkeypatch):
 def test_evaluate_takes_a_model_a_path_or_a_data_set(checkpoint, rooms, tiny):
     path = checkpoint("two exits")
     dataset = DetectionDataset("test", rooms, 96, keep_crowd=True, limit=6)
-    answers = [eelib.evaluate(path, rooms, limit=6), eelib.evaluate(load(path), dataset), eelib.evaluate(str(path), dataset)]
+    answers = [
+        eelib.evaluate(path, rooms, limit=6),
+        eelib.evaluate(load(path), dataset),
+        eelib.evaluate(str(path), dataset),
+    ]
     assert answers[0] == answers[1] == answers[2] and set(answers[0]["full"]) >= {"AP", "AP50", "AP_small"}
     assert eelib.evaluate(path, tiny, "val").keys() == {"exit1", "exit2", "full"}
     with pytest.raises(DataError, match="split: 'none' is unknown"):

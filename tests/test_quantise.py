@@ -60,7 +60,9 @@ def test_convolutions_are_int8_and_pixels_are_not(folder):
 
 def test_an_export_quantises_at_once_and_keeps_no_old_graph(tmp_path, checkpoint, rooms):
     manifest = export(checkpoint("plain"), tmp_path, source=rooms, int8=True)
-    assert manifest.plain_int8 == manifest.stages_int8[0] and Session(tmp_path, int8=True).stages == manifest.stages_int8
+    assert (
+        manifest.plain_int8 == manifest.stages_int8[0] and Session(tmp_path, int8=True).stages == manifest.stages_int8
+    )
     assert {path.name for path in tmp_path.iterdir()} == manifest.files | {"manifest.json"}
     again = export(checkpoint("plain"), tmp_path)
     assert not again.stages_int8 and {path.name for path in tmp_path.iterdir()} == again.files | {"manifest.json"}

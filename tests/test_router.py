@@ -181,7 +181,11 @@ TWO, GATED = ("top_score", "raw_sum"), Times(COSTS, PASSING, (0.1,), "the plain 
         ("thresholds.1", 10**400, r"router\.thresholds\[1\] is 1000.*; expected a finite number"),
         ("thresholds", [0.5], r"router\.thresholds has 1 values; expected 2 for exit1, exit2, full"),
         ("confidence", None, r"router\.confidence\.kind is None; expected one of column, benefit, never, function"),
-        ("confidence.kind", "magic", r"router\.confidence\.kind is 'magic'; expected one of column, benefit, never, function"),
+        (
+            "confidence.kind",
+            "magic",
+            r"router\.confidence\.kind is 'magic'; expected one of column, benefit, never, function",
+        ),
         ("confidence.kind", ["benefit"], r"router\.confidence\.kind is \['benefit'\]"),
         ("confidence.evidence.0", "colour", r"router\.confidence\.evidence: evidence 'colour' is unknown"),
         ("confidence.evidence.0", "raw_sum", "evidence 'raw_sum' is unknown or stands twice"),

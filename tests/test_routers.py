@@ -37,7 +37,9 @@ def study_exits(system, path, rooms, options) -> list[str]:
     records, cocos = load_study(path, rooms, options.records)
     splits = prepare(records, cocos, TIMES.exits, options.calibration, passing=TIMES.passing)
     test = splits["test"]
-    chosen = system.router.route(test.columns(system.setting.confidence.evidence), test.holds if test.records.gates else None)
+    chosen = system.router.route(
+        test.columns(system.setting.confidence.evidence), test.holds if test.records.gates else None
+    )
     if not system.router.gates:
         assert (chosen == system.setting.route(test)).all()
     names = (*system.router.exits, "blank1", "blank2")
@@ -47,7 +49,9 @@ def study_exits(system, path, rooms, options) -> list[str]:
 def on_test(session, rooms, rule=None) -> list:
     """What a session detects in the images of test, as tensors."""
     dataset = DetectionDataset("test", rooms, session.size)
-    return session.detect_batch(np.stack([as_input(image[None])[0].numpy() for image, _ in map(dataset.__getitem__, range(len(dataset)))]), rule)
+    return session.detect_batch(
+        np.stack([as_input(image[None])[0].numpy() for image, _ in map(dataset.__getitem__, range(len(dataset)))]), rule
+    )
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, f"{__name__}:least_undecided"])

@@ -278,10 +278,15 @@ def test_images_of_any_kind(session, tmp_path):
     exif[0x0112] = 6  # stored lying, to be turned by 90 degrees
     image.save(tmp_path / "turned.jpg", exif=exif)
     whole = np.asarray(image)
-    found = session.detect([tmp_path / "room.png", str(tmp_path / "room.png"), image, whole, whole / 255.0], min_score=0.01)
+    found = session.detect(
+        [tmp_path / "room.png", str(tmp_path / "room.png"), image, whole, whole / 255.0], min_score=0.01
+    )
     for other in found[1:]:
         np.testing.assert_array_equal(other.scores, found[0].scores)
-    for detections, size in ((found[0], (200, 120)), (session.detect(tmp_path / "turned.jpg", min_score=0.01), (120, 200))):
+    for detections, size in (
+        (found[0], (200, 120)),
+        (session.detect(tmp_path / "turned.jpg", min_score=0.01), (120, 200)),
+    ):
         assert detections.image.size == size and detections.plot().size == size and len(detections)
         assert (detections.boxes_xyxy >= 0).all() and (detections.boxes_xyxy <= np.tile(size, 2) + 0.01).all()
         assert detections.scores.min() >= 0.01 and (np.diff(detections.scores) <= 0).all()
