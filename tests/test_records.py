@@ -108,7 +108,7 @@ def test_fields_of_another_shape_type_or_order_are_refused(made, field, value):
 def test_evidence_by_hand():
     values = evidence_of(detections_of([(0, 0, 80, 80, 0.5), (0, 0, 20, 20, 0.2)]), None, (320, 320))
     named = dict(zip(OF_BOXES, values, strict=True))
-    assert math.isclose(named["second_score"], 0.2, rel_tol=1e-6) and math.isclose(named["top5_mean"], 0.14, rel_tol=1e-6)
+    assert [named["second_score"], named["top5_mean"]] == pytest.approx([0.2, 0.14], rel=1e-6)
     assert named["count_10"] == 2 and named["count_30"] == 1 and named["count_50"] == 0
     assert math.isclose(named["undecided"], 1 + 0.721928, rel_tol=1e-5)  # H2(0.5) + H2(0.2)
     assert math.isclose(named["log_size"], (0.5 * -2 + 0.2 * -4) / 0.7, rel_tol=1e-5)
