@@ -143,7 +143,8 @@ class RoutedAP:
         new, total = cls.__new__(cls), len(values["score"])
         new.exit_names, new.image_ids = tuple(values["exit_names"].tolist()), tuple(values["image_ids"].tolist())
         new.exits, new.images = len(new.exit_names), len(new.image_ids)
-        new.by_class, new.counts = values["positives"].reshape(new.images, -1).astype(np.int64), values["counts"].tolist()
+        new.by_class = values["positives"].reshape(new.images, -1).astype(np.int64)
+        new.counts = values["counts"].tolist()
         kind = values.get("class", np.zeros(total)).astype(np.int64)  # files of one class may lack it
         flags = (np.unpackbits(values[key], 1, total).astype(bool) for key in ("matched", "ignored"))
         new._by_exit = values["image"].astype(np.int64), values["score"].astype(np.float64), kind, *flags

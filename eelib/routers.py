@@ -17,7 +17,6 @@ from eelib import guarantee
 from eelib.calibrate import refuse_test
 from eelib.checkpoints import load_released
 from eelib.coco import Source
-from eelib.config import ROOT
 from eelib.data import DetectionDataset, as_input, load_split
 from eelib.deploy.evidence import Never
 from eelib.deploy.export import export
@@ -76,7 +75,7 @@ class RouterOptions:
     gate_delta: float = 0.1
     times: Path | str | None = None
     export: Path | str | None = None
-    records: Path | str = ROOT / "runs" / "records"
+    records: Path | str = "runs/records"
     limit: int | None = None
     resamples: int = 200
     progress: Callable[[str], None] | None = None

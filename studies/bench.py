@@ -1,11 +1,12 @@
 """The bench: every runtime, exit and batch size in turn, and what the goals say of it.
 
-Times run from image tensor to final detections. All calls of one batch size and thread count are
-interleaved, so that a drift of the machine meets them alike: their ratios hold, times of two sessions
-are not comparable.
+Times run from image tensor to final detections, the suppression included, and are shares of the plain detector's,
+without exits, on onnxruntime. All calls of one batch size and thread count are interleaved, so that a drift of the
+machine meets them alike: their ratios hold, times of two sessions are not comparable.
 """
 
-import copy
+import importlib.util
+import itertools
 import os
 import statistics
 import time
@@ -13,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pandas as pd
 import torch
 from matplotlib import pyplot as plt
@@ -20,70 +23,60 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from eelib.checkpoints import load_checkpoint, load_released
-from eelib.config import saved_config
 from eelib.data import DetectionDataset, as_input
-from eelib.deploy.runtime import DeploymentError, EarlyExitSession, Policy, fixed, forced
-from eelib.evaluate import versions
+from eelib.deploy.evidence import Column
+from eelib.deploy.manifest import DeploymentError
+from eelib.deploy.router import Rule, at_exit
+from eelib.deploy.runtime import Session, open_graph
+from eelib.evaluate import source_for, versions
 from eelib.files import file_sha256
-from eelib.model import EarlyExitSSDLite, postprocess
+from eelib.model import EarlyExitSSDLite
 from eelib.plots import EXIT_COLOURS, TEXT_WIDTH_IN
-from eelib.timing import machine, measure, run_to
+from eelib.timing import UNITS, machine, measure, run_to
 from studies.goals import load_goals
 
+PLAIN = ("onnxruntime", "plain")  # what 1.00 is
 # Timed rounds by (threads, batch size). The quick ones fit into a minute of a two-core machine.
 ROUNDS = {(threads, batch): rounds for threads in (1, 2) for batch, rounds in ((1, 60), (8, 15), (32, 8))}
 QUICK_ROUNDS = {(1, 1): 15, (1, 8): 3, (1, 32): 2, (2, 1): 8}
 
+Calls = dict[tuple[str, str], Callable[[], object]]  # by runtime and exit
 
-def runtime_calls(model: EarlyExitSSDLite, sessions: Mapping[str, EarlyExitSession], images: torch.Tensor) -> dict:
-    """Calls from images to detections, by ``(runtime, exit)``.
 
-    ``monolithic`` computes all exits in one graph and suppresses the last one's boxes; ``plain``
-    is the detector without early exits in one graph: what a user would deploy instead.
+def sessions_of(folder: Path, threads: int) -> dict[str, Session]:
+    """A session of each runtime that is installed, float and, where the export has it, int8."""
+    runtimes = ["onnxruntime", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
+    kinds = (False, True) if Session(folder).manifest.stages_int8 else (False,)
+    return {
+        f"{runtime} int8" if int8 else runtime: Session(folder, threads, int8, runtime)
+        for runtime, int8 in itertools.product(runtimes, kinds)
+    }
+
+
+def calls_of(model: EarlyExitSSDLite, sessions: Mapping[str, Session], images: torch.Tensor) -> Calls:
+    """Calls from images to detections: to each exit in stages, to the ``plain`` detector without exits, and eager ones.
+
+    ``onnxruntime monolithic`` computes all exits in one graph and suppresses the last one's boxes.
 
     Args:
         model: in evaluation mode, on the CPU.
-        sessions: name of a runtime to its session; ``"onnx staged"`` gives the whole graphs too.
-        images: float (B, 3, H, W) in [0, 1].
+        sessions: of :func:`sessions_of`.
+        images: float (B, 3, S, S) in [0, 1].
     """
     array = np.ascontiguousarray(images.numpy())
-    calls = {("eager", name): lambda name=name: run_to(model, images, name) for name in model.exit_names}
+    calls: Calls = {("eager", name): lambda name=name: run_to(model, images, name) for name in model.exit_names}
     for runtime, session in sessions.items():
-        for name in session.exits:
-            calls[runtime, name] = lambda s=session, name=name: s.detect(array, forced(name))
-    staged = sessions["onnx staged"]
-    for runtime in ("monolithic", "plain"):
-        graph = staged.graph(staged.manifest[runtime])
-        calls[f"onnx {runtime}", "full"] = lambda g=graph: [_detect_whole(staged, g, image) for image in array]
-    if torch.cuda.is_available():
-        device_images, device_model = images.cuda(), copy.deepcopy(model).cuda()
-        for name in model.exit_names:
-            calls["eager cuda", name] = lambda name=name: run_to(device_model, device_images, name)
-    return calls
+        rules = {name: at_exit(session.exits, session.gates, name, Column("top_score")) for name in session.exits}
+        for name, rule in (rules | {"plain": session.at_exit(session.exits[-1])}).items():
+            calls[runtime, name] = lambda s=session, rule=rule: s.detect_batch(array, rule)
+    session = sessions["onnxruntime"]
+    whole = open_graph(session.folder, session.manifest.monolithic, session.threads).run
 
+    def monolithic() -> list:
+        answers = (whole(None, {"features": image[None]})[-2:] for image in array)
+        return [session.suppress(boxes[0], scores[0], session.exits[-1]) for scores, boxes in answers]
 
-def _detect_whole(session: EarlyExitSession, graph, image: np.ndarray):
-    *_, scores, boxes = graph.run(None, {"features": image[None]})
-    return session.suppress(boxes[0], scores[0], "full")
-
-
-def compiled_calls(model: EarlyExitSSDLite, images: torch.Tensor, log: Callable[[str], None]) -> dict:
-    """``torch.compile`` of each exit, where it works; compiling takes about a minute."""
-    networks = {
-        name: torch.compile(lambda x, name=name: model(x, name)[-1], dynamic=False) for name in model.exit_names
-    }
-
-    @torch.no_grad()
-    def detect(name: str) -> list:
-        return postprocess(networks[name](images), tuple(images.shape[-2:]))
-
-    try:
-        for name in networks:
-            detect(name)
-    except Exception as error:  # a missing compiler, an unsupported operator: any type
-        log(f"torch.compile does not work here: {type(error).__name__}")
-        return {}
-    return {("compiled", name): lambda name=name: detect(name) for name in networks}
+    return calls | {("onnxruntime monolithic", session.exits[-1]): monolithic}
 
 
 def time_grid(
@@ -92,86 +85,115 @@ def time_grid(
     images: torch.Tensor,
     *,
     rounds: Mapping[tuple[int, int], int],
-    compiled: bool = False,
     log: Callable[[str], None] = print,
 ) -> list[dict]:
     """Times of every runtime, exit, batch size and thread count.
 
     Args:
-        images: float (B, 3, H, W); the batches are its first images.
+        images: float (B, 3, S, S) in [0, 1]; the batches are its first images.
         rounds: timed rounds by (threads, batch size).
-        compiled: time torch.compile too, at batch 1 on one thread.
 
     Returns:
-        Rows of ``runtime``, ``exit``, ``batch``, ``threads``, ``median_ms`` and ``p95_ms`` of a
-        call. The row ``onnx routed`` at the largest batch has ``predicted_ms`` beside it.
+        Rows of ``runtime``, ``exit``, ``batch``, ``threads``, ``median_ms``, ``p95_ms`` and ``p99_ms`` of a call,
+        ``images_per_second``, and ``ratio`` to the plain detector at the same batch size and threads. At batch 32 the
+        row ``routed`` has half of what arrives at an exit leave there, and ``predicted_ms`` from the exits' times.
     """
     rows, before = [], torch.get_num_threads()
     try:
         for (threads, batch), repeats in rounds.items():
             log(f"timing batch {batch}, {threads} thread{'s' * (threads > 1)}")
             torch.set_num_threads(threads)
-            sessions = _sessions(folder, threads)
-            calls = runtime_calls(model, sessions, images[:batch])
-            if compiled and batch == threads == 1:
-                calls |= compiled_calls(model, images[:1], log)
-            staged, array = sessions["onnx staged"], np.ascontiguousarray(images[:batch].numpy())
-            policy = even_policy(staged, array) if batch == 32 and len(staged.exits) > 1 else None
-            if policy:
-                calls["onnx routed", "mixed"] = lambda s=staged, a=array, p=policy: s.detect(a, p)
-            times = measure(calls, repeats, warmup=min(3, repeats // 3))
-            for (runtime, name), time_ms in times.items():
-                rows.append({"runtime": runtime, "exit": name, "batch": batch, "threads": threads, **time_ms})
-            if policy:
-                left = [d.exit_name for d in staged.detect(array, policy)]
-                rows[-1]["exits"] = {name: left.count(name) for name in staged.exits}
-                rows[-1]["predicted_ms"] = sum(times["onnx staged", name]["median_ms"] / batch for name in left)
+            sessions = sessions_of(folder, threads)
+            calls = calls_of(model, sessions, images[:batch])
+            session, array = sessions["onnxruntime"], np.ascontiguousarray(images[:batch].numpy())
+            rule = even_rule(session, array) if batch == 32 and len(session.exits) > 1 else None
+            if rule:
+                calls["onnxruntime", "routed"] = lambda s=session, a=array, r=rule: s.detect_batch(a, r)
+            times = measure(calls, repeats, warmup=min(3, repeats))
+            for (runtime, name), of_call in times.items():
+                rates = {"images_per_second": 1e3 * batch / of_call["median_ms"]}
+                rates["ratio"] = of_call["median_ms"] / times[PLAIN]["median_ms"]
+                rows.append({"runtime": runtime, "exit": name, "batch": batch, "threads": threads, **of_call, **rates})
+            if rule:
+                left = [d.exit_name for d in session.detect_batch(array, rule)]
+                rows[-1]["exits"] = {name: left.count(name) for name in session.exits}
+                rows[-1]["predicted_ms"] = sum(times["onnxruntime", name]["median_ms"] / batch for name in left)
     finally:
         torch.set_num_threads(before)
     return rows
 
 
-def _sessions(folder: Path, threads: int) -> dict[str, EarlyExitSession]:
-    sessions = {"onnx staged": EarlyExitSession(folder, threads)}
-    if "stages_int8" in sessions["onnx staged"].manifest:
-        sessions["onnx int8"] = EarlyExitSession(folder, threads, "stages_int8")
-    return sessions
-
-
-def even_policy(session: EarlyExitSession, array: np.ndarray) -> Policy:
-    """Fixed thresholds at each exit's median best score, so that half of what arrives there leaves."""
+def even_rule(session: Session, array: np.ndarray) -> Rule:
+    """Thresholds at each exit's median best score, so that half of what arrives there leaves."""
     best = {}
     for name in session.exits[:-1]:
-        best[name] = statistics.median(float(d.scores[0]) for d in session.detect(array, forced(name)))
-    return fixed(best)
+        found = session.detect_batch(array, session.at_exit(name))
+        best[name] = statistics.median(max(d.scores, default=0.0) for d in found)
+    return session.by_score({name: float(value) for name, value in best.items()})
+
+
+def evidence_cost(folder: Path, image: np.ndarray, repeats: int = 60) -> dict[str, float]:
+    """What computing and reading the evidence adds at each early exit, in % of the plain detector's time.
+
+    Each stage is timed against itself without the evidence, which is pruned from its graph.
+
+    Args:
+        folder: of an export.
+        image: float32 (1, 3, S, S) in [0, 1].
+    """
+    session, calls, features = Session(folder), {}, image
+    for stage in session.stages:
+        run = open_graph(session.folder, stage).run
+        if "evidence" in stage.outputs:
+            place = stage.outputs.index("evidence")
+            names = [name for name in stage.outputs if name != "evidence"]
+            pruned = onnx.utils.Extractor(onnx.load(session.folder / stage.file)).extract_model(["features"], names)
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1
+            without = onnxruntime.InferenceSession(pruned.SerializeToString(), options).run
+            calls[stage.exit, "with"] = lambda r=run, x=features, p=place: r(None, {"features": x})[p][0, 0] >= 0.5
+            calls[stage.exit, "without"] = lambda r=without, x=features: r(None, {"features": x})
+        if "next_features" in stage.outputs:
+            features = run(["next_features"], {"features": features})[0]
+    plain = session.at_exit(session.exits[-1])
+    times = measure(calls | {("plain", ""): lambda: session.detect_batch(image, plain)}, repeats)
+    ms = {key: of_call["median_ms"] for key, of_call in times.items()}
+    exits = [name for name in session.exits if (name, "with") in ms]
+    return {name: 100 * (ms[name, "with"] - ms[name, "without"]) / ms["plain", ""] for name in exits}
 
 
 def check_goals(rows: Sequence[Mapping]) -> list[dict]:
-    """Each goal of the staged runtime with its measured value, met or not."""
+    """Each goal of the runtime with its measured value, met or not."""
     goals = load_goals()
     limits = goals["runtime"]
     ms = {(r["runtime"], r["exit"]): r["median_ms"] for r in rows if r["batch"] == r["threads"] == 1}
-    staged = {name: time for (runtime, name), time in ms.items() if runtime == "onnx staged"}
-    full, plain = staged["full"], ms["onnx plain", "full"]
-    at_most, at_least = [], []
-    for name, goal in goals["exits"].items():
-        if "time" in goal and name in staged:
-            at_most.append((f"{name} / detector without exits, batch 1, one thread", staged[name] / plain, goal["time"]))
-    monolithic = ms["onnx monolithic", "full"]
-    at_most.append(("staged full / one graph of all exits", full / monolithic, limits["staged_to_monolithic"]))
-    at_most.append(("staged full / detector without exits", full / plain, limits["staged_to_plain"]))
+    staged = {name: t for (runtime, name), t in ms.items() if runtime == "onnxruntime" and name != "plain"}
+    last, plain = list(staged)[-1], ms[PLAIN]
+    checks = [
+        (f"{name} / plain detector, batch 1, one thread", staged[name] / plain, "<=", goal["time"])
+        for name, goal in goals["exits"].items()
+        if "time" in goal and name in staged
+    ]
+    monolithic = ms["onnxruntime monolithic", last]
+    checks.append(
+        (f"staged {last} / one graph of all exits", staged[last] / monolithic, "<=", limits["staged_to_monolithic"])
+    )
+    checks.append((f"staged {last} / plain detector", staged[last] / plain, "<=", limits["staged_to_plain"]))
     for name, time_ms in staged.items():
-        at_least.append((f"eager / onnx at {name}", ms["eager", name] / time_ms, limits["eager_to_staged"]))
-    for r in rows:
-        if (r["runtime"], r["batch"], r["threads"]) == ("onnx routed", 32, 1):
-            text = "routed throughput / predicted from the stages, batch 32"
-            at_least.append((text, r["predicted_ms"] / r["median_ms"], limits["routed_to_predicted"]))
+        checks.append((f"eager / onnxruntime at {name}", ms["eager", name] / time_ms, ">=", limits["eager_to_staged"]))
+    for row in rows:
+        if (row["exit"], row["threads"]) == ("routed", 1):
+            value = row["predicted_ms"] / row["median_ms"]
+            text = "routed throughput / predicted from the exits, batch 32"
+            checks.append((text, value, ">=", limits["routed_to_predicted"]))
     return [
-        {"goal": text, "value": value, "limit": f"<= {limit}", "met": bool(value <= limit)}
-        for text, value, limit in at_most
-    ] + [
-        {"goal": text, "value": value, "limit": f">= {limit}", "met": bool(value >= limit)}
-        for text, value, limit in at_least
+        {
+            "goal": text,
+            "value": value,
+            "limit": f"{sign} {limit}",
+            "met": bool(value <= limit if sign == "<=" else value >= limit),
+        }
+        for text, value, sign, limit in checks
     ]
 
 
@@ -181,33 +203,35 @@ def run(checkpoint: Path | str, folder: Path, *, quick: bool, log: Callable[[str
     Args:
         checkpoint: a released detector.
         folder: its export.
-        quick: few repeats and no torch.compile; ends within a minute.
+        quick: few repeats; ends within a minute.
         log: receives a line a step.
 
     Raises:
         DeploymentError: the folder is the export of another checkpoint.
     """
-    manifest = EarlyExitSession(folder).manifest
-    if manifest["checkpoint_sha256"] != file_sha256(checkpoint):
+    digest = Session(folder).manifest.checkpoint_sha256
+    if digest != file_sha256(checkpoint):
         raise DeploymentError(f"{folder}: export of another checkpoint than {checkpoint}: export again")
     model, began, load_average = load_released(checkpoint).eval(), time.perf_counter(), os.getloadavg()[0]
-    dataset = DetectionDataset("calibrate", size=model.size, limit=32)
-    images = as_input(torch.stack([image for image, _ in (dataset[i] for i in range(len(dataset)))]))
-    rounds = QUICK_ROUNDS if quick else ROUNDS
-    times = time_grid(model, folder, images, rounds=rounds, compiled=not quick, log=log)
+    dataset = DetectionDataset("calibrate", source_for(model, "data/showroom"), model.size, limit=32)
+    images = as_input(torch.stack([dataset[i][0] for i in range(len(dataset))]))
+    times = time_grid(model, folder, images, rounds=QUICK_ROUNDS if quick else ROUNDS, log=log)
     return {
-        "quick": quick, "machine": machine(), "load_average_before": load_average, "times": times,
-        "goals": check_goals(times), "checkpoint_sha256": manifest["checkpoint_sha256"],
-        "config": saved_config(load_checkpoint(checkpoint), checkpoint).model_dump(mode="json"), "versions": versions(),
-        "seconds": round(time.perf_counter() - began, 1),
+        "quick": quick, "machine": machine(), "load_average_before": load_average, "unit": UNITS["session"],
+        "times": times, "evidence_percent": evidence_cost(folder, images[:1].numpy(), 15 if quick else 60),
+        "goals": check_goals(times), "checkpoint_sha256": digest, "config": load_checkpoint(checkpoint).get("config"),
+        "versions": versions(), "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
 
 
 def table(times: Sequence[Mapping]) -> pd.DataFrame:
-    """Ratios to the detector without exits in one graph, at the same batch size and threads."""
-    frame = pd.DataFrame(times).set_index(["threads", "batch", "runtime", "exit"])["median_ms"]
-    wide = (frame / frame.xs(("onnx plain", "full"), level=("runtime", "exit"))).unstack(["threads", "batch"])
+    """Ratios to the plain detector at the same batch size and threads; milliseconds and images a second at batch 1."""
+    frame = pd.DataFrame(times)
+    rows = frame.drop_duplicates(["runtime", "exit"]).set_index(["runtime", "exit"]).index
+    wide = frame.pivot(index=["runtime", "exit"], columns=["threads", "batch"], values="ratio").reindex(rows)
     wide.columns = [f"batch {batch}, {threads} thr" for threads, batch in wide.columns]
+    alone = frame[(frame["batch"] == 1) & (frame["threads"] == 1)].set_index(["runtime", "exit"])
+    wide["ms"], wide["images/s"] = alone["median_ms"].round(2), alone["images_per_second"].round(1)
     return wide.round(3).reset_index()
 
 

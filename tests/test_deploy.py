@@ -47,7 +47,9 @@ def test_detections_are_the_models(kind, checkpoint, exported, looks):
     for name in model.exit_names:
         for batch in (1, 12):
             rule = session.at_exit(name)
-            found = [d for first in range(0, 12, batch) for d in session.detect_batch(looks[first : first + batch], rule)]
+            found = [
+                d for first in range(0, 12, batch) for d in session.detect_batch(looks[first : first + batch], rule)
+            ]
             assert sum(map(len, found)) > 500 and {d.exit_name for d in found} == {name}
             for mine, theirs in zip(found, expected[name], strict=True):
                 assert_same(mine, theirs)
@@ -72,13 +74,16 @@ def test_whole_graphs_agree_with_the_stages(kind, exported, looks):
 def test_manifest_and_graphs(kind, exported):
     manifest = read_manifest(exported(kind))
     names = [stage.exit for stage in manifest.stages]
-    assert names == {
-        "two exits": ["exit1", "exit2", "full"],
-        "gates": ["blank1", "blank2", "exit1", "exit2", "full"],
-        "three exits, two classes": ["exit1", "blank1", "blank2", "exit2", "exit3", "full"],
-        "truncated": ["exit1", "exit2"],
-        "plain": ["full"],
-    }[kind]
+    assert (
+        names
+        == {
+            "two exits": ["exit1", "exit2", "full"],
+            "gates": ["blank1", "blank2", "exit1", "exit2", "full"],
+            "three exits, two classes": ["exit1", "blank1", "blank2", "exit2", "exit3", "full"],
+            "truncated": ["exit1", "exit2"],
+            "plain": ["full"],
+        }[kind]
+    )
     assert manifest.router is None and manifest.input.size == 96
     assert {path.name for path in exported(kind).iterdir()} == manifest.files | {"manifest.json"}
     for entry in (*manifest.stages, manifest.plain, manifest.monolithic):

@@ -108,8 +108,7 @@ def test_fields_of_another_shape_type_or_order_are_refused(made, field, value):
 def test_evidence_by_hand():
     values = evidence_of(detections_of([(0, 0, 80, 80, 0.5), (0, 0, 20, 20, 0.2)]), None, (320, 320))
     named = dict(zip(OF_BOXES, values, strict=True))
-    assert math.isclose(named["second_score"], 0.2, rel_tol=1e-6)
-    assert math.isclose(named["top5_mean"], 0.14, rel_tol=1e-6)
+    assert [named["second_score"], named["top5_mean"]] == pytest.approx([0.2, 0.14], rel=1e-6)
     assert named["count_10"] == 2 and named["count_30"] == 1 and named["count_50"] == 0
     assert math.isclose(named["undecided"], 1 + 0.721928, rel_tol=1e-5)  # H2(0.5) + H2(0.2)
     assert math.isclose(named["log_size"], (0.5 * -2 + 0.2 * -4) / 0.7, rel_tol=1e-5)
@@ -137,11 +136,16 @@ def test_iou_equals_torchvision():
 
 
 def test_raw_evidence_by_hand():
-    for p, certainty in ((0.5, 0.0), (0.0, 1.0), (0.2, 1 - 0.721928)):
-        named = dict(zip(OF_RAW_SCORES, raw_evidence(torch.full((1, 1, 2), p), 1)[0].tolist(), strict=True))
-        assert math.isclose(named["box_certainty"], certainty, abs_tol=1e-5)
-        assert math.isclose(named["top_score"], p, abs_tol=1e-6) and math.isclose(named["raw_sum"], 2 * p, abs_tol=1e-6)
-        assert [named[f"raw_count_{cut}"] for cut in (10, 30, 50)] == [2 * (p > cut / 100) for cut in (10, 30, 50)]
+    scores = torch.tensor([[[0.5, 0.0, 0.2]], [[0.0005, 0.0, 0.0]]])  # (B, K, A)
+    first, empty = raw_evidence(scores, 1)
+    named = dict(zip(OF_RAW_SCORES, first.tolist(), strict=True))
+    assert named["top_score"] == 0.5 and math.isclose(named["raw_second"], 0.2, rel_tol=1e-6)
+    assert math.isclose(named["box_certainty"], 1 - (1 + 0.721928) / 3, abs_tol=1e-5)  # H2(0.5), H2(0), H2(0.2)
+    assert math.isclose(named["raw_sum"], 0.7, rel_tol=1e-6)
+    assert [named[f"raw_count_{cut}"] for cut in (10, 30, 50)] == [2, 1, 0]
+    assert empty[0] == 0  # no score is a detection
+    two = raw_evidence(torch.tensor([[[0.5, 0.1], [0.2, 0.9]]]), 2)[0]
+    assert torch.allclose(two[[0, -2, -1]], torch.tensor([0.9, 0.5, 0.9]))
 
 
 def test_one_pass_finds_what_detection_finds(tiny, tmp_path):

@@ -57,8 +57,9 @@ def export(
         out: folder, created.
         router: that images shall obey, its file, or what :func:`eelib.route` gave; without one every image takes the
             full path.
-        source: data set, or its folder, whose category ids the results shall carry, and whose ``calibrate`` gives the ranges of int8;
-            without one the ids are 1, 2, … in the order of the labels, and showroom's for its own chairs.
+        source: data set, or its folder, whose category ids the results shall carry, and whose ``calibrate`` gives
+            the ranges of int8; without one the ids are 1, 2, … in the order of the labels, and showroom's for its own
+            chairs.
         int8: write int8 graphs, too; see :func:`eelib.deploy.int8.quantise`.
 
     Returns:

@@ -4,66 +4,84 @@ import pytest
 import torch
 
 from eelib.checkpoints import load_released
-from eelib.config import ROOT
-from eelib.deploy import export as deploy
-from eelib.deploy.runtime import DeploymentError, EarlyExitSession
+from eelib.deploy.manifest import DeploymentError
 from studies import bench
-
-CHECKPOINT = ROOT / "checkpoints" / "exits.pth"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("export")
-    deploy.export(CHECKPOINT, path)
-    return path
+def images(looks):
+    return torch.from_numpy(looks)
 
 
-@torch.no_grad()
-def test_every_runtime_detects_the_same(folder):
-    images = torch.rand(2, 3, 320, 320, generator=torch.Generator().manual_seed(0))
-    calls = bench.runtime_calls(load_released(CHECKPOINT).eval(), {"onnx staged": EarlyExitSession(folder)}, images)
-    assert [key for key in calls if "cuda" not in key[0]] == [
-        ("eager", "exit1"), ("eager", "exit2"), ("eager", "full"),
-        ("onnx staged", "exit1"), ("onnx staged", "exit2"), ("onnx staged", "full"),
-        ("onnx monolithic", "full"), ("onnx plain", "full"),
-    ]  # fmt: skip
+def test_every_runtime_detects_the_same(checkpoint, exported, images):
+    model, sessions = load_released(checkpoint("gates")).eval(), bench.sessions_of(exported("gates"), 1)
+    calls = bench.calls_of(model, sessions, images[:2])
+    exits = ("exit1", "exit2", "full")
+    expected = [("eager", name) for name in exits]
+    for runtime in sessions:
+        expected += [(runtime, name) for name in (*exits, "plain")]
+    assert list(calls) == [*expected, ("onnxruntime monolithic", "full")] and "onnxruntime" in sessions
     for (_, name), call in calls.items():
-        for theirs, mine in zip(calls["eager", name](), call(), strict=True):
-            assert mine.scores == pytest.approx(theirs.scores, abs=1e-5)
+        for theirs, mine in zip(calls["eager", "full" if name == "plain" else name](), call(), strict=True):
+            assert mine.scores == pytest.approx(theirs.scores, abs=1e-4)
 
 
-def test_half_of_what_arrives_leaves_at_each_exit(folder):
-    session = EarlyExitSession(folder)
-    images = torch.rand(8, 3, 320, 320, generator=torch.Generator().manual_seed(0)).numpy()
-    exits = [d.exit_name for d in session.detect(images, bench.even_policy(session, images))]
+def test_half_of_what_arrives_leaves_at_each_exit(exported, images):
+    session = bench.sessions_of(exported("two exits"), 1)["onnxruntime"]
+    exits = [
+        d.exit_name for d in session.detect_batch(images[:8].numpy(), bench.even_rule(session, images[:8].numpy()))
+    ]
     assert exits.count("exit1") == 4
 
 
+def test_a_grid_has_every_call_and_ratios_to_the_plain_detector(checkpoint, exported, images, monkeypatch):
+    many = images.repeat(3, 1, 1, 1)[:32]
+    monkeypatch.setattr(bench, "measure", lambda calls, repeats, warmup=0: {
+        key: {"median_ms": 2.0 if key == bench.PLAIN else 1.0, "p95_ms": 3.0, "p99_ms": 4.0} for key in calls
+    })  # fmt: skip
+    model = load_released(checkpoint("two exits")).eval()
+    rows = bench.time_grid(model, exported("two exits"), many, rounds={(1, 1): 2, (1, 32): 2}, log=lambda _: None)
+    plain = [row for row in rows if (row["runtime"], row["exit"]) == bench.PLAIN]
+    assert [row["ratio"] for row in plain] == [1.0, 1.0] and [row["images_per_second"] for row in plain] == [500, 16000]
+    assert {row["ratio"] for row in rows if row not in plain} == {0.5}
+    (routed,) = (row for row in rows if row["exit"] == "routed")
+    assert (
+        routed["batch"] == 32 and sum(routed["exits"].values()) == 32 and routed["predicted_ms"] == pytest.approx(1.0)
+    )
+    table = bench.table(rows).set_index(["runtime", "exit"])
+    assert table.loc[bench.PLAIN, "batch 1, 1 thr"] == 1 and table.loc[("onnxruntime", "exit1"), "ms"] == 1
+    assert len(bench.runtimes_figure(rows).axes) == 3
+
+
+def test_evidence_is_timed_against_stages_without_it(exported, images, monkeypatch):
+    ms = {("exit1", "with"): 1.1, ("exit2", "with"): 1.2, ("plain", ""): 10.0}
+    monkeypatch.setattr(bench, "measure", lambda calls, repeats: {
+        key: {"median_ms": ms.get(key, 1.0), "ran": call()} for key, call in calls.items()
+    })  # fmt: skip
+    cost = bench.evidence_cost(exported("gates"), images[:1].numpy())
+    assert cost == {"exit1": pytest.approx(1.0), "exit2": pytest.approx(2.0)}
+
+
 def test_goals_by_hand():
-    times = {("eager", "exit1"): 20, ("eager", "exit2"): 22, ("eager", "full"): 30, ("onnx staged", "exit1"): 5,
-             ("onnx staged", "exit2"): 8, ("onnx staged", "full"): 12, ("onnx monolithic", "full"): 11.5,
-             ("onnx plain", "full"): 10}  # fmt: skip
-    rows = [
-        {"runtime": r, "exit": e, "batch": 1, "threads": 1, "median_ms": t, "p95_ms": t} for (r, e), t in times.items()
-    ]
-    rows.append({"runtime": "onnx routed", "exit": "mixed", "batch": 32, "threads": 1, "median_ms": 200,
-                 "p95_ms": 200, "predicted_ms": 170})  # fmt: skip
+    times = {("eager", "exit1"): 20, ("eager", "exit2"): 22, ("eager", "full"): 30, ("onnxruntime", "exit1"): 5,
+             ("onnxruntime", "exit2"): 8, ("onnxruntime", "full"): 12, ("onnxruntime monolithic", "full"): 11.5,
+             ("onnxruntime", "plain"): 10}  # fmt: skip
+    rows = [{"runtime": r, "exit": e, "batch": 1, "threads": 1, "median_ms": t} for (r, e), t in times.items()]
+    rows.append({"runtime": "onnxruntime", "exit": "routed", "batch": 32, "threads": 1, "median_ms": 200,
+                 "predicted_ms": 170})  # fmt: skip
     goals = {g["goal"]: (round(g["value"], 3), g["met"]) for g in bench.check_goals(rows)}
     assert goals == {
-        "exit1 / detector without exits, batch 1, one thread": (0.5, True),
-        "exit2 / detector without exits, batch 1, one thread": (0.8, False),
+        "exit1 / plain detector, batch 1, one thread": (0.5, True),
+        "exit2 / plain detector, batch 1, one thread": (0.8, False),
         "staged full / one graph of all exits": (1.043, True),
-        "staged full / detector without exits": (1.2, False),
-        "eager / onnx at exit1": (4.0, True),
-        "eager / onnx at exit2": (2.75, True),
-        "eager / onnx at full": (2.5, True),
-        "routed throughput / predicted from the stages, batch 32": (0.85, False),
+        "staged full / plain detector": (1.2, False),
+        "eager / onnxruntime at exit1": (4.0, True),
+        "eager / onnxruntime at exit2": (2.75, True),
+        "eager / onnxruntime at full": (2.5, True),
+        "routed throughput / predicted from the exits, batch 32": (0.85, False),
     }
-    table = bench.table(rows[:-1]).set_index(["runtime", "exit"])
-    assert table.loc[("onnx staged", "exit2"), "batch 1, 1 thr"] == 0.8
 
 
-def test_an_export_of_another_checkpoint_is_refused(folder):
+def test_an_export_of_another_checkpoint_is_refused(checkpoint, exported):
     with pytest.raises(DeploymentError, match="export of another checkpoint"):
-        bench.run(ROOT / "checkpoints" / "baseline.pth", folder, quick=True)
+        bench.run(checkpoint("plain"), exported("two exits"), quick=True)
