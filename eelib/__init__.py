@@ -5,6 +5,8 @@ The names below are the public ones; each is imported when it is first used, so 
 """
 
 import importlib
+import sys
+import types
 
 __version__ = "0.1.0"
 
@@ -29,3 +31,14 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return [*globals(), *_PUBLIC]
+
+
+class _Face(types.ModuleType):
+    """Python binds a submodule here when it is first imported; `eelib.train` and `eelib.evaluate` stay functions."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _PUBLIC and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

@@ -53,9 +53,9 @@ def train(
         overwrite: start anew where the folder holds a run.
         set_: KEY=VALUE in place of a value of the file, such as optim.lr=1e-3; may be given often.
     """
-    from eelib.config import load, read_settings
+    from eelib.config import load_config, read_settings
 
-    settings = load(config, data.settings("train") | read_settings(set_ or ()))
+    settings = load_config(config, data.settings("train") | read_settings(set_ or ()))
     _expect_start(settings.model.start)
     from eelib.train import train as run
 
@@ -88,7 +88,7 @@ def evaluate(
     source = data.source_for(path)
     from eelib.checkpoints import load_released
     from eelib.data import DetectionDataset, split_sha256
-    from eelib.evaluate import evaluate_exits
+    from eelib.evaluate import evaluate as measure
     from eelib.files import file_sha256
 
     model = load_released(path)
@@ -98,7 +98,7 @@ def evaluate(
             f"{len(source.names)} ({', '.join(source.names)}); expected --category for each, in this order"
         )
     dataset = DetectionDataset("test", source, model.size, keep_crowd=True, limit=limit)
-    exits = evaluate_exits(path, dataset)
+    exits = measure(model, dataset)
     about = {"checkpoint": str(path), "checkpoint_sha256": file_sha256(path), "split": "test"}
     about |= {"split_sha256": split_sha256("test", source), "categories": source.names, "images": len(dataset)}
     print(json.dumps(about | {"exits": exits}) if as_json else _ap_table(exits, about))
@@ -281,9 +281,9 @@ def check(config: Path, /, *, images: PositiveInt = 64, set_: Set = None, data: 
         images: training images that are looked at.
         set_: KEY=VALUE in place of a value of the file; may be given often.
     """
-    from eelib.config import load, read_settings
+    from eelib.config import load_config, read_settings
 
-    settings = load(config, data.settings("train") | read_settings(set_ or ()))
+    settings = load_config(config, data.settings("train") | read_settings(set_ or ()))
     _expect_start(settings.model.start)
     from eelib.preflight import preflight
 

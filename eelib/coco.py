@@ -108,7 +108,11 @@ def refuse_foreign(path: Path) -> None:
 
 
 def open_source(data: DataConfig) -> Source:
-    """The data set of a configuration."""
+    """The data set of a configuration.
+
+    Example:
+        >>> source = eelib.open_source(eelib.load_config("params/exits_256.yaml").data)
+    """
     if not data.files:
         return open_root(resolve(data.root), data.category)
     return Source({s: (resolve(f.annotations), resolve(f.images)) for s, f in data.files.items()}, data.category)

@@ -98,7 +98,11 @@ class OptimConfig(Group):
 
 
 class Config(Group):
-    """A whole training."""
+    """A whole training.
+
+    Example:
+        >>> eelib.Config(name="mine").optim.epochs
+    """
 
     name: str
     seed: int = Field(0, ge=0, lt=2**63)
@@ -327,8 +331,19 @@ def merged(base: dict, values: dict) -> dict:
 NOTEBOOK_KEYS = ("reports", "limit")
 
 
-def load(path: Path | str, settings: dict[str, object] | None = None) -> Config:
-    """Read and validate ``params/*.yaml``; dotted keys of ``settings`` replace values of the file."""
+def load_config(path: Path | str, settings: dict[str, object] | None = None) -> Config:
+    """Read and validate a parameter file.
+
+    Args:
+        path: YAML; see :func:`read_yaml`.
+        settings: values by dotted key that replace the file's.
+
+    Raises:
+        ConfigError: one line a problem, with file, dotted key, value and expectation.
+
+    Example:
+        >>> config = eelib.load_config("params/exits_256.yaml", {"optim.epochs": 5})
+    """
     values = {key: value for key, value in read_yaml(path).items() if key not in NOTEBOOK_KEYS}
     return parse(override(values, settings or {}), str(path))
 

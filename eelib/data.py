@@ -80,6 +80,9 @@ class DetectionDataset(Dataset):
     Raises:
         DataError: bad annotations, or an image file that is missing or of another size than its annotations say.
         ImageError: an image file is broken. What is decoded on access is found broken on access.
+
+    Example:
+        >>> image, target = eelib.DetectionDataset("val", "data/showroom", size=320)[0]
     """
 
     def __init__(

@@ -28,6 +28,10 @@ class Detections:
         exit_name: the exit that answered.
         classes: names of the classes, in the order of the labels from 1.
         image: the upright image that the boxes lie on, where it is at hand.
+
+    Example:
+        >>> found = eelib.Session("deploy").detect("room.jpg")
+        >>> found.boxes_xyxy[found.scores > 0.5]
     """
 
     boxes_xyxy: np.ndarray

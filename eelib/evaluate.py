@@ -13,11 +13,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from eelib.checkpoints import load_released
-from eelib.coco import DataError, open_source
+from eelib.coco import DataError, Source, open_root, open_source
 from eelib.config import Config
 from eelib.data import DetectionDataset, split_sha256
-from eelib.files import file_sha256
+from eelib.files import file_sha256, look_up
+from eelib.hub import load
+from eelib.model import EarlyExitSSDLite
 from eelib.records import detections_of_exits
 
 # Names of pycocotools' summary, in its order.
@@ -103,21 +104,43 @@ def detect_exits(model: nn.Module, dataset: DetectionDataset, batch_size: int = 
     return results
 
 
-def evaluate_exits(checkpoint: Path | str, dataset: DetectionDataset) -> dict[str, dict[str, float]]:
-    """AP of every exit of a released detector, as :func:`coco_ap` gives it.
+def evaluate(
+    detector: EarlyExitSSDLite | Path | str,
+    source: DetectionDataset | Source | Path | str = "data/showroom",
+    split: str = "test",
+    limit: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """AP of every exit of a detector, as :func:`coco_ap` gives it.
 
     Args:
-        checkpoint: a released detector with or without exits.
-        dataset: its transform resizes and nothing else; crowds kept.
+        detector: what :func:`eelib.load` gave, any model that is trained, a checkpoint, or a released name.
+        source: data set, or its folder; its images are resized to the detector's input. Or one split as a
+            :class:`eelib.data.DetectionDataset` of that size with crowds kept; ``split`` and ``limit`` are its own.
+        split: that is evaluated.
+        limit: how many images, drawn with seed 0; None takes all.
+
+    Returns:
+        Exit name to ``AP``, ``AP50``, ``AP75``, ``AP_small``, ``AP_medium`` and ``AP_large``, in [0, 1].
 
     Raises:
         TrainingError: no such checkpoint, or one of another architecture.
-        DataError: the images hold no object, so that AP is not defined.
+        DataError: no such split, or images without objects, so that AP is not defined.
+
+    Example:
+        >>> eelib.evaluate("exits_256", "data/showroom", limit=50)["exit1"]["AP50"]
     """
-    if not any(not a["iscrowd"] for i in dataset.image_ids for a in dataset.annotations[i]):
-        raise DataError(f"{dataset.file}: no object on the {len(dataset)} images: AP is not defined")
-    results = detect_exits(load_released(checkpoint), dataset)
-    return {name: coco_ap(dataset.coco, rows, dataset.image_ids) for name, rows in results.items()}
+    model = detector if isinstance(detector, nn.Module) else load(detector)
+    if not isinstance(source, DetectionDataset):
+        source = DetectionDataset(split, source_for(model, source), model.size, keep_crowd=True, limit=limit)
+    if not any(not a["iscrowd"] for i in source.image_ids for a in source.annotations[i]):
+        raise DataError(f"{source.file}: no object on the {len(source)} images: AP is not defined")
+    results = detect_exits(model, source)
+    return {name: coco_ap(source.coco, rows, source.image_ids) for name, rows in results.items()}
+
+
+def source_for(model: EarlyExitSSDLite, source: Source | Path | str) -> Source:
+    """A data set with the categories of a detector, by its folder."""
+    return source if isinstance(source, Source) else open_root(look_up(source), model.classes)
 
 
 def provenance(split: str, config: Config, checkpoint: Path | str, root: Path | str | None = None) -> dict:

@@ -29,6 +29,9 @@ def load(name: str | Path = DEFAULT) -> EarlyExitSSDLite:
     Raises:
         HubError: no such name or file, or released weights that are not the ones that the manifest describes.
         TrainingError: the file is no checkpoint of a detector.
+
+    Example:
+        >>> eelib.load("exits_256").predict("room.jpg").plot()
     """
     path = path_of(name)
     from eelib.checkpoints import load_released  # torch, which a missing file need not wait for

@@ -51,6 +51,10 @@ class Criterion:
     Args:
         loss: kinds and weights of the terms.
         exits: names of all exits of the detector, in order.
+
+    Example:
+        >>> criterion = eelib.Criterion(config.loss, model.exit_names)
+        >>> loss, parts = criterion(model(images), targets)
     """
 
     def __init__(self, loss: LossConfig, exits: Sequence[str]):

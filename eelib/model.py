@@ -31,6 +31,9 @@ class ExitOutput(NamedTuple):
 
     ``cls_logits`` (B, A, K + 1), background first; ``bbox_regression`` (B, A, 4) encoded offsets;
     ``default_boxes`` (A, 4) xyxy in pixels of the network input.
+
+    Example:
+        >>> [output.cls_logits.shape for output in eelib.load("exits_256").exits(images)]
     """
 
     name: str
@@ -201,6 +204,10 @@ class EarlyExitSSDLite(nn.Module):
     Attributes:
         size: side in pixels of the square input that the weights are for.
         cuts: for each early exit the children of ``features[0]`` that run before it.
+
+    Example:
+        >>> model = eelib.EarlyExitSSDLite(cuts=(8, 12), classes=("chair", "stool"))
+        >>> model.exit_names
 
     Sources: Howard et al., "Searching for MobileNetV3", ICCV 2019, section 6.3; Li et al.,
     "Improved Techniques for Training Adaptive Deep Networks", ICCV 2019, section 3.1.
@@ -377,7 +384,8 @@ def rebuild(plan: Mapping | None, state: Mapping[str, Tensor]) -> EarlyExitSSDLi
     """
     plan = FIRST_PLAN | dict(plan or {})
     cuts = [int(cut) for name, cut in plan["cuts"].items() if any(key.startswith(f"early.{name}.") for key in state)]
-    full, gates = any(key.startswith("head.") for key in state), any(key.startswith("blank.") for key in state)
+    full, gates = (any(key.startswith(part) for key in state) for part in ("head.", "blank."))
+    full = full or not cuts  # weights of anything else are then told what they lack
     model = EarlyExitSSDLite(cuts, full=full, blank_gate=gates, classes=[str(name) for name in plan["classes"]])
     model.size = int(plan["size"])
     if full:
@@ -444,7 +452,7 @@ def raw_evidence(scores: Tensor, classes: int) -> Tensor:
     Returns:
         (B, F), columns :func:`eelib.deploy.evidence.raw_columns`.
     """
-    best = scores.squeeze(1) if classes == 1 else scores.amax(1)  # (B, A)
+    best = scores.flatten(1) if classes == 1 else scores.amax(1)  # (B, A)
     top = best.topk(2).values  # (B, 2)
     q = best.clamp(1e-7, 1 - 1e-7)
     certainty = 1 + (q * q.log() + (1 - q) * (1 - q).log()).mean(1, keepdim=True) / math.log(2)

@@ -48,6 +48,10 @@ class ExitRecords:
 
     Raises:
         RecordsError: a field of another shape, type, range or order.
+
+    Example:
+        >>> records: eelib.ExitRecords = eelib.record(model, dataset, "val", split_hash, checkpoint_hash)
+        >>> records.column("top_score")
     """
 
     split: str
@@ -250,6 +254,10 @@ def record(
         dataset: of the split, with a transform that resizes and nothing else.
         split, split_hash, checkpoint_hash: the identity to write down.
         progress: called with a line every tenth of the images.
+
+    Example:
+        >>> dataset = eelib.DetectionDataset("val", "data/showroom", model.size, keep_crowd=True)
+        >>> records = eelib.record(model, dataset, "val", split_hash, checkpoint_hash)
     """
     names = tuple(model.exit_names)
     detections: dict[str, list[Detections]] = {name: [] for name in names}

@@ -13,7 +13,7 @@ from eelib.checkpoints import TrainingError, load_checkpoint, load_released
 from eelib.coco import Source, open_source
 from eelib.config import ROOT, resolve, saved_config
 from eelib.data import DetectionDataset, split_sha256
-from eelib.evaluate import evaluate_exits, provenance
+from eelib.evaluate import evaluate, provenance
 from eelib.files import file_sha256, write_atomic, write_json
 from eelib.records import record
 from eelib.routed_ap import RoutedAP
@@ -71,7 +71,7 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
         raise TrainingError(f"{source}: {mebibytes:.1f} MiB; released weights must stay under 16 MiB")
     data = open_source(config.data)
     dataset = DetectionDataset("test", data, model.size, keep_crowd=True, limit=limit)
-    ap, matches = evaluate_exits(source, dataset), {}
+    ap, matches = evaluate(source, dataset), {}
     if len(model.classes) == 1:
         hashes = split_sha256("test", data), hashlib.sha256(content.getvalue()).hexdigest()
         matches = {"matches": f"matches/{Path(name).stem}.npz"}

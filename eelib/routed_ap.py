@@ -32,30 +32,42 @@ class RoutedAP:
         image, exit, score: (D,) row, exit index and score of every recorded detection, in the
             order in which pycocotools ranks them: score falling, then image, exit and rank.
         matched, ignored: bool (10, D): right at an IoU threshold; not counted there.
-        positives: (N,) objects of each image that count.
+        by_class: (N, K) objects of each image and class that count; positives: (N,) their sum.
         counts: detections of each exit.
         exit_names, image_ids: of the records.
+
+    Example:
+        >>> evaluator = eelib.RoutedAP(records, dataset.coco)
+        >>> evaluator.ap([0] * len(records))  # every image leaves at the first exit
     """
 
     def __init__(self, records: ExitRecords, coco: COCO, area: tuple[float, float] = ALL_AREAS):
         self.exits, self.images = len(records.exit_names), len(records)
         self.exit_names, self.image_ids = records.exit_names, records.image_ids
         matches = [_match(records, index, coco, area) for index in range(self.exits)]
-        self.positives = matches[0][-1]
+        self.by_class = matches[0][-1]
         self.counts = [len(image) for image, *_ in matches]
         self._by_exit = tuple(np.concatenate(parts, -1) for parts in zip(*(m[:-1] for m in matches), strict=True))
         self._rank()
 
+    @property
+    def positives(self) -> np.ndarray:
+        """As above."""
+        return self.by_class.sum(1)
+
     def _rank(self) -> None:
         """Put all detections into pycocotools' order."""
-        image, score, matched, ignored = self._by_exit
+        image, score, kind, matched, ignored = self._by_exit
         exit_ = np.repeat(np.arange(self.exits), self.counts)
         order = np.lexsort((exit_, image, -score))  # stable, so ranks inside an image stay
         self.image, self.exit, self.score = image[order], exit_[order], score[order]
         self.matched, self.ignored = matched[:, order], ignored[:, order]
         self._pair = (self.image * self.exits + self.exit).astype(np.intp)
-        self._matched_at = [np.flatnonzero(row) for row in self.matched]
-        self._ignored_at = [np.flatnonzero(row) for row in self.ignored]
+        self._of_class = []  # AP ranks the detections of each class for themselves
+        for k in range(self.by_class.shape[1]):
+            own = np.flatnonzero(kind[order] == k)
+            flags = [[np.flatnonzero(row[own]) for row in rows] for rows in (self.matched, self.ignored)]
+            self._of_class.append((self._pair[own], *flags))
 
     def rescored(self, records: ExitRecords) -> "RoutedAP":
         """The same flags under scores that keep the order inside every image, as calibration does.
@@ -65,37 +77,39 @@ class RoutedAP:
         Raises:
             ValueError: the scores change an image's order, or are of other detections.
         """
-        image, _, matched, ignored = self._by_exit
+        image, _, *flags = self._by_exit
         score = np.concatenate(records.scores).astype(np.float64)
         pair = np.repeat(np.arange(self.exits), self.counts) * self.images + image
         if len(score) != len(image) or ((np.diff(score) > 0) & (np.diff(pair) == 0)).any():
             raise ValueError("rescored: expected scores of the same detections in the same order inside every image")
         other = copy.copy(self)
-        other._by_exit = image, score, matched, ignored
+        other._by_exit = image, score, *flags
         other._rank()
         return other
 
     def rows(self, rows: Sequence[int]) -> "RoutedAP":
         """The flags of some images, by their rows in rising order."""
-        inside, (image, score, matched, ignored) = np.zeros(self.images, bool), self._by_exit
+        inside, (image, score, kind, matched, ignored) = np.zeros(self.images, bool), self._by_exit
         inside[rows] = True
         kept, other = inside[image], copy.copy(self)
         other.images, other.image_ids = len(rows), tuple(self.image_ids[row] for row in rows)
-        other.positives = self.positives[inside]
+        other.by_class = self.by_class[inside]
         other.counts = [int(part.sum()) for part in np.split(kept, np.cumsum(self.counts)[:-1])]
-        other._by_exit = (np.cumsum(inside) - 1)[image[kept]], score[kept], matched[:, kept], ignored[:, kept]
+        rows = (np.cumsum(inside) - 1)[image[kept]]
+        other._by_exit = rows, score[kept], kind[kept], matched[:, kept], ignored[:, kept]
         other._rank()
         return other
 
     def save(self, path: Path | str, split_hash: str, checkpoint_hash: str) -> Path:
         """Write the flags atomically: a fifth of the records that they come from."""
-        image, score, matched, ignored = self._by_exit
+        image, score, kind, matched, ignored = self._by_exit
         values = {
             "split_sha256": split_hash,
             "checkpoint_sha256": checkpoint_hash,
             "exit_names": self.exit_names,
             "image_ids": self.image_ids,
-            "positives": self.positives.astype(np.uint16),
+            "positives": self.by_class.astype(np.uint16),
+            "class": kind.astype(np.uint16),
             "counts": self.counts,
             "image": image.astype(np.uint16),
             "score": score.astype(np.float32),  # as the network gives them
@@ -129,9 +143,10 @@ class RoutedAP:
         new, total = cls.__new__(cls), len(values["score"])
         new.exit_names, new.image_ids = tuple(values["exit_names"].tolist()), tuple(values["image_ids"].tolist())
         new.exits, new.images = len(new.exit_names), len(new.image_ids)
-        new.positives, new.counts = values["positives"].astype(np.int64), values["counts"].tolist()
+        new.by_class, new.counts = values["positives"].reshape(new.images, -1).astype(np.int64), values["counts"].tolist()
+        kind = values.get("class", np.zeros(total)).astype(np.int64)  # files of one class may lack it
         flags = (np.unpackbits(values[key], 1, total).astype(bool) for key in ("matched", "ignored"))
-        new._by_exit = values["image"].astype(np.int64), values["score"].astype(np.float64), *flags
+        new._by_exit = values["image"].astype(np.int64), values["score"].astype(np.float64), kind, *flags
         new._rank()
         return new
 
@@ -144,7 +159,7 @@ class RoutedAP:
                 image by any share.
 
         Returns:
-            (10,) in [0, 1], or -1 throughout where no object counts, as pycocotools has it.
+            (10,) in [0, 1], the mean over the classes, or -1 throughout where no object counts, as pycocotools has it.
 
         Raises:
             ValueError: the routing is not one exit for each image.
@@ -153,20 +168,17 @@ class RoutedAP:
         if chosen.shape != (self.images,) or chosen.min() < 0:
             raise ValueError(f"routing: expected {self.images} exit indices from 0, got {chosen!r}")
         weights = np.ones(self.images, np.int64) if weights is None else weights
-        positives = float(self.positives @ weights)
-        if positives == 0:
-            return np.full(len(IOUS), -1.0)
         kind = np.int32 if np.issubdtype(weights.dtype, np.integer) else np.float64
         taken, here = np.zeros(self.images * self.exits, kind), chosen < self.exits
         taken[(np.arange(self.images) * self.exits + chosen)[here]] = weights[here]
-        count = taken.take(self._pair, mode="clip")  # (D,); "clip" spares a check of what is known to fit
-        rank = np.cumsum(count, dtype=kind)
-        return np.array(
-            [
-                _average_precision(count, rank, hits, ignored, positives)
-                for hits, ignored in zip(self._matched_at, self._ignored_at, strict=True)
-            ]
-        )
+        of_classes = []
+        for positives, (pair, matched, ignored) in zip(self.by_class.T @ weights, self._of_class, strict=True):
+            if positives > 0:  # pycocotools' mean leaves out a class without objects
+                count = taken.take(pair, mode="clip")  # (D,); "clip" spares a check of what is known to fit
+                rank = np.cumsum(count, dtype=kind)
+                flags = zip(matched, ignored, strict=True)
+                of_classes.append([_average_precision(count, rank, *pair, float(positives)) for pair in flags])
+        return np.mean(of_classes, 0) if of_classes else np.full(len(IOUS), -1.0)
 
     def ap(self, chosen: Sequence[int], weights: np.ndarray | None = None) -> float:
         """AP[.50:.95] of a routing; arguments as in :meth:`per_iou`."""
@@ -252,7 +264,7 @@ def _average_precision(count, rank, hits, ignored, positives) -> float:
 
 
 def _match(records: ExitRecords, index: int, coco: COCO, area: tuple[float, float]) -> tuple:
-    """pycocotools' own matching of one exit: image rows, scores, matched, ignored, positives."""
+    """pycocotools' own matching of one exit: image rows, scores, classes from 0, matched, ignored, positives."""
     category = coco.getCatIds()
     results = [
         r for row, i in enumerate(records.image_ids) for r in records.detections(index, row).to_coco(i, category)
@@ -263,19 +275,21 @@ def _match(records: ExitRecords, index: int, coco: COCO, area: tuple[float, floa
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [list(area)], ["all"]
         evaluation.params.maxDets = [MAX_DETECTIONS]
         evaluation.evaluate()
-    rows, scores, matched, ignored, positives = [], [], [], [], np.zeros(len(records), np.int64)
-    for row, image in enumerate(evaluation.evalImgs):
+    images = np.repeat(np.arange(len(records)), records.counts[index])
+    kinds, scores = records.labels[index].astype(np.int64) - 1, records.scores[index].astype(np.float64)
+    order = np.lexsort((images, kinds))  # pycocotools' results go by class, then image
+    flags = np.zeros((2, len(IOUS), len(images)), bool)
+    positives, done = np.zeros((len(records), len(category)), np.int64), 0
+    for place, image in enumerate(evaluation.evalImgs):
         if image is None:  # neither objects nor detections
             continue
-        positives[row] = np.count_nonzero(np.asarray(image["gtIgnore"]) == 0)
-        rows += [row] * len(image["dtScores"])
-        scores += image["dtScores"]
-        matches, ignore = np.asarray(image["dtMatches"]) != 0, np.asarray(image["dtIgnore"], bool)
-        matched.append(matches & ~ignore)
-        ignored.append(ignore)
-    empty = [np.zeros((len(IOUS), 0), bool)]
-    flags = np.concatenate(empty + matched, 1), np.concatenate(empty + ignored, 1)
-    return np.array(rows, np.int64), np.array(scores, np.float64), *flags, positives
+        kind, row = divmod(place, len(records))
+        positives[row, kind] = np.count_nonzero(np.asarray(image["gtIgnore"]) == 0)
+        here = order[done : done + len(image["dtScores"])]
+        done += len(here)
+        ignored = np.asarray(image["dtIgnore"], bool)
+        flags[0][:, here], flags[1][:, here] = (np.asarray(image["dtMatches"]) != 0) & ~ignored, ignored
+    return images, scores, kinds, *flags, positives
 
 
 def _no_results(coco: COCO) -> COCO:

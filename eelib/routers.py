@@ -16,14 +16,15 @@ import torch
 from eelib import guarantee
 from eelib.calibrate import refuse_test
 from eelib.checkpoints import load_released
-from eelib.coco import Source, open_root
-from eelib.config import ROOT, resolve
+from eelib.coco import Source
+from eelib.config import ROOT
 from eelib.data import DetectionDataset, as_input, load_split
 from eelib.deploy.evidence import Never
 from eelib.deploy.export import export
 from eelib.deploy.router import Budget, Gate, Guarantee, Router, Times
 from eelib.deploy.runtime import Session
-from eelib.files import file_sha256
+from eelib.evaluate import source_for
+from eelib.files import file_sha256, look_up
 from eelib.hub import path_of
 from eelib.model import EarlyExitSSDLite
 from eelib.policies import check_policy, settings_of
@@ -113,6 +114,10 @@ class RoutedSystem:
     comparison: dict
     measured: dict
 
+    def save(self, path: Path | str) -> Path:
+        """Write the router as JSON; :func:`eelib.export` takes the file, this system, or its router."""
+        return self.router.save(path)
+
     @property
     def notes(self) -> list[str]:
         """As above."""
@@ -149,6 +154,10 @@ def route(
         PolicyError: an unknown policy, a threshold or budget out of its range, a budget that no setting keeps, or
             times that do not fit.
         RecordsError: the folder's records are of another detector or data set.
+
+    Example:
+        >>> system = eelib.route("exits_256", budget=0.6)
+        >>> system.save("router.json")
     """
     check_policy(policy)
     check_thresholds(thresholds or ())
@@ -200,6 +209,9 @@ def certify(
 
     Raises:
         GuaranteeError: a level out of its range, or a split that cannot certify it.
+
+    Example:
+        >>> eelib.certify("exits_256", epsilon=0.05, delta=0.1).router.promise.risk
     """
     guarantee.check_level("epsilon", epsilon)
     guarantee.check_level("delta", delta)
@@ -299,7 +311,7 @@ def _study(detector: Detector, source: Source | Path | str, options: RouterOptio
     if options.times is None:
         times = measured_times(checkpoint, source, options.calibrate_on, options.export)
     else:
-        costs, passing = read_times(resolve(options.times), records["test"].exit_names, checkpoint)
+        costs, passing = read_times(look_up(options.times), records["test"].exit_names, checkpoint)
         times = Times(tuple(costs), tuple(passing), (), UNITS["eager"], {"file": str(options.times)})
     splits = prepare(records, cocos, times.exits, calibration, options.calibrate_on, passing=times.passing)
     if options.gate_epsilon is None:
@@ -329,8 +341,9 @@ def load_study(
     Returns:
         Split name to records, and split name to annotations.
     """
-    source = open_root(root if isinstance(root, Source) else resolve(root))
-    records = {split: records_of(split, resolve(checkpoint), source, folder, limit, progress) for split in splits}
+    checkpoint = look_up(checkpoint)
+    source = source_for(load_released(checkpoint), root)
+    records = {split: records_of(split, checkpoint, source, folder, limit, progress) for split in splits}
     return records, {split: load_split(split, source) for split in splits}
 
 
@@ -348,8 +361,8 @@ def measured_times(
     Raises:
         PolicyError: the export is of another checkpoint.
     """
-    model, source = load_released(checkpoint), open_root(root if isinstance(root, Source) else resolve(root))
-    dataset = DetectionDataset(split, source, model.size, keep_crowd=True, limit=8)
+    model = load_released(checkpoint)
+    dataset = DetectionDataset(split, source_for(model, root), model.size, keep_crowd=True, limit=8)
     images = as_input(torch.stack([dataset[index][0] for index in range(len(dataset))]))
     with tempfile.TemporaryDirectory() as scratch:
         if folder is None:

@@ -11,7 +11,7 @@ from eelib.augment import PRESETS, augment
 from eelib.batches import Batch, EpochBatches, ResidentBatches, Share, StreamedBatches, fits, pool_of, seed_of
 from eelib.checkpoints import TrainingError, load_checkpoint, save_checkpoint
 from eelib.coco import open_source, read_split
-from eelib.config import Config, ConfigError, load, resolve
+from eelib.config import Config, ConfigError, load_config, resolve
 from eelib.data import DetectionDataset, split_sha256
 from eelib.evaluate import coco_ap, detect_exits
 from eelib.files import locked
@@ -205,8 +205,11 @@ def train(
     Raises:
         ConfigError, DataError: bad input, before the first epoch.
         TrainingError: the folder holds a run, the training diverges, or the start does not fit.
+
+    Example:
+        >>> eelib.train("params/my.yaml", out="runs/mine")
     """
-    config = config if isinstance(config, Config) else load(config)
+    config = config if isinstance(config, Config) else load_config(config)
     out = Path(out)
     with locked(out):
         if (out / "last.pth").exists() and not (resume or overwrite):

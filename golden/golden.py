@@ -78,9 +78,11 @@ def phase() -> list[dict]:
 
 def ssdlite() -> list[dict]:
     """Two epochs on the images that version 0.1 drew, through today's losses, optimiser and average."""
-    from eelib import config, train
+    from eelib import config
     from eelib.data import DetectionDataset, as_input
+    from eelib.fit import Trainer, fit
     from eelib.losses import Criterion, Targets
+    from eelib.train import build_model
 
     own = {"model.start": "checkpoints/exits.pth", "optim.epochs": 2, "optim.batch_size": 4, "optim.lr": 1.6e-3}
     own |= {"optim.trunk_lr_factor": 0.5, "optim.warmup_steps": 100, "optim.ema_decay": 0.998}
@@ -88,7 +90,7 @@ def ssdlite() -> list[dict]:
     settings = config.parse(config.override({"name": "golden"}, own))
     torch.manual_seed(0)
     dataset = Version01(DetectionDataset("train", ROOT / "data/showroom", limit=24))
-    model = train.build_model(settings)
+    model = build_model(settings)
     criterion = Criterion(settings.loss, model.exit_names)
 
     def step(network, batch, _):
@@ -99,10 +101,10 @@ def ssdlite() -> list[dict]:
             boxes[row, : len(target["boxes"])], labels[row, : len(target["boxes"])] = target["boxes"], 1
         return criterion(network(as_input(images)), Targets(boxes, labels))
 
-    trainer = train.Trainer(model, step, settings.optim)
+    trainer = Trainer(model, step, settings.optim)
     with tempfile.TemporaryDirectory() as out:
         batches = lambda epoch: dataset.loader(epoch)  # noqa: E731
-        return strip(train.fit(trainer, batches, out, identity={}, log=lambda _: None))
+        return strip(fit(trainer, batches, out, identity={}, log=lambda _: None))
 
 
 def strip(history: list[dict]) -> list[dict]:

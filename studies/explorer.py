@@ -41,9 +41,7 @@ class Explorer:
         if (system, seed) not in rows:
             raise ValueError(f"system {system}, seed {seed}: not in the plane; it has {sorted({n for n, _ in rows})}")
         row, self.system = rows[system, seed], system
-        self.flags = RoutedAP.load(
-            flags_of(reports, system, seed), self.report["split_sha256"], row["graphs_sha256"]
-        )
+        self.flags = RoutedAP.load(flags_of(reports, system, seed), self.report["split_sha256"], row["graphs_sha256"])
         self.exit_names = tuple(row["exits"])
         self.times = np.array([exit_["time_ratio"] for exit_ in row["exits"].values()])
         self.empty = self.flags.positives == 0
@@ -106,7 +104,9 @@ class Explorer:
         for (name, point), marker in zip(points.items(), "o^sPX*", strict=False):
             axis.plot(point["time"], point["AP"], marker, color="black", markersize=8, label=name)
         share = self.empty.mean() if prevalence is None else prevalence
-        axis.set_title(f"{self.system}, {self.flags.images} images of {self.report['split']}, {100 * share:.0f} % empty")
+        axis.set_title(
+            f"{self.system}, {self.flags.images} images of {self.report['split']}, {100 * share:.0f} % empty"
+        )
         axis.set_xlabel("mean time / time of the plain detector")
         axis.set_ylabel("AP[.50:.95]")
         axis.legend(fontsize=7)

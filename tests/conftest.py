@@ -1,10 +1,12 @@
-"""A small COCO-format data set that is written for each test."""
+"""Small data sets, and detectors of every kind with their exports, which are made once."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from detectors import CLASSES, random_detector, room, saved, write_rooms
 from PIL import Image
 
 torch.set_num_threads(1)
@@ -26,3 +28,54 @@ def tiny(tmp_path: Path) -> Path:
         content = {"images": images, "annotations": annotations, "categories": [{"id": 62, "name": "chair"}]}
         (tmp_path / f"{split}.json").write_text(json.dumps(content))
     return tmp_path
+
+
+# Detectors of every kind, without training.
+DETECTORS = {
+    "two exits": {},
+    "gates": {"blank_gate": True},
+    "three exits, two classes": {"cuts": (6, 10, 13), "classes": CLASSES, "blank_gate": True},
+    "truncated": {"full": False},
+    "plain": {"cuts": ()},
+}
+
+
+@pytest.fixture(scope="session")
+def looks() -> np.ndarray:
+    """Twelve rooms as network input, (12, 3, 96, 96) in [0, 1]."""
+    return np.stack([room(number)[0].transpose(2, 0, 1).astype(np.float32) / 255 for number in range(12)])
+
+
+@pytest.fixture(scope="session")
+def rooms(tmp_path_factory) -> Path:
+    """Sixteen rooms a split, with chairs."""
+    return write_rooms(tmp_path_factory.mktemp("rooms"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """The checkpoint of a kind of :data:`DETECTORS`; it is made when it is first asked for."""
+    folder, made = tmp_path_factory.mktemp("checkpoints"), {}
+
+    def of(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = saved(random_detector(**DETECTORS[kind]), folder / f"{kind}.pth")
+        return made[kind]
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, checkpoint):
+    """The folder of an export of a kind of :data:`DETECTORS`, without a router; tests must not change it."""
+    from eelib.deploy.export import export
+
+    folder, made = tmp_path_factory.mktemp("exports"), {}
+
+    def of(kind: str) -> Path:
+        if kind not in made:
+            export(checkpoint(kind), folder / kind)
+            made[kind] = folder / kind
+        return made[kind]
+
+    return of

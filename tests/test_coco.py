@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from eelib.checking import counts
 from eelib.coco import (
     SHOWROOM,
     Source,
@@ -24,7 +25,6 @@ from eelib.coco import (
 )
 from eelib.config import ROOT, ConfigError, DataConfig, parse
 from eelib.data import DetectionDataset, load_split, split_sha256
-from eelib.data_command import counts
 from eelib.faults import DataError
 from eelib.files import file_sha256
 from eelib.layouts import SPLITS

@@ -1,98 +1,101 @@
-"""The exported graphs compute what the model computes."""
+"""The exported graphs compute what the model computes, and the manifest says so."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import DETECTORS
+from detectors import CLASSES, random_detector, saved, write_rooms
 
-from eelib.__main__ import main
+import eelib
 from eelib.anchors import default_boxes
-from eelib.checkpoints import load_released, save_checkpoint
-from eelib.coco import open_root
-from eelib.config import ROOT
-from eelib.data import DetectionDataset, as_input
-from eelib.deploy.export import Decoder, build_stages, export
-from eelib.deploy.runtime import EarlyExitSession, forced
+from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
+from eelib.coco import DataError, Source
+from eelib.deploy.evidence import Column, Raw, RouterError
+from eelib.deploy.export import export
+from eelib.deploy.graphs import Decoder, build_stages
+from eelib.deploy.manifest import DeploymentError, read_manifest
+from eelib.deploy.router import Gate, Router, Times
+from eelib.deploy.runtime import Session
+from eelib.files import file_sha256
 from eelib.model import EarlyExitSSDLite, ExitOutput, flatten_predictions, postprocess
-
-CHECKPOINT = ROOT / "checkpoints" / "exits.pth"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("export")
-    export(CHECKPOINT, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def images():
-    dataset = DetectionDataset("val", size=320, limit=32)
-    return as_input(torch.stack([dataset[i][0] for i in range(32)]))
-
-
-@pytest.fixture(scope="module")
-def expected(images):
-    """Detections of the PyTorch model by exit."""
-    model = load_released(CHECKPOINT).eval()
-    with torch.inference_mode():
-        return {output.name: postprocess(output, (320, 320)) for output in model.exits(images)}
 
 
 def assert_same(mine, theirs):
     """Equal detections to 1e-4 of a score and of the image's side.
 
-    Detections whose scores are equal to a float's last digits may change places, so each box
-    must have its counterpart and places are compared by score alone.
+    Detections whose scores are equal to a float's last digits may change places, so each box must have its
+    counterpart of the same class, and places are compared by score alone. At the score of the last box that enters
+    the suppression, either of two may.
     """
-    np.testing.assert_allclose(mine.scores, theirs.scores.numpy(), atol=1e-4, rtol=0)
-    distance = np.abs(mine.boxes_xyxy[:, None] - theirs.boxes.numpy()).max(-1) / 320  # (N, N)
-    distance += np.abs(mine.scores[:, None] - theirs.scores.numpy())
-    assert distance.min(0).max(initial=0) < 1e-4 and distance.min(1).max(initial=0) < 1e-4
+    np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-4, rtol=0)
+    distance = np.abs(mine.boxes_xyxy[:, None] - theirs.boxes_xyxy).max(-1) / 96  # (N, N)
+    distance += np.abs(mine.scores[:, None] - theirs.scores) + (mine.labels[:, None] != theirs.labels)
+    clear = mine.scores > mine.scores.min(initial=1) + 1e-4
+    assert distance.min(0)[clear].max(initial=0) < 1e-4 and distance.min(1)[clear].max(initial=0) < 1e-4
 
 
-@pytest.mark.parametrize("batch", [1, 8, 32])
-@pytest.mark.parametrize("name", ["exit1", "exit2", "full"])
-def test_detections_are_the_models(folder, images, expected, name, batch):
-    session = EarlyExitSession(folder)
-    array = np.ascontiguousarray(images.numpy())
-    found = [d for first in range(0, 32, batch) for d in session.detect(array[first : first + batch], forced(name))]
-    assert sum(len(d.scores) for d in found) > 500
-    for mine, theirs in zip(found, expected[name], strict=True):
-        assert mine.exit_name == name
-        assert_same(mine, theirs)
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_detections_are_the_models(kind, checkpoint, exported, looks):
+    model, session = load_released(checkpoint(kind)).eval(), Session(exported(kind))
+    assert session.exits == model.exit_names and session.classes == model.classes
+    with torch.inference_mode():
+        expected = {output.name: model.postprocess(output, (96, 96)) for output in model.exits(torch.tensor(looks))}
+    for name in model.exit_names:
+        for batch in (1, 12):
+            rule = session.at_exit(name)
+            found = [d for first in range(0, 12, batch) for d in session.detect_batch(looks[first : first + batch], rule)]
+            assert sum(map(len, found)) > 500 and {d.exit_name for d in found} == {name}
+            for mine, theirs in zip(found, expected[name], strict=True):
+                assert_same(mine, theirs)
+    assert len({label for d in found for label in d.labels.tolist()}) == len(model.classes)
 
 
-def test_whole_graphs_agree_with_the_stages(folder, images):
-    session = EarlyExitSession(folder)
-    array = np.ascontiguousarray(images[:3].numpy())
-    every = session.graph(session.manifest["monolithic"]).run(None, {"features": array})
-    plain = session.graph(session.manifest["plain"]).run(None, {"features": array})
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_whole_graphs_agree_with_the_stages(kind, exported, looks):
+    from eelib.deploy.runtime import open_graph
+
+    session = Session(exported(kind))
+    every = open_graph(session.folder, session.manifest.monolithic).run(None, {"features": looks[:3]})
+    plain = open_graph(session.folder, session.manifest.plain).run(None, {"features": looks[:3]})
     for mine, theirs in zip(every[-2:], plain, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-3, rtol=1e-4)
     for name, scores, boxes in zip(session.exits, every[::2], every[1::2], strict=True):
-        for row, found in enumerate(session.detect(array, forced(name))):
-            whole = session.suppress(boxes[row], scores[row], name)
-            np.testing.assert_allclose(found.scores, whole.scores, atol=1e-5)
+        for row, found in enumerate(session.detect_batch(looks[:3], session.at_exit(name))):
+            assert_same(found, session.suppress(boxes[row], scores[row], name))
 
 
-def test_manifest_and_graphs(folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert [stage["exit"] for stage in manifest["stages"]] == ["exit1", "exit2", "full"]
-    assert manifest["opset"] == 18 and manifest["dynamic_batch"] is True
-    assert manifest["categories"] == [{"id": 62, "name": "chair"}]
-    assert manifest["policy"]["thresholds"].keys() == {"exit1", "exit2"}
-    for entry in [*manifest["stages"], manifest["plain"], manifest["monolithic"]]:
-        model = onnx.load(folder / entry["file"])
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_manifest_and_graphs(kind, exported):
+    manifest = read_manifest(exported(kind))
+    names = [stage.exit for stage in manifest.stages]
+    assert names == {
+        "two exits": ["exit1", "exit2", "full"],
+        "gates": ["blank1", "blank2", "exit1", "exit2", "full"],
+        "three exits, two classes": ["exit1", "blank1", "blank2", "exit2", "exit3", "full"],
+        "truncated": ["exit1", "exit2"],
+        "plain": ["full"],
+    }[kind]
+    assert manifest.router is None and manifest.input.size == 96
+    assert {path.name for path in exported(kind).iterdir()} == manifest.files | {"manifest.json"}
+    for entry in (*manifest.stages, manifest.plain, manifest.monolithic):
+        model = onnx.load(exported(kind) / entry.file)
         onnx.checker.check_model(model, full_check=True)
-        assert [value.name for value in model.graph.output] == entry["outputs"]
-        assert model.opset_import[0].version == 18
+        assert [value.name for value in model.graph.output] == list(entry.outputs)
+        assert model.opset_import[0].version == manifest.opset
         operators = {node.op_type for node in model.graph.node}
         assert not operators & {"BatchNormalization", "Softmax", "Transpose", "Loop", "Shape"}, operators
         for value in [*model.graph.input, *model.graph.output]:
             assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_without_a_router_images_take_the_full_path_and_the_session_says_so(exported, looks):
+    session = Session(exported("gates"))
+    assert {d.exit_name for d in session.detect_batch(looks)} == {"full"}
+    assert "no router: every image takes the full path" in session.describe()
 
 
 @torch.no_grad()
@@ -105,7 +108,7 @@ def test_decoder_by_hand():
     decoder = Decoder([torch.nn.Sequential(classes)], [torch.nn.Sequential(offsets)], [(1, 1)], (0.5, 1.0), ((),))
     scores, boxes = decoder([torch.zeros(1, 1, 1, 1)])
     side = 320 * 0.5**0.5
-    torch.testing.assert_close(scores, torch.tensor([[0.5, 1 / (1 + np.exp(-2))]]).float())
+    torch.testing.assert_close(scores, torch.tensor([[[0.5, 1 / (1 + np.exp(-2))]]]).float())
     # the first is shifted by its own width, the second is twice as high
     wanted = [[240, 80, 400, 240], [160 - side / 2, 160 - side, 160 + side / 2, 160 + side]]
     torch.testing.assert_close(boxes[0].T, torch.tensor(wanted), atol=1e-3, rtol=0)
@@ -127,34 +130,58 @@ def test_wild_offsets_stay_finite_and_equal():
     assert boxes.isfinite().all()
     theirs = postprocess(raw, (320, 320), nms_threshold=1.0)
     for row in range(2):
-        order = scores[row].argsort(descending=True)
-        torch.testing.assert_close(boxes[row, :, order].T.clamp(0, 320), theirs[row].boxes, atol=0.1, rtol=1e-4)
+        order = scores[row, 0].argsort(descending=True)
+        mine = boxes[row][:, order].t().clamp(0, 320).numpy()
+        np.testing.assert_allclose(mine, theirs[row].boxes_xyxy, atol=0.1, rtol=1e-4)
 
 
-def test_a_detector_without_exits_has_one_stage(tmp_path):
-    source = open_root(ROOT / "tests" / "fixtures" / "coco", "couch")
-    manifest = export(ROOT / "checkpoints" / "baseline.pth", tmp_path, source)
-    assert EarlyExitSession(tmp_path).exits == ("full",)
-    assert manifest["categories"] == [{"id": 63, "name": "couch"}]
+def test_ids_are_those_of_the_data_set(tmp_path, exported):
+    of_export = [(c.id, c.name) for c in read_manifest(exported("three exits, two classes")).categories]
+    assert of_export == [(1, "chair"), (2, "stool")]
+    path = saved(random_detector(cuts=(), classes=CLASSES), tmp_path / "w.pth")
+    manifest = export(path, tmp_path / "out", source=write_rooms(tmp_path / "rooms", 2, CLASSES))
+    assert [(c.id, c.name) for c in manifest.categories] == [(62, "chair"), (63, "stool")]
+    files = {"train": (tmp_path / "rooms" / "train.json", tmp_path / "rooms" / "train")}
+    other = saved(random_detector(cuts=(), classes=("lamp",)), tmp_path / "lamp.pth")
+    with pytest.raises(DataError, match="lamp"):
+        export(other, tmp_path / "lamps", source=Source(files, None))
+    assert not (tmp_path / "lamps").exists()
+
+
+def test_chairs_of_showroom_have_its_id(tmp_path):
+    state = {"data": {"root": "data/showroom"}}
+    model = random_detector(cuts=())
+    path = save_checkpoint(tmp_path / "w.pth", {"model": model.state_dict(), "plan": model.plan, "config": state})
+    assert [(c.id, c.name) for c in export(path, tmp_path / "out").categories] == [(62, "chair")]
 
 
 @torch.no_grad()
 def test_export_leaves_the_model_alone():
-    torch.manual_seed(0)
-    model = EarlyExitSSDLite().eval()
+    model = random_detector(blank_gate=True)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     build_stages(model)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def _saved(tmp_path, change):
-    state = torch.load(CHECKPOINT, weights_only=True)
+def test_a_new_export_replaces_an_old_one_and_a_failed_one_leaves_it(tmp_path, checkpoint):
+    (tmp_path / "notes.txt").write_text("mine")
+    first = export(checkpoint("plain"), tmp_path)
+    second = export(checkpoint("truncated"), tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == second.files | {"manifest.json", "notes.txt"} and not (first.files - second.files) & names
+    with pytest.raises(eelib.files.InputError):
+        export(checkpoint("plain"), tmp_path, router=tmp_path / "none.json")
+    assert {path.name for path in tmp_path.iterdir()} == names and Session(tmp_path).exits == ("exit1", "exit2")
+
+
+def _changed(checkpoint, path, change):
+    state = load_checkpoint(checkpoint)
     change(state)
-    return save_checkpoint(tmp_path / "changed.pth", state)
+    return save_checkpoint(path, state)
 
 
-def test_bad_checkpoints(tmp_path, capsys):
-    untrained = save_checkpoint(tmp_path / "new.pth", {"model": EarlyExitSSDLite().state_dict(), "config": {}})
+def test_bad_checkpoints(tmp_path, checkpoint):
+    untrained = save_checkpoint(tmp_path / "new.pth", {"model": EarlyExitSSDLite().state_dict()})
     foreign = save_checkpoint(tmp_path / "foreign.pth", {"model": {"layer.weight": torch.zeros(1)}})
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "empty.pth").write_bytes(b"")
@@ -168,22 +195,69 @@ def test_bad_checkpoints(tmp_path, capsys):
         tmp_path / "text.pth": "not a checkpoint",
         tmp_path / "empty.pth": "not a checkpoint",
         tmp_path / "none.pth": "no such checkpoint",
-        _saved(tmp_path, spoil): "'early.exit1.context.0.1.0.weight' holds values that are not finite",
+        _changed(checkpoint("two exits"), tmp_path / "nan.pth", spoil): "holds values that are not finite",
     }
     for path, message in cases.items():
-        assert main(["export", "--checkpoint", str(path), "--out", str(tmp_path / "out")]) == 2
-        error = capsys.readouterr().err
-        assert message in error and str(path) in error
+        with pytest.raises(TrainingError, match=message) as error:
+            export(path, tmp_path / "out")
+        assert str(path) in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_without_configuration_is_refused(tmp_path, capsys):
-    path = _saved(tmp_path, lambda state: state.pop("config"))
-    assert main(["export", "--checkpoint", str(path), "--out", str(tmp_path / "out")]) == 2
-    assert "expected a mapping" in capsys.readouterr().err
-
-
-def test_export_into_a_file_is_refused(tmp_path, capsys):
+def test_export_into_a_file_is_refused(tmp_path, checkpoint):
     (tmp_path / "file").write_text("")
-    assert main(["export", "--out", str(tmp_path / "file")]) == 2
-    assert "not a folder" in capsys.readouterr().err
+    with pytest.raises(DeploymentError, match="output is not a folder"):
+        export(checkpoint("plain"), tmp_path / "file")
+
+
+def router_of(checkpoint, **changes) -> Router:
+    """By the best score, at the exits of the detector with gates."""
+    exits = ("exit1", "exit2", "full")
+    values = {
+        "exits": exits, "confidence": Column("top_score"), "thresholds": (0.5, 0.5), "calibrators": (Raw(),) * 3,
+        "gates": (), "times": Times((0.4, 0.6, 1.0), (0.0, 0.1, 0.2), (0.1, 0.2), "the plain detector", {}),
+        "promise": None, "gates_promise": None, "size": 96, "checkpoint_sha256": file_sha256(checkpoint),
+        "data_sha256": {},
+    }  # fmt: skip
+    return Router(**(values | changes))
+
+
+def test_a_router_travels_with_its_detector(tmp_path, checkpoint, looks):
+    path = checkpoint("gates")
+    router = router_of(path, gates=(Gate(0, 0.4), Gate(0, 0.5)))
+    for number, given in enumerate((router, router.save(tmp_path / "router.json"))):
+        export(path, tmp_path / str(number), given)
+        session = Session(tmp_path / str(number))
+        assert session.router == router and "by top_score" in session.describe()
+        places = {d.exit_name for d in session.detect_batch(looks)}
+        assert places == {d.exit_name for d in session.detect_batch(looks, router)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checkpoint_sha256": "0" * 64}, "router: is of another checkpoint, 000000000000; this detector has"),
+        ({"size": 320}, "router: is of another input size, 320; this detector has 96: route again"),
+        ({"exits": ("exit1", "exit2", "last")}, "router: is of another exits, exit1, exit2, last"),
+        ({"gates": (Gate(1, 0.5), Gate(1, 0.5))}, r"router: is of another blank gates, \(1, 1\)"),
+        ({"confidence": Column("class_2")}, "router: is of another evidence, class_2; this detector has top_score"),
+        ({"confidence": Column("blank3")}, "router: is of another evidence, blank3"),
+    ],
+)
+def test_a_router_of_another_detector_is_refused(changes, message, checkpoint, exported):
+    router = router_of(checkpoint("gates"), **changes)
+    with pytest.raises(DeploymentError, match=message):
+        replace(read_manifest(exported("gates")), router=router)
+
+
+def test_an_export_with_the_router_of_another_detector_leaves_nothing(checkpoint, tmp_path):
+    with pytest.raises(DeploymentError, match="router: is of another checkpoint"):
+        export(checkpoint("truncated"), tmp_path / "out", router_of(checkpoint("gates")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_router_is_refused(checkpoint, tmp_path):
+    (tmp_path / "r.json").write_text(json.dumps({"format": 1}))
+    with pytest.raises(RouterError, match=r"r.json: router.exits is missing"):
+        export(checkpoint("plain"), tmp_path / "out", tmp_path / "r.json")
+    assert not (tmp_path / "out").exists()

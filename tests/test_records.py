@@ -9,11 +9,11 @@ from torchvision.ops import box_iou
 
 from eelib.checkpoints import save_checkpoint
 from eelib.data import DetectionDataset, split_sha256
-from eelib.deploy.evidence import EVIDENCE
-from eelib.deploy.observe import agreement, box_certainty, evidence_of, iou
+from eelib.deploy.evidence import EVIDENCE, OF_BOXES, OF_RAW_SCORES
+from eelib.deploy.observe import agreement, evidence_of, iou
 from eelib.evaluate import detect_exits
 from eelib.files import file_sha256
-from eelib.model import EarlyExitSSDLite
+from eelib.model import EarlyExitSSDLite, raw_evidence
 from eelib.records import MAX_DETECTIONS, RecordsError, load_records, record, records_of, save_records
 
 
@@ -106,15 +106,16 @@ def test_fields_of_another_shape_type_or_order_are_refused(made, field, value):
 
 
 def test_evidence_by_hand():
-    values = evidence_of(detections_of([(0, 0, 80, 80, 0.5), (0, 0, 20, 20, 0.2)]), None, (320, 320), 0.7)
-    named = dict(zip(EVIDENCE, values, strict=True))
-    assert named["top_score"] == 0.5 and math.isclose(named["top5_mean"], 0.14, rel_tol=1e-6)
+    values = evidence_of(detections_of([(0, 0, 80, 80, 0.5), (0, 0, 20, 20, 0.2)]), None, (320, 320))
+    named = dict(zip(OF_BOXES, values, strict=True))
+    assert math.isclose(named["second_score"], 0.2, rel_tol=1e-6)
+    assert math.isclose(named["top5_mean"], 0.14, rel_tol=1e-6)
     assert named["count_10"] == 2 and named["count_30"] == 1 and named["count_50"] == 0
     assert math.isclose(named["undecided"], 1 + 0.721928, rel_tol=1e-5)  # H2(0.5) + H2(0.2)
     assert math.isclose(named["log_size"], (0.5 * -2 + 0.2 * -4) / 0.7, rel_tol=1e-5)
-    assert named["box_certainty"] == 0.7 and named["agreement"] == 0
-    nothing = evidence_of(detections_of([]), None, (320, 320), 1.0)
-    assert dict(zip(EVIDENCE, nothing, strict=True))["log_size"] == -10
+    assert named["agreement"] == 0
+    nothing = evidence_of(detections_of([]), None, (320, 320))
+    assert dict(zip(OF_BOXES, nothing, strict=True))["log_size"] == -10
 
 
 def test_agreement_by_hand():
@@ -135,9 +136,12 @@ def test_iou_equals_torchvision():
     np.testing.assert_allclose(iou(a, b), box_iou(torch.tensor(a), torch.tensor(b)).numpy(), rtol=1e-9)
 
 
-def test_box_certainty_by_hand():
-    for p, expected in ((0.5, 0.0), (0.0, 1.0), (0.2, 1 - 0.721928)):
-        assert math.isclose(box_certainty(np.array([p, p])), expected, abs_tol=1e-5)
+def test_raw_evidence_by_hand():
+    for p, certainty in ((0.5, 0.0), (0.0, 1.0), (0.2, 1 - 0.721928)):
+        named = dict(zip(OF_RAW_SCORES, raw_evidence(torch.full((1, 1, 2), p), 1)[0].tolist(), strict=True))
+        assert math.isclose(named["box_certainty"], certainty, abs_tol=1e-5)
+        assert math.isclose(named["top_score"], p, abs_tol=1e-6) and math.isclose(named["raw_sum"], 2 * p, abs_tol=1e-6)
+        assert [named[f"raw_count_{cut}"] for cut in (10, 30, 50)] == [2 * (p > cut / 100) for cut in (10, 30, 50)]
 
 
 def test_one_pass_finds_what_detection_finds(tiny, tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -114,7 +116,29 @@ def test_a_bootstrap_is_paired():
 
 def test_a_routing_of_another_split_is_refused():
     evaluator = RoutedAP(noisy(5)[1], noisy(5)[0])
-    with pytest.raises(ValueError, match="expected 5 exit indices below 3"):
-        evaluator.ap([0, 1])
-    with pytest.raises(ValueError, match="expected 5 exit indices below 3"):
-        evaluator.ap([0, 1, 2, 3, 0])
+    for wrong in ([0, 1], [0, 1, 2, -1, 0]):
+        with pytest.raises(ValueError, match="expected 5 exit indices from 0"):
+            evaluator.ap(wrong)
+
+
+def test_ap_of_several_classes_is_pycocotools_mean_over_them(tmp_path):
+    coco, made = noisy(30)
+    rng = np.random.default_rng(0)
+    categories = [{"id": 62, "name": "chair"}, {"id": 63, "name": "stool"}, {"id": 64, "name": "never seen"}]
+    coco.dataset["categories"] = categories
+    for annotation in coco.dataset["annotations"]:
+        annotation["category_id"] = 62 + int(annotation["id"] % 3 == 0)
+    coco.createIndex()
+    made = replace(made, labels=tuple(rng.integers(1, 4, len(labels)) for labels in made.labels))
+    evaluator = RoutedAP(made, coco)
+    loaded = RoutedAP.load(evaluator.save(tmp_path / "matches.npz", "data", "weights"), "data", "weights")
+    half = np.arange(0, 30, 2)
+    for chosen in (np.full(30, 1), rng.integers(0, 3, 30)):
+        rows = zip(made.image_ids, chosen.tolist(), strict=True)
+        results = [r for row, (i, k) in enumerate(rows) for r in made.detections(k, row).to_coco(i, [62, 63, 64])]
+        expected = coco_ap(coco, results, made.image_ids)["AP"]
+        assert evaluator.ap(chosen) == pytest.approx(expected, abs=1e-9) and expected > 0
+        assert loaded.ap(chosen) == pytest.approx(expected, abs=1e-6)
+        some = coco_ap(coco, results, [made.image_ids[row] for row in half])["AP"]
+        assert evaluator.rows(half).ap(chosen[half]) == pytest.approx(some, abs=1e-9)
+    assert evaluator.positives.tolist() == [len(coco.imgToAnns[i]) for i in made.image_ids]

@@ -105,8 +105,8 @@ def test_a_policy_that_reads_boxes_pays_for_suppression_at_the_exits_passed():
     assert here.time(chosen, reads_boxes=True) == pytest.approx((0.5 + 0.71 + 1.03 + 1.03) / 4)
     confidences = {name: settings_of(name, here, here, {"grid": 5})[0].confidence for name in POLICIES}
     reads = {name for name, confidence in confidences.items() if confidence.reads_boxes}
-    assert reads == {"count_entropy", "patience", "benefit"}
-    with pytest.raises(PolicyError, match="expected 3 shares of full from 0"):
+    assert reads == {"count_entropy", "patience"}  # the benefit reads what costs next to nothing
+    with pytest.raises(PolicyError, match="expected 3 numbers from 0"):
         prepare(records, cocos, COSTS, "none", passing=(0.0, -0.1, 0.0))
 
 
@@ -117,7 +117,7 @@ def test_records_and_times_that_do_not_fit_are_refused():
     here = replace(made, split="calibrate")
     with pytest.raises(PolicyError, match="are of several detectors"):
         prepare({"val": made, "calibrate": replace(here, checkpoint_sha256="another")}, {}, COSTS)
-    with pytest.raises(PolicyError, match="expected shares of full that rise to 1"):
+    with pytest.raises(PolicyError, match="expected numbers that rise, above 0"):
         prepare({"val": made, "calibrate": here}, {"val": coco, "calibrate": coco}, (0.7, 0.5, 1))
     with pytest.raises(CalibrationError, match="calibrating on 'test'"):
         prepare({"val": made}, {"val": coco}, COSTS, on="test")

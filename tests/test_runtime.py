@@ -1,269 +1,361 @@
-"""The deployed detector: routing, bad folders, awkward images, no torch."""
+"""The deployed detector: where images leave, bad folders, awkward images, both runtimes, no torch."""
 
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from detectors import room
 from PIL import Image
 from torchvision.ops import nms
 
-from eelib.__main__ import main
+import eelib
 from eelib.config import ROOT
-from eelib.data import SHOWROOM
-from eelib.deploy.export import export
-from eelib.deploy.images import find_images
-from eelib.deploy.runtime import DeploymentError, EarlyExitSession, Evidence, fixed, forced, make_policy
-from eelib.preprocess import read_image, to_input
+from eelib.deploy import runtime
+from eelib.deploy.evidence import Column, Function, Raw, RouterError
+from eelib.deploy.manifest import DeploymentError
+from eelib.deploy.router import Gate, Rule, by_score
+from eelib.deploy.runtime import Session
+from eelib.preprocess import ImageError
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("export")
-    export(ROOT / "checkpoints" / "exits.pth", path)
-    return path
+def session(exported):
+    return Session(exported("two exits"))
 
 
 @pytest.fixture(scope="module")
-def session(folder):
-    return EarlyExitSession(folder)
+def gated(exported):
+    return Session(exported("gates"))
+
+
+def medians(session, images, exits=("exit1", "exit2")) -> dict[str, float]:
+    """The best score that half of the images reach at each exit."""
+    answers = {name: session.detect_batch(images, session.at_exit(name)) for name in exits}
+    return {name: float(np.median([d.scores[0] for d in found])) for name, found in answers.items()}
 
 
 @pytest.fixture(scope="module")
-def images():
-    files = sorted((SHOWROOM / "val").glob("*.jpg"))[:13]
-    return np.stack([to_input(read_image(file), 320) for file in files])
+def mixed(session, looks):
+    """A rule that sends about half of the images on at either exit."""
+    return session.by_score(medians(session, looks))
 
 
-@pytest.fixture(scope="module")
-def mixed(session, images):
-    """A policy that sends about half of the images on at either exit."""
-    best = {}
-    for name in ("exit1", "exit2"):
-        best[name] = float(np.median([d.scores[0] for d in session.detect(images, forced(name))]))
-    return fixed(best)
+def blank_rule(session, images) -> Rule:
+    """Either gate ends a third of the images that come to it, whatever the exits say."""
+    holds = probabilities(session, images)
+    first = float(np.quantile(holds[:, 0], 1 / 3))
+    second = float(np.quantile(holds[holds[:, 0] >= first, 1], 1 / 3))
+    rule = session.by_score(medians(session, images))
+    return replace(rule, gates=(Gate(0, first), Gate(0, second)))
 
 
-def test_an_image_leaves_alike_whatever_the_batch(session, images, mixed):
-    alone = [session.detect(images[i : i + 1], mixed)[0] for i in range(len(images))]
+def probabilities(session, images) -> np.ndarray:
+    """What each gate gives for each image, by its graph: (N, 2)."""
+    columns = []
+    for stage in session.manifest.stages[:2]:
+        run = runtime.open_graph(session.folder, stage).run
+        holds, images = run(["holds_object", "next_features"], {"features": images})
+        columns.append(holds)
+    return np.stack(columns, 1)
+
+
+def counted(session) -> dict[str, int]:
+    """Counts the images that each stage of a session is run on from here on."""
+    seen: dict[str, int] = {}
+    for stage in session.stages:
+        run = session._run(stage)
+
+        def call(features, name=stage.exit, run=run):
+            seen[name] = seen.get(name, 0) + len(features)
+            return run(features)
+
+        session._opened[stage.file] = call
+    return seen
+
+
+def test_an_image_leaves_alike_whatever_the_batch(session, looks, mixed):
+    alone = [session.detect_batch(looks[i : i + 1], mixed)[0] for i in range(len(looks))]
     assert {d.exit_name for d in alone} == {"exit1", "exit2", "full"}
-    for order in (np.arange(13), np.arange(13)[::-1], np.array([3, 3, 7, 3])):
-        for image, found in zip(order, session.detect(images[order], mixed), strict=True):
+    for order in (np.arange(12), np.arange(12)[::-1], np.array([3, 3, 7, 3])):
+        for image, found in zip(order, session.detect_batch(looks[order], mixed), strict=True):
             assert found.exit_name == alone[image].exit_name
-            np.testing.assert_allclose(found.scores, alone[image].scores, atol=1e-6)
-            np.testing.assert_allclose(found.boxes_xyxy, alone[image].boxes_xyxy, atol=1e-3)
+            np.testing.assert_allclose(found.scores, alone[image].scores, atol=1e-5)
 
 
-def test_stages_run_only_for_the_images_that_go_on(folder, images, mixed):
-    session = EarlyExitSession(folder)
-    seen = {}
-
-    class Counted:
-        def __init__(self, name, stage):
-            self.name, self.stage = name, stage
-
-        def run(self, outputs, inputs):
-            seen[self.name] = seen.get(self.name, 0) + len(inputs["features"])
-            return self.stage.run(outputs, inputs)
-
-    session._stages = [Counted(n, s) for n, s in zip(session.exits, session._stages, strict=True)]
-    left = [d.exit_name for d in session.detect(images, mixed)]
-    assert seen == {"exit1": 13, "exit2": 13 - left.count("exit1"), "full": left.count("full")}
+def test_stages_run_only_for_the_images_that_go_on(exported, looks, mixed):
+    session = Session(exported("two exits"))
+    seen = counted(session)
+    left = [d.exit_name for d in session.detect_batch(looks, mixed)]
+    assert seen == {"exit1": 12, "exit2": 12 - left.count("exit1"), "full": left.count("full")}
     seen.clear()
-    session.detect(images, forced("exit1"))
-    assert seen == {"exit1": 13}
+    session.detect_batch(looks, session.at_exit("exit1"))
+    assert seen == {"exit1": 12}
+    seen.clear()
+    session.detect_batch(looks)  # the plain detector, in a graph of its own
+    assert not seen
 
 
-def test_extreme_thresholds_are_first_and_last_exit(session, images):
-    for threshold, name in ((0.0, "exit1"), (1.1, "full")):
-        policy = make_policy(session, "fixed", [threshold])
-        assert {d.exit_name for d in session.detect(images[:2], policy)} == {name}
-    policy = make_policy(session, "fixed", [1.1, 0.0])
-    assert {d.exit_name for d in session.detect(images[:2], policy)} == {"exit2"}
+def test_a_blank_gate_ends_images_and_the_batch_is_compacted(exported, gated, looks):
+    session, rule = Session(exported("gates")), blank_rule(gated, looks)
+    holds, seen = probabilities(gated, looks), counted(session)
+    found = session.detect_batch(looks, rule)
+    for row, detections in enumerate(found):
+        ended = [f"blank{k + 1}" for k in range(2) if holds[row, k] < rule.gates[k].threshold]
+        if ended:
+            assert detections.exit_name == ended[0] and len(detections) == 0
+        else:
+            assert detections.exit_name in session.exits and len(detections)
+    left = [d.exit_name for d in found]
+    assert left.count("blank1") >= 3 and left.count("blank2") >= 2
+    first, second = 12 - left.count("blank1"), 12 - left.count("blank1") - left.count("blank2")
+    assert [seen[name] for name in ("blank1", "blank2", "exit1")] == [12, first, second]
+    alone = [session.detect_batch(looks[i : i + 1], rule)[0].exit_name for i in range(12)]
+    assert alone == left
 
 
-def test_suppression_is_torchvisions(session):
+def test_all_images_end_at_a_gate_that_is_named(gated, looks):
+    for name in ("blank1", "blank2"):
+        assert {d.exit_name for d in gated.detect_batch(looks, gated.at_exit(name))} == {name}
+
+
+def test_extreme_thresholds_are_first_and_last_exit(session, looks):
+    for thresholds, name in (({"exit1": 0.0}, "exit1"), ({"exit1": 1.0, "exit2": 0.0}, "exit2"), ({}, "full")):
+        assert {d.exit_name for d in session.detect_batch(looks, session.by_score(thresholds))} == {name}
+
+
+def test_suppression_is_torchvisions_within_each_class(exported):
     """Against torchvision on random boxes: more candidates than top k, a few, one, none."""
-    rng = np.random.default_rng(0)
+    session, rng = Session(exported("three exits, two classes")), np.random.default_rng(0)
     for count, best in ((1000, 1.0), (40, 1.0), (1, 1.0), (50, 0.0005)):
-        corner = rng.uniform(-20, 300, (2, count))
-        boxes = np.concatenate((corner, corner + rng.uniform(5, 120, (2, count)))).astype(np.float32)
-        scores = (rng.permutation(count) + 1).astype(np.float32) / count * np.float32(best)
+        corner = rng.uniform(-20, 90, (2, count))
+        boxes = np.concatenate((corner, corner + rng.uniform(5, 40, (2, count)))).astype(np.float32)
+        scores = ((rng.permutation(2 * count) + 1) / (2 * count) * best).astype(np.float32).reshape(2, count)
         found = session.suppress(boxes, scores, "full")
-        order = np.argsort(-scores)[:300]
-        order = order[scores[order] > 0.001]
-        clipped, ranked = torch.from_numpy(boxes[:, order].clip(0, 320).T.copy()), torch.from_numpy(scores[order])
-        keep = nms(clipped, ranked, 0.55)
+        order = np.argsort(-scores.ravel())[:300]
+        order = order[scores.ravel()[order] > 0.001]
+        ranked, labels = torch.from_numpy(scores.ravel()[order]), torch.from_numpy(order // count)
+        clipped = torch.from_numpy(boxes[:, order % count].clip(0, 96).T.copy())
+        keep = nms(clipped + 1000 * labels[:, None], ranked, 0.55)
         np.testing.assert_array_equal(found.boxes_xyxy, clipped[keep].numpy())
         np.testing.assert_array_equal(found.scores, ranked[keep].numpy())
+        np.testing.assert_array_equal(found.labels, labels[keep].numpy() + 1)
 
 
 def test_no_images_give_no_detections(session):
-    assert session.detect(np.zeros((0, 3, 320, 320), np.float32), forced("full")) == []
+    assert session.detect_batch(np.zeros((0, 3, 96, 96), np.float32)) == [] and session.detect([]) == []
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((1, 3, 319, 320), np.float32), r"\(1, 3, 319, 320\); expected an array of shape \(B, 3, 320, 320\)"),
-        (np.zeros((3, 320, 320), np.float32), r"expected an array of shape \(B, 3, 320, 320\)"),
-        (np.zeros((1, 3, 320, 320), np.uint8), "uint8; expected float32"),
+        (np.zeros((1, 3, 95, 96), np.float32), r"\(1, 3, 95, 96\); expected an array of shape \(B, 3, 96, 96\)"),
+        (np.zeros((3, 96, 96), np.float32), r"expected an array of shape \(B, 3, 96, 96\)"),
+        (np.zeros((1, 3, 96, 96), np.uint8), "uint8; expected float32"),
         ([1], "images: list"),
-        (np.full((1, 3, 320, 320), np.nan, np.float32), "image 0: score at exit1 is nan; expected finite pixels"),
+        (np.full((1, 3, 96, 96), np.nan, np.float32), "image 0: output at exit1 is not finite; expected finite pixels"),
     ],
 )
-def test_wrong_arrays(session, images, message):
+def test_wrong_arrays(session, images, message, mixed):
     with pytest.raises(DeploymentError, match=message):
-        session.detect(images, forced("full"))
+        session.detect_batch(images, mixed)
 
 
-def test_a_policy_that_needs_other_evidence(session, images):
-    with pytest.raises(DeploymentError, match="needs the evidence 'entropy'; this export gives exit, max_score, count"):
-        session.detect(images[:1], lambda seen: seen["entropy"] > 0.5)
-    with pytest.raises(DeploymentError, match="needs the evidence 'entropy'; this export gives max_score, count"):
-        make_policy(session, "fixed", [0.5], "entropy")
-    assert fixed({"exit1": 2}, "count")(Evidence(exit="exit1", max_score=0.9, count=1))
+def test_an_image_that_is_not_finite_is_named_by_its_place(session, gated, looks):
+    spoilt = looks.copy()
+    spoilt[7, 0, 5, 5] = np.nan
+    for of, rule, where in ((session, None, "full"), (gated, blank_rule(gated, looks), "blank1")):
+        with pytest.raises(DeploymentError, match=f"image 7: output at {where} is not finite"):
+            of.detect_batch(spoilt, rule)
 
 
-def test_unknown_policies_and_thresholds(session):
-    with pytest.raises(DeploymentError, match="policy: 'gumbel' is unknown; expected fixed, exit1, exit2, full"):
-        make_policy(session, "gumbel")
-    for wrong in ([0.1, 0.2, 0.3], [float("nan")]):
-        with pytest.raises(DeploymentError, match="expected one number, or one for each of exit1, exit2"):
-            make_policy(session, "fixed", wrong)
+def test_rules_that_do_not_fit(session, looks):
+    with pytest.raises(RouterError, match="threshold of 'exit3': expected early exits, which are exit1, exit2"):
+        session.by_score({"exit3": 0.5})
+    for wrong in (1.5, -0.1, float("nan")):
+        with pytest.raises(RouterError, match="threshold of exit1 is .*; expected a number from 0 to 1"):
+            session.by_score({"exit1": wrong})
+    with pytest.raises(RouterError, match="exit: 'exit3' is unknown; expected one of exit1, exit2, full"):
+        session.at_exit("exit3")
+    with pytest.raises(DeploymentError, match="rule: is of the exits exit1, full; here are exit1, exit2, full"):
+        session.detect_batch(looks, by_score(("exit1", "full"), {}))
+    lacks = Rule(session.exits, Column("class_1"), (0.5, 0.5), (Raw(),) * 3, ())
+    with pytest.raises(DeploymentError, match="rule: needs the evidence 'class_1'; this export has top_score, "):
+        session.detect_batch(looks, lacks)
 
 
-def _copy(folder, tmp_path):
-    return shutil.copytree(folder, tmp_path / "copy")
+def half(evidence: np.ndarray) -> np.ndarray:
+    """A confidence of the user's own: whether the exit is the second, whatever the image."""
+    return np.full(len(evidence), float(evidence.shape[1] == 2))
 
 
-def test_broken_folders(folder, tmp_path, capsys):
-    copy = _copy(folder, tmp_path)
-    stage, manifest = copy / "stage_exit2.onnx", copy / "manifest.json"
-    content, listed = stage.read_bytes(), manifest.read_text()
+def double(evidence: np.ndarray) -> np.ndarray:
+    """No confidence: beyond 1."""
+    return np.full(len(evidence), 2.0)
 
-    def message():
-        assert main(["detect", str(SHOWROOM / "val"), "--export", str(copy), "--out", str(tmp_path / "r.json")]) == 2
-        return capsys.readouterr().err
+
+def test_a_function_of_the_users_own_decides(session, looks):
+    def rule(name):
+        return Rule(session.exits, Function(name, ("top_score",)), (0.5, 0.5), (Raw(),) * 3, ())
+
+    assert {d.exit_name for d in session.detect_batch(looks, rule(f"{__name__}:half"))} == {"exit2"}
+    for name, message in (
+        (f"{__name__}:double", "gave 2.0; expected 4 numbers in"),
+        (f"{__name__}:none", "expected module:function to import"),
+        ("no_such_module:none", "expected module:function to import"),
+        ("numpy:pi", "is of type float; expected a function"),
+    ):
+        with pytest.raises(RouterError, match=message):
+            session.detect_batch(looks, rule(name))
+
+
+def test_class_evidence_decides_where_there_are_classes(exported, looks):
+    session = Session(exported("three exits, two classes"))
+    never = Rule(session.exits, Column("class_2", "complement"), (0.0, 1.0, 1.0), (Raw(),) * 4, ())
+    assert {d.exit_name for d in session.detect_batch(looks, never)} == {"exit1"}
+
+
+def test_broken_folders(exported, tmp_path):
+    copy = shutil.copytree(exported("plain"), tmp_path / "copy")
+    manifest = copy / "manifest.json"
+    listed = json.loads(manifest.read_text())
+    stage = copy / listed["stages"][0]["file"]
+    content = stage.read_bytes()
+
+    def message() -> str:
+        with pytest.raises(DeploymentError) as error:
+            Session(copy)
+        return str(error.value)
 
     stage.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert "stage_exit2.onnx: SHA-256 is" in message()
+    assert f"{stage.name}: SHA-256 is" in message()
     stage.unlink()
-    assert "stage_exit2.onnx: stage is missing" in message()
+    assert f"{stage.name}: graph is missing; {manifest} lists it" in message()
+    stage.symlink_to(exported("plain") / stage.name)
+    assert "is a link out of the folder" in message()
+    stage.unlink()
     stage.write_bytes(content)
+    entry = listed["stages"][0]
     for text, expected in (
-        ("{", "not a manifest"),
-        ("[]", "format is 'list'; expected 1"),
-        (json.dumps(json.loads(listed) | {"format": 0}), "format is 0; expected 1"),
-        (json.dumps(json.loads(listed) | {"stages": []}), "key 'stages' is missing or empty"),
+        ("{", "manifest.json: not a manifest"),
+        ("[]", "format is 'list'; expected 2"),
+        (json.dumps(listed | {"format": 0}), "format is 0; expected 2: export again"),
+        (json.dumps(listed | {"stages": []}), "stages: expected stages that end in an exit"),
+        (json.dumps(listed | {"input": {"size": "96"}}), "manifest.input.channels is missing"),
+        (json.dumps(listed | {"stages": [entry | {"file": "../x.onnx"}]}), "expected the name of a file in the export"),
+        (json.dumps(listed | {"stages": [entry | {"outputs": ["boxes"]}]}), "outputs of full are ('boxes',)"),
+        (json.dumps(listed | {"colour": 1}), "manifest.colour is unknown; expected format, "),
     ):
         manifest.write_text(text)
-        assert expected in message()
+        assert expected in message(), text[:200]
     manifest.unlink()
     assert "no such manifest; write one with `eelib export" in message()
-    assert not (tmp_path / "r.json").exists()
 
 
-def _awkward(folder):
-    """Images of one scene in every mode; returns their upright sizes by name."""
-    folder.mkdir()
-    scene = Image.open(sorted((SHOWROOM / "val").glob("*.jpg"))[0]).resize((200, 120))
-    grey = np.asarray(scene.convert("L"))
-    scene.convert("L").save(folder / "grey.png")
-    scene.convert("RGBA").save(folder / "rgba.png")
-    scene.convert("CMYK").save(folder / "cmyk.jpg")
-    scene.convert("P").save(folder / "palette.gif")
-    scene.convert("1").save(folder / "bits.png")
-    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "deep.png")
-    Image.fromarray(grey.astype(np.int32) * 257).save(folder / "deeper.tif")
-    Image.fromarray(grey.astype(np.float32)).save(folder / "float.tif")
+def test_a_graph_that_no_runtime_takes_is_named(exported, tmp_path):
+    from eelib.files import file_sha256
+
+    copy = shutil.copytree(exported("plain"), tmp_path / "copy")
+    values = json.loads((copy / "manifest.json").read_text())
+    name = values["plain"]["file"]
+    (copy / name).write_bytes(b"no graph")
+    for entry in (values["plain"], values["stages"][0]):
+        entry["sha256"] = file_sha256(copy / name)
+    (copy / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(DeploymentError, match=f"{name}: onnxruntime refuses the graph"):
+        Session(copy)
+
+
+def test_images_of_any_kind(session, tmp_path):
+    pixels = room(0, 200)[0]
+    image = Image.fromarray(pixels).resize((200, 120))
+    image.save(tmp_path / "room.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying, to be turned by 90 degrees
-    scene.save(folder / "rotated.jpg", exif=exif)
-    scene.resize((1, 1)).save(folder / "dot.png")
-    scene.resize((2000, 7)).save(folder / "strip.png")
-    return dict.fromkeys(("grey.png", "rgba.png", "cmyk.jpg", "palette.gif", "bits.png"), (200, 120)) | {
-        "deep.png": (200, 120), "deeper.tif": (200, 120), "float.tif": (200, 120), "rotated.jpg": (120, 200),
-        "dot.png": (1, 1), "strip.png": (2000, 7),
-    }  # fmt: skip
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    whole = np.asarray(image)
+    found = session.detect(
+        [tmp_path / "room.png", str(tmp_path / "room.png"), image, whole, whole / 255.0], min_score=0.01
+    )
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.scores, found[0].scores)
+    for detections, size in (
+        (found[0], (200, 120)),
+        (session.detect(tmp_path / "turned.jpg", min_score=0.01), (120, 200)),
+    ):
+        assert detections.image.size == size and detections.plot().size == size and len(detections)
+        assert (detections.boxes_xyxy >= 0).all() and (detections.boxes_xyxy <= np.tile(size, 2) + 0.01).all()
+        assert detections.scores.min() >= 0.01 and (np.diff(detections.scores) <= 0).all()
+    assert session.detect(whole[..., 0]).exit_name == "full"  # grey
+    assert len(session.detect(image, min_score=1.0)) == 0 < len(session.detect(image, min_score=0))
 
 
-def test_images_of_any_size_and_mode(folder, tmp_path, capsys):
-    sizes = _awkward(tmp_path / "in")
-    argv = ["detect", str(tmp_path / "in"), "--export", str(folder), "--policy", "exit1"]
-    assert main([*argv, "--out", str(tmp_path / "r.json"), "--draw", str(tmp_path / "drawn")]) == 0
-    assert "(exit1 11, exit2 0, full 0)" in capsys.readouterr().out
-    results = json.loads((tmp_path / "r.json").read_text())
-    assert {r["file_name"] for r in results} == sizes.keys()
-    for result in results:
-        (x, y, width, height), (limit_x, limit_y) = result["bbox"], sizes[result["file_name"]]
-        assert min(x, y, width, height) >= 0
-        assert x + width <= limit_x + 0.01 and y + height <= limit_y + 0.01
-    for name, size in sizes.items():
-        with Image.open(tmp_path / "drawn" / name.replace(name.split(".")[1], "png")) as drawn:
-            assert drawn.size == size
+def test_what_is_no_image_is_refused(session, tmp_path):
+    (tmp_path / "room.jpg").write_bytes(b"")
+    for wrong, kind in (
+        (tmp_path / "room.jpg", ImageError), (tmp_path / "none.jpg", ImageError), (room(0)[0] * 1.0, ValueError),
+        (np.zeros((4, 4, 5), np.uint8), ValueError), ({"image": 1}, ValueError),
+    ):  # fmt: skip
+        with pytest.raises(kind):
+            session.detect(wrong)
+    with pytest.raises(DeploymentError, match="min_score is 2; expected a number from 0 to 1"):
+        session.detect(room(0)[0], min_score=2)
 
 
-def test_depth_and_transparency_are_scaled_not_cut(tmp_path):
-    _awkward(tmp_path / "in")
-    grey = np.asarray(read_image(tmp_path / "in" / "grey.png")).astype(int)
-    for name in ("deep.png", "deeper.tif", "float.tif"):
-        assert np.abs(np.asarray(read_image(tmp_path / "in" / name)).astype(int) - grey).max() <= 1, name
-    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert np.asarray(read_image(tmp_path / "clear.png")).min() == 255
+def test_options_that_are_wrong(exported):
+    for options, message in (
+        ({"threads": 0}, "threads is 0; expected 1 or more"),
+        ({"runtime": "magic"}, "runtime: 'magic' is unknown; expected onnxruntime, openvino or auto"),
+        ({"int8": True}, "no int8 graphs: export again, with --int8"),
+    ):
+        with pytest.raises(DeploymentError, match=message):
+            Session(exported("plain"), **options)
 
 
-def test_a_broken_image_is_skipped_and_the_status_says_so(folder, tmp_path, capsys):
-    (tmp_path / "in").mkdir()
-    good = sorted((SHOWROOM / "val").glob("*.jpg"))[0]
-    shutil.copy(good, tmp_path / "in" / "b.jpg")
-    (tmp_path / "in" / "a.jpg").write_bytes(b"")
-    (tmp_path / "in" / "c.jpg").write_bytes(good.read_bytes()[:3000])
-    (tmp_path / "in" / "notes.txt").write_text("no image")
-    argv = ["detect", str(tmp_path / "in"), "--export", str(folder), "--out", str(tmp_path / "r.json")]
-    assert main(argv) == 1
-    captured = capsys.readouterr()
-    assert "in/a.jpg: image cannot be decoded" in captured.err and "in/c.jpg: image cannot" in captured.err
-    assert "2 of 3 images are broken" in captured.err
-    assert {r["image_id"] for r in json.loads((tmp_path / "r.json").read_text())} == {2}
+def test_openvino_detects_the_same(exported, gated, looks):
+    pytest.importorskip("openvino")
+    rule, other = blank_rule(gated, looks), Session(exported("gates"), runtime="openvino")
+    for mine, theirs in zip(other.detect_batch(looks, rule), gated.detect_batch(looks, rule), strict=True):
+        assert mine.exit_name == theirs.exit_name
+        np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-4)
 
 
-def test_all_images_broken_give_an_empty_list(folder, tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"")
-    argv = ["detect", str(tmp_path / "a.jpg"), "--export", str(folder), "--out", str(tmp_path / "r.json")]
-    assert main(argv) == 1
-    assert json.loads((tmp_path / "r.json").read_text()) == []
+def test_auto_takes_the_faster_runtime_and_remembers_it(exported, monkeypatch):
+    pauses = {"onnxruntime": 0.004, "openvino": 0.001}
+    monkeypatch.setattr(runtime, "_faster", {})
+    monkeypatch.setattr(runtime, "_seconds", lambda run, image: pauses[run])
+    runners = {name: (lambda folder, graph, threads, name=name: name) for name in pauses}
+    monkeypatch.setattr(runtime, "RUNNERS", runners)
+    assert Session(exported("plain"), runtime="auto").runtime == "openvino"
+    pauses["openvino"] = 0.01
+    assert Session(exported("plain"), runtime="auto").runtime == "openvino"
+    assert Session(exported("plain"), runtime="auto", threads=2).runtime == "onnxruntime"
 
 
-@pytest.mark.parametrize(("path", "message"), [("empty", "folder without images"), ("none", "no such image or folder")])
-def test_nothing_to_detect_in(folder, tmp_path, capsys, path, message):
-    (tmp_path / "empty").mkdir()
-    assert main(["detect", str(tmp_path / path), "--export", str(folder), "--out", str(tmp_path / "r.json")]) == 2
-    assert message in capsys.readouterr().err
+def test_an_openvino_that_is_missing_is_told(exported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(DeploymentError, match="runtime 'openvino' is not installed: pip install"):
+        Session(exported("plain"), runtime="openvino")
+    monkeypatch.setattr(runtime, "_faster", {})
+    assert Session(exported("plain"), runtime="auto").runtime == "onnxruntime"
 
 
-def test_ids_are_those_of_the_coco_file_beside_the_folder(tiny):
-    content = json.loads((tiny / "val.json").read_text())
-    content["images"][0]["id"] = 77
-    (tiny / "val.json").write_text(json.dumps(content))
-    assert [s.image_id for s in find_images(tiny / "val")] == [77, 2]
-    (tiny / "val.json").unlink()
-    assert [s.image_id for s in find_images(tiny / "val")] == [1, 2]
+def test_the_face_names_the_session():
+    assert eelib.Session is Session
 
 
-def test_detect_does_not_import_torch(folder, tmp_path):
+def test_detecting_imports_no_torch(exported, tmp_path):
     """In a process of its own: torch is loaded in this one already."""
-    shutil.copy(sorted((SHOWROOM / "val").glob("*.jpg"))[0], tmp_path)
-    argv = ["detect", str(tmp_path), "--export", str(folder), "--out", str(tmp_path / "r.json")]
+    Image.fromarray(room(0)[0]).save(tmp_path / "room.png")
     code = (
-        "import sys\nfrom eelib.__main__ import main\n"
-        f"status = main({argv!r})\n"
-        "assert status == 0, status\n"
-        "loaded = {'torch', 'torchvision', 'papermill', 'pycocotools'} & set(sys.modules)\n"
+        "import sys, eelib, eelib.deploy.router, eelib.deploy.evidence, eelib.deploy.manifest\n"
+        f"found = eelib.Session({str(exported('two exits'))!r}).detect({str(tmp_path / 'room.png')!r})\n"
+        "assert found.exit_name == 'full' and len(found)\n"
+        "loaded = {'torch', 'torchvision', 'scipy', 'sklearn', 'pydantic', 'yaml', 'pycocotools'} & set(sys.modules)\n"
         "assert not loaded and 'onnxruntime' in sys.modules, loaded\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
-    assert json.loads((tmp_path / "r.json").read_text())

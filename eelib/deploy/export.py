@@ -30,7 +30,7 @@ from eelib.deploy.manifest import (
     read_manifest,
 )
 from eelib.deploy.router import Router
-from eelib.evaluate import versions
+from eelib.evaluate import source_for, versions
 from eelib.files import InputError, file_sha256
 from eelib.hub import path_of
 from eelib.model import SCORE_THRESHOLD, EarlyExitSSDLite
@@ -44,7 +44,7 @@ def export(
     detector: EarlyExitSSDLite | Path | str,
     out: Path | str,
     router: Router | Path | str | None = None,
-    source: Source | None = None,
+    source: Source | Path | str | None = None,
     int8: bool = False,
 ) -> Manifest:
     """Write the graphs of a detector and their manifest.
@@ -55,8 +55,9 @@ def export(
     Args:
         detector: a checkpoint, the name of a released detector, or what :func:`eelib.load` gave; its file is exported.
         out: folder, created.
-        router: that images shall obey, or its file; without one every image takes the full path.
-        source: data set whose category ids the results shall carry, and whose ``calibrate`` gives the ranges of int8;
+        router: that images shall obey, its file, or what :func:`eelib.route` gave; without one every image takes the
+            full path.
+        source: data set, or its folder, whose category ids the results shall carry, and whose ``calibrate`` gives the ranges of int8;
             without one the ids are 1, 2, … in the order of the labels, and showroom's for its own chairs.
         int8: write int8 graphs, too; see :func:`eelib.deploy.int8.quantise`.
 
@@ -68,13 +69,17 @@ def export(
         RouterError: ``router`` is no router.
         DeploymentError: ``out`` is a file, or the router is of another detector.
         DataError: ``source`` lacks a class of the detector, or has no images to calibrate int8 on.
+
+    Example:
+        >>> eelib.export("exits_256", "deploy", router="router.json")
     """
     out, path = Path(out), path_of(detector)
     if out.exists() and not out.is_dir():
         raise DeploymentError(f"{out}: output is not a folder")
     model = load_released(path).eval()
     _check_trained(model, path)
-    router = Router.load(router) if isinstance(router, str | Path) else router
+    source = None if source is None else source_for(model, source)
+    router = Router.load(router) if isinstance(router, str | Path) else getattr(router, "router", router)
     with new_graphs(out) as folder:
         _build(model, path, folder, router, source).write(folder)
         if int8:

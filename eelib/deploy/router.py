@@ -240,6 +240,9 @@ class Router(Rule):
         size: side of the network input in pixels.
         checkpoint_sha256: of the detector.
         data_sha256: of each split that shaped the router, by name.
+
+    Example:
+        >>> eelib.Router.load("router.json").describe()
     """
 
     times: Times

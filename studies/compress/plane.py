@@ -62,8 +62,28 @@ def flags_of(reports: Path | str, name: str, seed: int) -> Path:
     return Path(reports) / "plane" / f"{name.replace(' ', '_')}_seed{seed}.npz"
 
 
-def measure(config: PlaneConfig, reports: Path | str, log: Log = print) -> list[dict]:
-    """Export, record and time every system; the flags of its matches are saved in ``reports/plane``.
+def trained(config: PlaneConfig, log: Log = print) -> tuple[list[deployed.System], list[str]]:
+    """The systems that have weights, and the names of those that have none.
+
+    Raises:
+        ConfigError: the plain detector has none: nothing would have a time.
+    """
+    systems, missing = [], []
+    for name, line in config.systems.items():
+        of_line = deployed.systems_of(name, line, resolve(config.out))
+        if not of_line and line.kind == "plain":
+            raise ConfigError(f"key 'systems.{name}.weights' is '{line.weights}': no such checkpoint; train it first")
+        if not of_line:
+            log(f"left out: {name}, there is no {line.weights}")
+            missing.append(name)
+        systems += of_line
+    return systems, missing
+
+
+def measure(
+    config: PlaneConfig, systems: Sequence[deployed.System], reports: Path | str, log: Log = print
+) -> list[dict]:
+    """Export, record and time systems; the flags of their matches are saved in ``reports/plane``.
 
     Returns:
         For each system and seed ``name``, ``kind``, ``seed``, hashes, sizes, and ``exits``: of each its place,
@@ -71,23 +91,19 @@ def measure(config: PlaneConfig, reports: Path | str, log: Log = print) -> list[
         detector's median is 1; a further seed has the times of the first, whose graphs are the same.
     """
     rows, sessions, split = [], {}, config.split
-    for name, line in config.systems.items():
-        for system in deployed.systems_of(name, line, resolve(config.out)):
-            log(f"recording {system.name}, seed {system.seed}")
-            session = deployed.opened(system, config.int8_images)
-            records = {
-                of: deployed.session_records(system, session, of, config.limit)
-                for of in dict.fromkeys(("val", "calibrate", split))
-            }
-            cuts = best_cuts(RoutedAP(records["val"], load_split("val")))
-            flags, graphs = flags_of(reports, system.name, system.seed), records[split].checkpoint_sha256
-            RoutedAP(records[split], load_split(split)).save(flags, split_sha256(split), graphs)
-            row = {"name": system.name, "kind": system.kind, "seed": system.seed, "int8": system.int8}
-            row |= {"checkpoint_sha256": file_sha256(system.checkpoint), "graphs_sha256": graphs}
-            rows.append(row | deployed.costs(system, session))
-            for exit_, cut in zip(rows[-1]["exits"].values(), cuts.tolist(), strict=True):
-                exit_["cut"] = cut
-            sessions.setdefault(system.name, session)
+    for system in systems:
+        log(f"recording {system.name}, seed {system.seed}")
+        session = deployed.opened(system, config.int8_images)
+        records = {of: deployed.session_records(system, session, of, config.limit) for of in {"val", split}}
+        cuts = best_cuts(RoutedAP(records["val"], load_split("val")))
+        flags, graphs = flags_of(reports, system.name, system.seed), records[split].checkpoint_sha256
+        RoutedAP(records[split], load_split(split)).save(flags, split_sha256(split), graphs)
+        row = {"name": system.name, "kind": system.kind, "seed": system.seed, "int8": system.int8}
+        row |= {"checkpoint_sha256": file_sha256(system.checkpoint), "graphs_sha256": graphs}
+        rows.append(row | deployed.costs(system, session))
+        for exit_, cut in zip(rows[-1]["exits"].values(), cuts.tolist(), strict=True):
+            exit_["cut"] = cut
+        sessions.setdefault(system.name, session)
     times = deployed.measure_times(sessions, split, config.timed_images, log)
     plain = times[next(row["name"] for row in rows if row["kind"] == "plain"), "full"]["median_ms"]
     for row in rows:
@@ -244,9 +260,10 @@ def recompute(reports: Path | str, report: Mapping | None = None) -> dict:
 
 def run(config: PlaneConfig, reports: Path | str, log: Log = print) -> dict:
     """Measure and judge all systems; ``metrics/plane.json`` and ``plane/*.npz`` in ``reports``."""
-    report: dict = {"split": config.split, "split_sha256": split_sha256(config.split)}
+    systems, missing = trained(config, log)
+    report: dict = {"split": config.split, "split_sha256": split_sha256(config.split), "missing": missing}
     report |= {"plane": config.model_dump(mode="json"), "runtime": "onnxruntime, batch 1, one thread"}
-    report |= {"machine": machine(), "versions": versions(), "systems": measure(config, reports, log)}
+    report |= {"machine": machine(), "versions": versions(), "systems": measure(config, systems, reports, log)}
     report["checkpoint_sha256"] = next(row["checkpoint_sha256"] for row in report["systems"] if row["kind"] == "plain")
     log("judging")
     report = recompute(reports, report)

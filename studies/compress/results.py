@@ -5,16 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
 
 from eelib.detections import exit_colour
 from eelib.plots import OURS_COLOUR, TEXT_WIDTH_IN
 from studies.goals import load_goals
 from studies.hull import Hull
 
-HULL_COLOUR = "#4D4D4D"
+INT8 = " int8"  # ends the names of quantised systems
+STATIC_COLOUR = "black"
 MARKERS = {"plain": "*", "input": "^", "width": "s", "search": "X", "truncated": "v"}
-SYSTEM_COLOURS = (OURS_COLOUR, "#D55E00", "#CC79A7", "#999999")
+KINDS = {"plain": "plain detector", "input": "smaller input", "width": "fewer channels", "search": "searched"}
+KINDS |= {"truncated": "truncated at an exit"}
+NETWORKS = (OURS_COLOUR, "-"), ("#CC79A7", "--"), ("#D55E00", "-.")  # colour and line of each network with exits
 MEMBERS = {"peers": "widths and sizes", "static": "all static detectors"}  # of each hull; all: truncated ones, too
 
 
@@ -48,6 +53,27 @@ def exits_table(report: Mapping, prevalence: float | None = None) -> pd.DataFram
         line |= {"MiB": system["size_mib"], "M parameters": system["parameters"] / 1e6, "MMAC": exit_["macs"] / 1e6}
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def peers_of(report: Mapping, size: int) -> list[dict]:
+    """Float static detectors beside the exits of a network at some input: ``name``, ``AP`` and ``time_ratio``.
+
+    Args:
+        size: side of the network's input; the time of the plain detector at this input is 1. Without such a detector
+            there are no peers.
+    """
+    systems = {row["name"]: row for row in report["systems"] if row["seed"] == 0 and not row["int8"]}
+    static = [row for row in rows_of(report, "exits") if row["kind"] != "exits" and row["system"] in systems]
+    units = [
+        row["time_ratio"]
+        for row in static
+        if row["kind"] in ("plain", "input") and systems[row["system"]]["input_px"] == size
+    ]
+    return [
+        {"name": row["system"], "AP": row["AP"], "time_ratio": row["time_ratio"] / unit}
+        for unit in units[:1]
+        for row in static
+    ]
 
 
 def seeds_table(report: Mapping) -> pd.DataFrame:
@@ -142,43 +168,73 @@ def _goals(report: Mapping) -> Iterator[tuple[str, Sequence[float], str, float]]
 
 
 def plane_figure(report: Mapping, prevalence: float | None = None) -> Figure:
-    """AP against time: static detectors with their hulls, and networks with exits, which coins of the exits join.
+    """AP against time, float on the left and int8 on the right: static detectors, their hulls, and networks with exits.
 
-    Open markers are int8. Bars and bands are 95 % intervals over scenes, each system's own: a verdict is about the
-    difference, which is paired.
+    Coins of a network's exits lie on the line that joins them. Bars and bands are 95 % intervals over scenes, each
+    system's own: a verdict is about the difference, which is paired. The hulls are those of all static detectors,
+    float and int8, so they are the same in both panels.
     """
-    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 4.0))
     rows = rows_of(report, "exits", prevalence)
     static = [row for row in rows if row["kind"] != "exits"]
-    for row in static:
-        int8 = row["system"].endswith(" int8")
-        axis.errorbar(row["time_ratio"], row["AP"], np.abs(np.array([row["AP_interval"]]).T - row["AP"]), color="black",
-                      marker=MARKERS[row["kind"]], markerfacecolor="white" if int8 else "black", markersize=5,
-                      elinewidth=0.5, linestyle="", label=None if int8 else row["kind"])  # fmt: skip
-    for members, line, label in ((static, "-", MEMBERS["static"]), (_peers(static), "--", MEMBERS["peers"])):
-        hull = Hull(np.array([row["time_ratio"] for row in members]), np.array([[row["AP"] for row in members]]))
-        times = np.linspace(hull.times.min(), 1.1, 200)
-        best = [hull.at(time)[0] for time in times]
-        axis.plot(times, best, color=HULL_COLOUR, linestyle=line, linewidth=0.8, label=f"hull: {label}")
-    networks = list(dict.fromkeys(row["system"] for row in rows if row["kind"] == "exits"))
-    for name, colour in zip(networks, SYSTEM_COLOURS, strict=False):
-        points = [row for row in rows if row["system"] == name]
-        times, ap = [row["time_ratio"] for row in points], [row["AP"] for row in points]
-        line = "--" if name.endswith(" int8") else "-"
-        axis.plot(times, ap, color=colour, linewidth=1.2, linestyle=line, label=name.replace("_", " "))
-        axis.fill_between(
-            times, *np.array([row["AP_interval"] for row in points]).T, color=colour, alpha=0.1, linewidth=0
-        )
-        axis.scatter(times, ap, s=18, zorder=3, color=[exit_colour(row["exit"]) for row in points], edgecolors=colour)
-    axis.set_xlabel("time / time of the plain detector (onnxruntime, one thread)")
-    axis.set_ylabel(f"AP[.50:.95] on {report['split']}")
+    wide = any(row["system"].endswith(INT8) for row in rows)
+    figure, axes = plt.subplots(1, 1 + wide, figsize=(TEXT_WIDTH_IN, 4.4), sharex=True, sharey=True, squeeze=False)
+    for axis, int8 in zip(axes.flat, (False, True), strict=False):
+        _draw_hulls(axis, static)
+        drawn = [row for row in rows if row["system"].endswith(INT8) == int8]
+        _draw_static(axis, [row for row in drawn if row["kind"] != "exits"])
+        _draw_networks(axis, [row for row in drawn if row["kind"] == "exits"])
+        axis.set_title("int8" if int8 else "float")
+        axis.grid(color="#E5E5E5", linewidth=0.5)
+        axis.set_axisbelow(True)
+        axis.set_xlabel("time / time of the plain detector")
+    axes.flat[0].set_xlim(0)
+    axes.flat[0].xaxis.set_major_locator(MultipleLocator(0.25))
+    axes.flat[0].xaxis.set_major_formatter("{x:g}")
+    axes.flat[0].set_ylabel(f"AP[.50:.95] on {report['split']}")
     share = prevalences(report)[0] if prevalence is None else prevalence
-    axis.set_title(f"{100 * share:.0f} % of the images are empty")
-    handles, labels = axis.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside right center", fontsize=7)
+    figure.suptitle(f"{100 * share:.0f} % of the images are empty; onnxruntime, one thread", fontsize=9)
+    unique = {}
+    for axis in axes.flat:
+        unique |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    order = {"hull": 0, "exits": 1, "exit": 2, "full": 2}  # of the first word; static detectors come last
+    labels = sorted(unique, key=lambda label: order.get(label.split()[0].rstrip(":0123456789"), 3))
+    figure.legend([unique[label] for label in labels], labels, loc="outside lower center", ncols=3, fontsize=7)
     return figure
 
 
-def _peers(static: Sequence[Mapping]) -> list[Mapping]:
-    return [row for row in static if row["kind"] != "truncated"]
+def _draw_hulls(axis: Axes, static: Sequence[Mapping]) -> None:
+    peers = [row for row in static if row["kind"] != "truncated"]
+    both = (
+        (peers, {"color": "#BBBBBB", "linewidth": 3}, "peers"),
+        (static, {"color": "#4D4D4D", "linewidth": 1}, "static"),
+    )
+    for members, style, hull_name in both:
+        hull = Hull(np.array([row["time_ratio"] for row in members]), np.array([[row["AP"] for row in members]]))
+        times = np.linspace(hull.times.min(), max(1.05, hull.times.max()), 300)
+        best = [hull.at(time)[0] for time in times]
+        axis.plot(times, best, label=f"hull: {MEMBERS[hull_name]}", zorder=1, **style)
+
+
+def _draw_static(axis: Axes, rows: Sequence[Mapping]) -> None:
+    """Static detectors, each kind by its marker and in full by its colour: both say the same."""
+    for row in rows:
+        reach = np.abs(np.array([row["AP_interval"]]).T - row["AP"])
+        axis.errorbar(row["time_ratio"], row["AP"], reach, color=STATIC_COLOUR, marker=MARKERS[row["kind"]],
+                      markersize=9 if row["kind"] == "plain" else 5.5, markeredgecolor="white", markeredgewidth=0.5,
+                      elinewidth=0.6, linestyle="", label=KINDS[row["kind"]])  # fmt: skip
+
+
+def _draw_networks(axis: Axes, rows: Sequence[Mapping]) -> None:
+    """Networks with exits: a line and a band each, the exits on it in their own colours."""
+    names = list(dict.fromkeys(row["system"] for row in rows))
+    for name, (colour, style) in zip(names, NETWORKS, strict=False):
+        points = [row for row in rows if row["system"] == name]
+        times, ap = [row["time_ratio"] for row in points], [row["AP"] for row in points]
+        label = f"{name.removesuffix(INT8).replace('_', ' ')} px, and its coin"
+        axis.plot(times, ap, color=colour, linewidth=1.4, linestyle=style, label=label)
+        low, high = np.array([row["AP_interval"] for row in points]).T
+        axis.fill_between(times, low, high, color=colour, alpha=0.12, linewidth=0)
+        for row in points:
+            exit_ = row["exit"]
+            axis.plot(row["time_ratio"], row["AP"], marker="o", markersize=6, linestyle="", color=exit_colour(exit_),
+                      markeredgecolor="black", markeredgewidth=0.6, label=exit_, zorder=3)  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eelib.anchors import match_iou, matching_quality, pairwise_iou
 from eelib.coco import open_source
-from eelib.config import Config, load, read_yaml
+from eelib.config import Config, load_config, read_yaml
 from eelib.data import DetectionDataset
 from eelib.losses import Targets, assign, detection_loss
 from eelib.model import EarlyExitSSDLite, ExitOutput
@@ -57,7 +57,7 @@ def preflight(config: PhaseConfig | Config, images: int = 24) -> list[Check]:
 
 def load_any(path: Path | str) -> PhaseConfig | Config:
     """The parameter file of a recorded phase, which names its ``phase``, or of the library's detector."""
-    return (load_phase if "phase" in read_yaml(path) else load)(path)
+    return (load_phase if "phase" in read_yaml(path) else load_config)(path)
 
 
 def _samples(config: PhaseConfig | Config, images: int) -> list[dict]:

@@ -26,7 +26,11 @@ def released_table(manifest: Mapping, plane: Values) -> pd.DataFrame:
         for exit_, ap in entry["test"].items():
             time, int8 = timed[name][exit_], timed.get(f"{name} int8", {}).get(exit_, {})
             line = {"detector": f"`{name}`", "exit": exit_, "AP": ap["AP"], "AP50": ap["AP50"]}
-            line |= {"ms": round(time["median_ms"], 1), "time": time["time_ratio"], "time in int8": int8.get("time_ratio")}
+            line |= {
+                "ms": round(time["median_ms"], 1),
+                "time": time["time_ratio"],
+                "time in int8": int8.get("time_ratio"),
+            }
             lines.append(line)
     return pd.DataFrame(lines)
 
@@ -35,7 +39,9 @@ def blocks(reports: Path | str, checkpoints: Path | str = CHECKPOINTS) -> dict[s
     """Name of a block to its text in Markdown."""
     plane, manifest = read_metrics(Path(reports) / "metrics" / "plane.json"), read_manifest(checkpoints)
     table = tables.markdown(released_table(manifest, plane))
-    about = f"On {plane['images']} rendered images of `test`, timed on {plane['machine']['processor']}; AP is AP[.50:.95]."
+    about = (
+        f"On {plane['images']} rendered images of `test`, timed on {plane['machine']['processor']}; AP is AP[.50:.95]."
+    )
     share = results.prevalences(plane)[0]
     verdicts = "\n".join(f"- {row['text'][0].upper()}{row['text'][1:]}." for row in results.verdicts(plane, share))
     return {"released": f"{about}\n\n{table}", "answer": verdicts}

@@ -167,7 +167,7 @@ def ap_time_plane(
         hull = Hull(np.array([p["time_ratio"] for p in peers]), np.array([[p["AP"] for p in peers]]))
         times = np.linspace(hull.times.min(), 1.0, 200)
         axis.plot(times, [hull.at(time)[0] for time in times], color="black", linewidth=0.8, label="their hull")
-    axis.set_xlabel("mean time / time of full")
+    axis.set_xlabel("mean time / time of the same detector without exits")
     axis.set_ylabel("AP[.50:.95] on test")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
     return figure

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from eelib.deploy.evidence import EVIDENCE, Confidence
+from eelib.deploy.evidence import Confidence
 from eelib.policies import BEST_SCORE
 from eelib.routing import Setting, Split
 
@@ -99,12 +99,13 @@ class ExitGate(Confidence):
     Attributes:
         mean, spread: of the evidence at each early exit, (E - 1, F).
         weights: (E - 1, F + 1), the constant last.
+        evidence: names of the F columns.
     """
 
     mean: np.ndarray
     spread: np.ndarray
     weights: np.ndarray
-    evidence = EVIDENCE
+    evidence: tuple[str, ...]
 
     def at(self, evidence: np.ndarray, index: int) -> np.ndarray:
         """As in :class:`eelib.deploy.evidence.Confidence`."""
@@ -118,4 +119,5 @@ def gumbel(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
     mean, spread = evidence.mean(0), evidence.std(0) + 1e-6
     features, costs = (evidence - mean) / spread, calibrate.paid(True)
     weights = train_exit_gates(features, calibrate.value, costs, **options["exit_gates"], noise=True)
-    return [Setting((0.5,) * len(row), ExitGate(mean, spread, row)) for row in weights]
+    names = calibrate.records.evidence_names
+    return [Setting((0.5,) * len(row), ExitGate(mean, spread, row, names)) for row in weights]

@@ -18,15 +18,10 @@ def parameters(model):
 
 
 @pytest.fixture(scope="module")
-<<<<<<< HEAD
-def halved():
-    return prune(load_released(CHECKPOINT), 0.5, DetectionDataset("train", size=320, limit=2), 0.5)
-=======
 def start(tmp_path_factory):
     """The start of a detector of half the width."""
     pytest.importorskip("torch_pruning")
     return prune_checkpoint(CHECKPOINT, 0.5, tmp_path_factory.mktemp("prune") / "start.pth", images=2)
->>>>>>> 4372d95 (Begin the plane: prune, search and time systems that parameter files describe (work in progress))
 
 
 @torch.no_grad()

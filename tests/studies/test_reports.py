@@ -265,9 +265,7 @@ def test_seeds_beside_goals_by_hand():
     assert reports.seeds_beside_goals({"seeds": training["seeds"][:3]}) == []  # one seed says nothing of seeds
 
 
-@pytest.mark.parametrize(
-    "name", ["EXECUTIVE_SUMMARY.md", "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md"]
-)
+@pytest.mark.parametrize("name", ["EXECUTIVE_SUMMARY.md", "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md"])
 def test_a_plane_that_is_missing_is_said_to_be(results, name):
     assert "Not measured yet" in reports.render(name, results / "metrics", results / "phases")
     add_studies(results)

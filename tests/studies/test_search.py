@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from eelib.config import ROOT, ConfigError, load, parse
+from eelib.config import ROOT, ConfigError, load_config, parse
 from studies.compress.search import Space, choose, search, settings_of
 from studies.parameters import load_study
 
@@ -18,7 +18,7 @@ def test_a_trial_is_a_part_of_a_parameter_file():
     groups = settings_of(params, space)
     assert groups["model"] == {"start": "runs/starts/width_75.pth", "maps": 4, "exits": [8, 12]}
     assert parse({"name": "searched"} | groups).data.size == 256
-    searched = load(ROOT / "params" / "searched.yaml")
+    searched = load_config(ROOT / "params" / "searched.yaml")
     params = {"width": "0.75", "size": 320, "maps": 4, "exits": ""}
     assert parse({"name": "searched"} | settings_of(params, space)).model == searched.model
 
