@@ -47,7 +47,7 @@ class Explorer:
         self.empty = self.flags.positives == 0
 
     def evidence(self, index: int) -> dict[str, np.ndarray]:
-        """What an exit shows of every image, each (N,): ``top_score``, ``score_sum``, ``count_10``, ``_30``, ``_50``."""
+        """What an exit shows of every image, each (N,): ``top_score``, ``score_sum``, ``count_10`` and its like."""
         flags, here = self.flags, self.flags.exit == index
         image, score, size = flags.image[here], flags.score[here], flags.images
         top = np.zeros(size)

@@ -151,7 +151,8 @@ def test_bad_bases_are_named(tmp_path, texts, message):
         (b"a: 1\nb:\n  c: 1\n  c: 2", "key 'c' stands twice, in line 3 and in line 4"),
         (b"optim: {a: 1}\nx: 1\noptim: {b: 2}", "key 'optim' stands twice, in line 1 and in line 3"),
         (b"a: &a [*a]", "line 1: a value that holds itself"),
-        (b"a: &a [1]\n" + b"\n".join(b"%c: &%c [%s]" % (k + 1, k + 1, b", ".join([b"*%c" % k] * 20)) for k in range(97, 105)),
+        (b"a: &a [1]\n"
+         + b"\n".join(b"%c: &%c [%s]" % (k + 1, k + 1, b", ".join([b"*%c" % k] * 20)) for k in range(97, 105)),
          "stands for more than 10,000 values"),
         (b"1: 2", "line 1: key 1 is not text"),
         (b"a: {[1]: 2}", "line 1: key that is a sequence is not text"),
