@@ -48,7 +48,7 @@ def test_the_face_alone_imports_nothing_heavy():
 def test_the_chain_of_the_readme(checkpoint, rooms, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(room(5, 150)[0]).save("room.png")
-    model = eelib.load(checkpoint("gates"))
+    model = eelib.load(checkpoint("two exits"))
     found = model.predict("room.png", min_score=0.01)
     assert found.exit_name == "full" and len(found) and found.plot().size == (150, 150)
     assert eelib.evaluate(model, rooms, limit=8).keys() == {"exit1", "exit2", "full"}
