@@ -50,7 +50,7 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
     Returns:
         The manifest's entry: hash and size of the file, configuration, AP and AP50 of every exit on ``test``, split
         and versions; ``looks``, how often weights of this name were measured on ``test``; ``stages``, see
-        :func:`stages_of`; and for one class ``matches``, the file of the match flags that a comparison needs.
+        :func:`stages_of`; and ``matches``, the file of the match flags that a comparison needs.
 
     Raises:
         TrainingError: no checkpoint, one over 16 MiB, one with weights that are not finite, or a name that is none.
@@ -71,11 +71,9 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
         raise TrainingError(f"{source}: {mebibytes:.1f} MiB; released weights must stay under 16 MiB")
     data = open_source(config.data)
     dataset = DetectionDataset("test", data, model.size, keep_crowd=True, limit=limit)
-    ap, matches = evaluate(source, dataset), {}
-    if len(model.classes) == 1:
-        hashes = split_sha256("test", data), hashlib.sha256(content.getvalue()).hexdigest()
-        matches = {"matches": f"matches/{Path(name).stem}.npz"}
-        RoutedAP(record(model, dataset, "test", *hashes), dataset.coco).save(folder / matches["matches"], *hashes)
+    ap, matches = evaluate(source, dataset), f"matches/{Path(name).stem}.npz"
+    hashes = split_sha256("test", data), hashlib.sha256(content.getvalue()).hexdigest()
+    RoutedAP(record(model, dataset, "test", *hashes), dataset.coco).save(folder / matches, *hashes)
     target = write_atomic(folder / name, lambda file: file.write(content.getvalue()))
     before = manifest.get(name)
     entry = {
@@ -84,7 +82,7 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
         "images": len(dataset),
         "looks": before.get("looks", 1) + 1 if before else 1,
         "test": {exit_: {"AP": values["AP"], "AP50": values["AP50"]} for exit_, values in ap.items()},
-        **matches,
+        "matches": matches,
         "stages": _stages(state, manifest),
         **provenance("test", config, target),
     }

@@ -1,6 +1,7 @@
 """The command line: what each command answers, and that bad input is one line and exit status 2."""
 
 import errno
+import importlib
 import json
 import subprocess
 import sys
@@ -184,7 +185,7 @@ def test_weights_without_a_network_are_named(tmp_path, monkeypatch, capsys):
     def offline(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr("eelib.train.EarlyExitSSDLite", offline)
+    monkeypatch.setattr(importlib.import_module("eelib.train"), "EarlyExitSSDLite", offline)
     argv = ["train", str(ROOT / "params" / "coco.yaml"), "--out", str(tmp_path), "--set", "optim.warmup_steps=0"]
     refused(
         [*argv, "--set", f"data.root={COCO}", "--set", "model.weights=imagenet", "--set", "model.start=null"],
