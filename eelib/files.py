@@ -25,7 +25,8 @@ def write_atomic(path: Path | str, write: Callable[[io.BufferedWriter], None]) -
             write(file)
         partial.replace(target)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk names no file by itself
+        if error.errno and not error.filename:  # a full disk names no file by itself
+            error.filename = str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)

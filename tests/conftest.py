@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectors import CLASSES, random_detector, room, saved, write_rooms
+from detectors import DETECTORS, random_detector, room, saved, write_rooms
 from PIL import Image
 
 torch.set_num_threads(1)
@@ -28,16 +28,6 @@ def tiny(tmp_path: Path) -> Path:
         content = {"images": images, "annotations": annotations, "categories": [{"id": 62, "name": "chair"}]}
         (tmp_path / f"{split}.json").write_text(json.dumps(content))
     return tmp_path
-
-
-# Detectors of every kind, without training.
-DETECTORS = {
-    "two exits": {},
-    "gates": {"blank_gate": True},
-    "three exits, two classes": {"cuts": (6, 10, 13), "classes": CLASSES, "blank_gate": True},
-    "truncated": {"full": False},
-    "plain": {"cuts": ()},
-}
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,14 @@ from eelib.model import EarlyExitSSDLite
 
 SIZE = 96
 CLASSES = ("chair", "stool")
+# Detectors of every kind, without training.
+DETECTORS = {
+    "two exits": {},
+    "gates": {"blank_gate": True},
+    "three exits, two classes": {"cuts": (6, 10, 13), "classes": CLASSES, "blank_gate": True},
+    "truncated": {"full": False},
+    "plain": {"cuts": ()},
+}
 
 
 @torch.no_grad()

@@ -7,12 +7,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import DETECTORS
-from detectors import CLASSES, random_detector, saved, write_rooms
+from detectors import CLASSES, DETECTORS, random_detector, saved, write_rooms
 
 import eelib
 from eelib.anchors import default_boxes
-from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
+from eelib.checkpoints import load_checkpoint, load_released, save_checkpoint
 from eelib.coco import DataError, Source
 from eelib.deploy.evidence import Column, Raw, RouterError
 from eelib.deploy.export import export
@@ -20,7 +19,7 @@ from eelib.deploy.graphs import Decoder, build_stages
 from eelib.deploy.manifest import DeploymentError, read_manifest
 from eelib.deploy.router import Gate, Router, Times
 from eelib.deploy.runtime import Session
-from eelib.files import file_sha256
+from eelib.files import InputError, file_sha256
 from eelib.model import EarlyExitSSDLite, ExitOutput, flatten_predictions, postprocess
 
 
@@ -203,7 +202,7 @@ def test_bad_checkpoints(tmp_path, checkpoint):
         _changed(checkpoint("two exits"), tmp_path / "nan.pth", spoil): "holds values that are not finite",
     }
     for path, message in cases.items():
-        with pytest.raises(TrainingError, match=message) as error:
+        with pytest.raises(InputError, match=message) as error:
             export(path, tmp_path / "out")
         assert str(path) in str(error.value)
     assert not (tmp_path / "out").exists()

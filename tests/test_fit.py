@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -130,9 +132,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
     def fails(file):
         file.write(b"ne")
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match="disk full: .*a.txt"):
         write_atomic(path, fails)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
