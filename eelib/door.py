@@ -34,7 +34,7 @@ GO_ON = {
 EXTRAS = {
     **dict.fromkeys(
         ("torch", "torchvision", "lightning_fabric", "pycocotools", "pydantic", "yaml", "msgspec", "onnx", "scipy",
-         "sklearn", "pandas", "matplotlib"), "train",
+         "sklearn", "pandas"), "train",
     ),
     **dict.fromkeys(("papermill", "nbformat", "jinja2"), "notebooks"),
     **dict.fromkeys(("optuna", "torch_pruning"), "compress"),

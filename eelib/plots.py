@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
+import seaborn
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -20,21 +20,12 @@ RECORDED_COLOUR, OURS_COLOUR, ALARM_COLOUR = "#999999", "#0072B2", "#D55E00"
 
 
 def style() -> None:
-    """Font sizes of the text, embedded TrueType fonts, no frame where none is needed."""
-    mpl.rcParams.update(
-        {
-            "font.size": 9,
-            "axes.titlesize": 9,
-            "legend.fontsize": 8,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-            "pdf.fonttype": 42,
-            "figure.dpi": 110,
-            "savefig.dpi": 200,
-            "figure.constrained_layout.use": True,
-        }
-    )
+    """Seaborn's plain look at the font sizes of the text, with embedded TrueType fonts."""
+    text = {"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8}
+    text |= {"xtick.labelsize": 8, "ytick.labelsize": 8}
+    lines = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.linewidth": 0.8}
+    files = {"pdf.fonttype": 42, "figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True}
+    seaborn.set_theme(context="paper", style="ticks", font="DejaVu Sans", rc=text | lines | files)
 
 
 def save(figure: Figure, name: str, reports: Path | str) -> None:

@@ -23,8 +23,9 @@ class Explorer:
     """One network with exits, of the plane in a folder of reports.
 
     Args:
-        reports: folder of ``metrics/plane.json`` and ``plane/*.npz``.
+        reports: folder of ``metrics/PLANE.json`` and ``PLANE/*.npz``.
         system, seed: a network of the plane.
+        plane: its name.
 
     Attributes:
         flags: match flags of the split that the plane reports.
@@ -35,13 +36,15 @@ class Explorer:
         ValueError: it has no such network.
     """
 
-    def __init__(self, reports: Path | str, system: str = "exits_256", seed: int = 0):
-        self.report = read_metrics(Path(reports) / "metrics" / "plane.json")
+    def __init__(self, reports: Path | str, system: str = "exits_256", seed: int = 0, plane: str = "plane_released"):
+        self.report = read_metrics(Path(reports) / "metrics" / f"{plane}.json")
         rows = {(row["name"], row["seed"]): row for row in self.report["systems"]}
         if (system, seed) not in rows:
             raise ValueError(f"system {system}, seed {seed}: not in the plane; it has {sorted({n for n, _ in rows})}")
         row, self.system = rows[system, seed], system
-        self.flags = RoutedAP.load(flags_of(reports, system, seed), self.report["split_sha256"], row["graphs_sha256"])
+        self.flags = RoutedAP.load(
+            flags_of(reports, system, seed, plane), self.report["split_sha256"], row["graphs_sha256"]
+        )
         self.exit_names = tuple(row["exits"])
         self.times = np.array([exit_["time_ratio"] for exit_ in row["exits"].values()])
         self.empty = self.flags.positives == 0

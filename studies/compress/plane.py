@@ -243,7 +243,7 @@ def recompute(reports: Path | str, report: Mapping) -> dict:
     """A plane from its times and its match flags in ``reports`` alone, without weights.
 
     Args:
-        report: ``split``, ``split_sha256``, ``plane`` (the configuration) and ``systems``, as its metrics file has them.
+        report: its metrics file, of which ``split``, ``split_sha256``, ``plane`` and ``systems`` are read.
 
     Raises:
         RecordsError: a system has no flags, or those of other graphs or images.

@@ -11,6 +11,7 @@ from eelib.files import write_atomic
 from eelib.release import CHECKPOINTS, read_manifest
 from studies.compress import results
 from studies.report.metrics_files import Values, read_metrics
+from studies.report.reports import planes_of
 
 
 def released_table(manifest: Mapping, plane: Values) -> pd.DataFrame:
@@ -37,14 +38,18 @@ def released_table(manifest: Mapping, plane: Values) -> pd.DataFrame:
 
 def blocks(reports: Path | str, checkpoints: Path | str = CHECKPOINTS) -> dict[str, str]:
     """Name of a block to its text in Markdown."""
-    plane, manifest = read_metrics(Path(reports) / "metrics" / "plane.json"), read_manifest(checkpoints)
-    table = tables.markdown(released_table(manifest, plane))
-    about = (
-        f"On {plane['images']} rendered images of `test`, timed on {plane['machine']['processor']}; AP is AP[.50:.95]."
-    )
-    share = results.prevalences(plane)[0]
-    verdicts = "\n".join(f"- {row['text'][0].upper()}{row['text'][1:]}." for row in results.verdicts(plane, share))
-    return {"released": f"{about}\n\n{table}", "answer": verdicts}
+    metrics, manifest = Path(reports) / "metrics", read_manifest(checkpoints)
+    plane = read_metrics(metrics / "plane_released.json")
+    processor = plane["machine"]["processor"]
+    about = f"AP[.50:.95] on {plane['images']} rendered images of `test`; time on {processor}."
+    answer = ""
+    for title, report in planes_of(metrics, plane["checkpoint_sha256"]).items():
+        verdicts = results.verdicts(report, results.prevalences(report)[0])
+        answer += f"In the plane of {title}:\n\n" + "".join(f"- {row['text']}.\n" for row in verdicts) + "\n"
+    return {
+        "released": f"{about}\n\n{tables.markdown(released_table(manifest, plane))}",
+        "answer": answer.strip() + "\n",
+    }
 
 
 def filled(text: str, parts: Mapping[str, str]) -> str:
@@ -57,7 +62,7 @@ def filled(text: str, parts: Mapping[str, str]) -> str:
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
             raise ValueError(f"README.md: no marks '<!-- {name} -->' and '<!-- /{name} -->'")
-        text = pattern.sub(lambda match, part=part: f"{match[1]}{part}\n{match[2]}", text)
+        text = pattern.sub(lambda match, part=part: f"{match[1]}\n{part}\n{match[2]}", text)
     return text
 
 

@@ -25,28 +25,49 @@ from studies.report.metrics_files import Values, load_entries, read_metrics
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def _of_the(released: str, metrics: Path, name: str) -> Values | None:
-    """A metrics file that rests on the weights of ``baseline.json`` or ``exits.json``; None where there is none."""
-    files = metrics / f"{released}.json", metrics / f"{name}.json"
-    if not all(file.exists() for file in files):
-        return None
-    weights, study = map(read_metrics, files)
-    return study if study.get("checkpoint_sha256") == weights["checkpoint_sha256"] else None
+def _of_weights(metrics: Path, name: str, sha256: str | None) -> Values | None:
+    """A metrics file that rests on weights of a hash; None where there is none."""
+    path = metrics / f"{name}.json"
+    study = read_metrics(path) if path.exists() and sha256 else None
+    return study if study and study.get("checkpoint_sha256") == sha256 else None
 
 
-def paying(plane: Values) -> dict:
-    """What ``plane.json`` says of networks with exits beside static detectors.
+def _weights_of(metrics: Path) -> dict[str, str | None]:
+    """Hashes of the released detectors, as their metrics name them, and of what the recorded phases start from."""
+    named = {name: metrics / f"{name}.json" for name in ("baseline", "exits")}
+    hashes = {name: read_metrics(path).get("checkpoint_sha256") if path.exists() else None for name, path in named.items()}
+    path = metrics / "phases.json"
+    runs = [run for entry in load_entries(path).values() for run in entry["runs"]] if path.exists() else []
+    return hashes | {"phases": runs[0].get("start_sha256") if runs else None}
+
+
+def planes_of(metrics: Path, baseline_sha256: str | None) -> dict[str, Values]:
+    """The planes that were measured, by what their systems are."""
+    equal = metrics / "plane.json"
+    planes = {
+        "released detectors": _of_weights(metrics, "plane_released", baseline_sha256),
+        "equal trainings": read_metrics(equal) if equal.exists() else None,
+    }
+    return {title: plane for title, plane in planes.items() if plane}
+
+
+def paying(planes: dict[str, Values]) -> list[dict]:
+    """What planes say of networks with exits beside static detectors, a row each.
 
     Returns:
-        ``verdicts``: rows of share of empty images (in per cent), system, hull and ``text``; ``judged``: a table of the
-        split's own share; ``goals``: a table.
+        ``title``; ``figure``: its file's name; ``verdicts``: rows of share of empty images (in per cent), system, hull
+        and ``text``; ``judged``: a table of the split's own share; ``goals``: a table.
     """
-    verdicts = [
-        {"empty": round(100 * share)} | row
-        for share in results.prevalences(plane)
-        for row in results.verdicts(plane, share)
-    ]
-    return {"verdicts": verdicts, "judged": results.judged_table(plane), "goals": results.check_goals(plane)}
+    rows = []
+    for title, plane in planes.items():
+        verdicts = [
+            {"empty": round(100 * share)} | row
+            for share in results.prevalences(plane)
+            for row in results.verdicts(plane, share)
+        ]
+        row = {"title": title, "figure": plane["plane"]["name"], "verdicts": verdicts}
+        rows.append(row | {"judged": results.judged_table(plane), "goals": results.check_goals(plane)})
+    return rows
 
 
 def seeds_beside_goals(training: Values) -> list[dict]:
@@ -146,17 +167,20 @@ def _record() -> dict:
 
 def _measured(metrics: Path) -> dict:
     """Studies of the present weights, None where there is none of them, and the goals."""
-    causal, training = _of_the("baseline", metrics, "causal"), _of_the("exits", metrics, "training")
-    plane = _of_the("baseline", metrics, "plane")
-    goals = load_goals()
+    weights = _weights_of(metrics)
+    causal = _of_weights(metrics, "causal", weights["phases"])
+    training = _of_weights(metrics, "training", weights["exits"])
+    planes, goals = planes_of(metrics, weights["baseline"]), load_goals()
+    studies = ("routing", "guarantee", "predictability")
+    routing, guarantee, foreseen = (_of_weights(metrics, name, weights["exits"]) for name in studies)
     return {
         "causal_rows": causal and causal_means(causal).to_dict("records"),
-        "ablation": _of_the("baseline", metrics, "ablation"),
-        "routing": _of_the("exits", metrics, "routing"),
-        "guarantee": _of_the("exits", metrics, "guarantee"),
-        "foreseen": _of_the("exits", metrics, "predictability"),
+        "ablation": _of_weights(metrics, "ablation", weights["phases"]),
+        "routing": routing,
+        "guarantee": guarantee,
+        "foreseen": foreseen,
         "repeated": training and seeds_beside_goals(training),
-        "paying": plane and paying(plane),
+        "paying": paying(planes),
         "exit_goals": {name: goal for name, goal in goals["exits"].items() if "time" in goal},
         "full_goal": goals["exits"]["full"]["AP_share"],
         "routing_goals": goals["routing"],
