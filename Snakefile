@@ -32,13 +32,14 @@ def stage(notebook, makes, needs=(), settings="", params=None, caches=(), thread
     return locals()
 
 
-BASELINE, EXITS, MANIFEST = "checkpoints/baseline.pth", "checkpoints/exits.pth", "checkpoints/manifest.json"
+BASELINE, EXITS, MANIFEST = "checkpoints/baseline.pth", "checkpoints/exits_256.pth", "checkpoints/manifest.json"
 PHASES_START = "checkpoints/phases_start.pth"  # the baseline of version 0.1, whose trunk the recorded phases start from
-RELEASED = [BASELINE, EXITS, MANIFEST, *glob("checkpoints/matches/*")]
+RELEASED = [BASELINE, EXITS, "checkpoints/exits_320.pth", MANIFEST, *glob("checkpoints/matches/*")]
 measured, released = (json.loads(Path(file).read_text()) for file in ("reports/metrics/exits.json", MANIFEST))
-same = measured["checkpoint_sha256"] == released["exits.pth"]["sha256"]
+same = measured["checkpoint_sha256"] == released["exits_256.pth"]["sha256"]
 TIMES = f"{'reports' if same else OUT}/metrics/exits.json"
-LONG = committed(f"metrics/{name}.json" for name in ("ablation", "generalisation", "learning_curve", "plane", "static"))
+LONG = committed(f"metrics/{name}.json" for name in ("ablation", "generalisation", "learning_curve"))
+PLANES = [name for name in ("plane", "plane_released") if Path(f"reports/metrics/{name}.json").exists()]
 RUNS = {f"{phase}_seed{seed}": (phase, seed) for phase in PHASES for seed in SEEDS}
 OTHERS = [name for name in glob_wildcards("reports/metrics/phases/{name}.json").name if name.split("_seed")[1] not in SEEDS]
 committed(f"phases/{name}/*.csv" for name in OTHERS)
@@ -67,8 +68,8 @@ STAGES = {
     ),
     "detector": stage("06b_detector", "detector_1_4", made("phases/phase_1_4_seed0")),
     "acceleration": stage(
-        "07_acceleration", "acceleration", [*RELEASED, *LONG, *made("bench")],
-        f"measured={OUT}/metrics/bench.json plane={OUT}/metrics/plane.json",
+        "07_acceleration", "acceleration", [*RELEASED, *made(" ".join(["bench", *PLANES]))],
+        f"measured={OUT}/metrics/bench.json metrics={OUT}/metrics",
     ),
     "dissertation": stage(
         "08_dissertation", "phases_quick_reference.csv", made("exits phases"), f"{READ} published={OUT}/phases"
@@ -137,6 +138,7 @@ rule reports:
     input:
         made("baseline exits training phases causal detector_1_4 routing guarantee predictability"),
         LONG,
+        made(" ".join(PLANES)),
         code("studies/report/reports.py"),
         glob("studies/report/templates/*"),
     output:
@@ -145,12 +147,35 @@ rule reports:
         JOB + "eelib study report --reports " + OUT
 
 
+# AP, intervals and verdicts of the planes once more, from the committed match flags and times.
+for name in PLANES:
+
+    rule:
+        name:
+            f"{name}_judged"
+        input:
+            measured=f"reports/metrics/{name}.json",
+            flags=glob(f"reports/{name}/*.npz"),
+            params=parameters(f"params/{name}.yaml"),
+            code=code("studies/compress/plane.py"),
+        output:
+            made(name),
+        params:
+            name=name,
+        shell:
+            "mkdir -p {OUT}/metrics && cp -R reports/{params.name} {OUT}/ && cp {input.measured} {output} && "
+            + JOB + "eelib study plane {input.params[0]} --recompute --reports {OUT}"
+
+
 # Hours of work, so never part of `all`: `snakemake --cores 2 plane`. What was stopped goes on, by what is in runs/;
 # metrics are no outputs, so that nobody waits for hours to read them.
 for name, (command, module, needs) in {
     "ablation_1": ("phases ablate params/ablation.yaml --part 1/2", "phases/ablation", parameters("params/phase_2_0_recorded.yaml")),
     "ablation_2": ("phases ablate params/ablation.yaml --part 2/2", "phases/ablation", parameters("params/phase_2_0_recorded.yaml")),
-    "plane": (f"study plane params/plane.yaml --reports {OUT}", "compress/plane", ["params/plane.yaml"]),  # after the trainings
+    **{  # after the trainings
+        name: (f"study plane params/{name}.yaml --reports {OUT}", "compress/plane", parameters(f"params/{name}.yaml"))
+        for name in ("plane", "plane_released")
+    },
     "learning_curve": (  # after `make pretrained`
         f"study learning-curve params/learning_curve.yaml --reports {OUT}", "learning_curve", ["runs/pretrained/start.pth"]
     ),

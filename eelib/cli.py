@@ -295,17 +295,18 @@ def check(config: Path, /, *, images: PositiveInt = 64, set_: Set = None, data: 
 
 
 @app.command(group=LIBRARY)
-def release(checkpoint: Path, name: str, /) -> None:
+def release(checkpoint: Path, name: str, /, *, half: bool = False) -> None:
     """Measure trained weights on test, and release them in checkpoints/ with an entry in its manifest.
 
     Args:
         checkpoint: released.pth of a training.
         name: file name in checkpoints/, such as mine.pth.
+        half: store the weights in half precision.
     """
     path = path_of(checkpoint)
     from eelib.release import release as run
 
-    entry = run(path, name)
+    entry = run(path, name, half=half)
     for exit_, ap in entry["test"].items():
         print(f"{name} {exit_}: AP {ap['AP']:.3f}, AP50 {ap['AP50']:.3f} on {entry['images']} test images")
 

@@ -38,7 +38,9 @@ def read_manifest(folder: Path | str = CHECKPOINTS) -> dict:
         raise TrainingError(f"{path}: not valid JSON ({error})") from None
 
 
-def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, limit: int | None = None) -> dict:
+def release(
+    source: Path | str, name: str, folder: Path | str = CHECKPOINTS, limit: int | None = None, half: bool = False
+) -> dict:
     """Measure trained weights on ``test`` and release them.
 
     Args:
@@ -46,6 +48,7 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
         name: file name under which they are released, such as ``mine.pth``.
         folder: of the released weights, of ``manifest.json`` and of ``matches/``.
         limit: test images; None takes all, as a real release must.
+        half: store the weights in half precision; what is stored is what is measured.
 
     Returns:
         The manifest's entry: hash and size of the file, configuration, AP and AP50 of every exit on ``test``, split
@@ -62,6 +65,10 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
         raise TrainingError(f"{name}: expected a file name that ends in .pth, such as mine.pth")
     state, manifest, model = load_checkpoint(source), read_manifest(folder), load_released(source)
     config, content = saved_config(state, source), io.BytesIO()
+    if half:
+        rounded = {key: value.half() if value.is_floating_point() else value for key, value in state["model"].items()}
+        state = state | {"model": rounded}
+        model.load_state_dict(rounded)
     for key, value in state["model"].items():
         if not value.isfinite().all():
             raise TrainingError(f"{source}: '{key}' holds values that are not finite")
@@ -71,7 +78,7 @@ def release(source: Path | str, name: str, folder: Path | str = CHECKPOINTS, lim
         raise TrainingError(f"{source}: {mebibytes:.1f} MiB; released weights must stay under 16 MiB")
     data = open_source(config.data)
     dataset = DetectionDataset("test", data, model.size, keep_crowd=True, limit=limit)
-    ap, matches = evaluate(source, dataset), f"matches/{Path(name).stem}.npz"
+    ap, matches = evaluate(model, dataset), f"matches/{Path(name).stem}.npz"
     hashes = split_sha256("test", data), hashlib.sha256(content.getvalue()).hexdigest()
     RoutedAP(record(model, dataset, "test", *hashes), dataset.coco).save(folder / matches, *hashes)
     target = write_atomic(folder / name, lambda file: file.write(content.getvalue()))
@@ -95,6 +102,8 @@ def _stages(state: Mapping, manifest: Mapping) -> list[dict]:
     config = saved_config(state, "start")
     stage = {"epochs": len(state.get("history", ())), "start": config.model.start, "start_sha256": None}
     stage["config"] = config.model_dump(mode="json")
+    if "origin" in state:  # weights that were trained elsewhere
+        stage["origin"] = state["origin"]
     if config.model.start is None:
         return [stage]
     path = resolve(config.model.start)

@@ -34,8 +34,10 @@ def _of_weights(metrics: Path, name: str, sha256: str | None) -> Values | None:
 
 def _weights_of(metrics: Path) -> dict[str, str | None]:
     """Hashes of the released detectors, as their metrics name them, and of what the recorded phases start from."""
-    named = {name: metrics / f"{name}.json" for name in ("baseline", "exits")}
-    hashes = {name: read_metrics(path).get("checkpoint_sha256") if path.exists() else None for name, path in named.items()}
+    hashes: dict[str, str | None] = {"baseline": None, "exits": None}
+    for name in hashes:
+        if (path := metrics / f"{name}.json").exists():
+            hashes[name] = read_metrics(path).get("checkpoint_sha256")
     path = metrics / "phases.json"
     runs = [run for entry in load_entries(path).values() for run in entry["runs"]] if path.exists() else []
     return hashes | {"phases": runs[0].get("start_sha256") if runs else None}
