@@ -62,6 +62,9 @@ STAGES = {
     "policies": stage(
         "05d_policies", "routing calibration guarantee predictability", [*RELEASED, *LONG, TIMES], f"times={TIMES}"
     ),
+    "blank": stage(  # reads the committed plane
+        "05f_blank", "blank", [*RELEASED, TIMES, *[f"reports/metrics/{name}.json" for name in PLANES]], f"times={TIMES}"
+    ),
     "validation": stage(
         "06_validation", "validation validation.csv", settings=f"{READ} times={TIMES}",
         needs=[*RELEASED, *SUMMARIES, *made("baseline exits routing"), TIMES, "params/report_policies.yaml"],

@@ -22,6 +22,7 @@ DRIVES = {
     "report_detector": "06b_detector",
     "report_baseline": "03_baseline",
     "report_exits": "04_exits",
+    "report_blank": "05f_blank",
     "report_acceleration": "07_acceleration",
     "report_policies": "05d_policies",
     "report_validation": "06_validation",
