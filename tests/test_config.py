@@ -103,9 +103,8 @@ def test_a_configuration_of_version_0_1_is_read():
     assert migrate(today) == today
 
 
-@pytest.mark.parametrize("name", ["baseline", "exits"])
+@pytest.mark.parametrize("name", ["phases_start", "baseline", "exits_256", "exits_320"])
 def test_released_configurations_are_valid(name):
-
     state = load_checkpoint(ROOT / "checkpoints" / f"{name}.pth")
     assert parse(migrate(state["config"])).optim.epochs > 0
 
