@@ -28,12 +28,51 @@ def released_table(manifest: Mapping, plane: Values) -> pd.DataFrame:
             time, int8 = timed[name][exit_], timed.get(f"{name} int8", {}).get(exit_, {})
             line = {"detector": f"`{name}`", "exit": exit_, "AP": ap["AP"], "AP50": ap["AP50"]}
             line |= {
-                "ms": round(time["median_ms"], 1),
+                "ms": f"{time['median_ms']:.1f}",
                 "time": time["time_ratio"],
                 "time in int8": int8.get("time_ratio"),
             }
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def plane_sentences(title: str, report: Mapping) -> list[str]:
+    """What a plane says of networks with exits, at the split's own share of empty images."""
+    sentences, verdicts = [], results.verdicts(report, results.prevalences(report)[0])
+    for hull, members in results.MEMBERS.items():
+        rows = [row for row in verdicts if row["hull"] == hull]
+        above = [f"{row['system']} at {row['above']} of {row['compared']}" for row in rows if row["above"]]
+        said = " and ".join(above) + " latencies" if above else "no network with exits at any latency"
+        sentences.append(f"In the plane of {title}, above the hull of {members} lies {said}")
+    beside = [row for row in results.rows_of(report, "exits") if row.get("minus_peers")]
+    nearest = max(beside, key=lambda row: sum(row["minus_peers"]))
+    low, high = nearest["minus_peers"]
+    place = f"{nearest['exit']} of {nearest['system']} at {nearest['time_ratio']:.2f} of the time"
+    sentences.append(f"Nearest to that of widths and sizes is {place}: AP {low:+.3f} to {high:+.3f} beside it")
+    return sentences
+
+
+def study_sentences(metrics: Path) -> list[str]:
+    """What routing and blank gates add, where they were measured."""
+    sentences = []
+    if (metrics / "routing.json").exists():
+        policies = read_metrics(metrics / "routing.json")["policies"]
+        best = max(policies, key=lambda name: policies[name]["recovered"])
+        share = f"{policies[best]['recovered']:.2f}"
+        sentences.append(
+            f"The best router, {best}, recovers {share} of what lies between a random routing and an oracle"
+        )
+    if (metrics / "blank.json").exists():
+        views = read_metrics(metrics / "blank.json")["views"]
+        gates = {name: row for name, row in views.items() if name.startswith("blank")}
+        best = max(gates, key=lambda name: gates[name]["blank_ended"])
+        ended, early = 100 * gates[best]["blank_ended"], 100 * views["best score, exit1"]["blank_ended"]
+        sentences.append(
+            f"The blank gate ends {ended:.0f} % of the empty images where exit1's best score ends {early:.0f} %, "
+            f"each certified to lose few images with chairs (AUROC {gates[best]['AUROC']:.2f} and "
+            f"{views['best score, exit1']['AUROC']:.2f})"
+        )
+    return sentences
 
 
 def blocks(reports: Path | str, checkpoints: Path | str = CHECKPOINTS) -> dict[str, str]:
@@ -42,14 +81,10 @@ def blocks(reports: Path | str, checkpoints: Path | str = CHECKPOINTS) -> dict[s
     plane = read_metrics(metrics / "plane_released.json")
     processor = plane["machine"]["processor"]
     about = f"AP[.50:.95] on {plane['images']} rendered images of `test`; time on {processor}."
-    answer = ""
-    for title, report in planes_of(metrics, plane["checkpoint_sha256"]).items():
-        verdicts = results.verdicts(report, results.prevalences(report)[0])
-        answer += f"In the plane of {title}:\n\n" + "".join(f"- {row['text']}.\n" for row in verdicts) + "\n"
-    return {
-        "released": f"{about}\n\n{tables.markdown(released_table(manifest, plane))}",
-        "answer": answer.strip() + "\n",
-    }
+    planes = planes_of(metrics, plane["checkpoint_sha256"])
+    sentences = [text for title, report in planes.items() for text in plane_sentences(title, report)]
+    answer = "".join(f"- {text}.\n" for text in [*sentences, *study_sentences(metrics)])
+    return {"released": f"{about}\n\n{tables.markdown(released_table(manifest, plane))}", "answer": answer}
 
 
 def filled(text: str, parts: Mapping[str, str]) -> str:
