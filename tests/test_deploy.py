@@ -236,6 +236,19 @@ def test_a_router_travels_with_its_detector(tmp_path, checkpoint, looks):
     assert places == [d.exit_name for d in session.detect_batch(looks, router)]
 
 
+def test_gates_are_exported_where_the_router_reads_them_and_left_out_where_not(tmp_path, checkpoint, exported, looks):
+    path, whole = checkpoint("gates"), Session(exported("gates"))
+    by_score, by_gate = router_of(path), router_of(path, confidence=Column("blank1"))
+    assert export(path, tmp_path / "by_gate", by_gate).gates == whole.gates == (0, 0)
+    assert export(path, tmp_path / "by_score", by_score).gates == ()
+    session = Session(tmp_path / "by_score")
+    for mine, theirs in zip(session.detect_batch(looks), whole.detect_batch(looks, by_score), strict=True):
+        assert mine.exit_name == theirs.exit_name
+        assert_same(mine, theirs)
+    with pytest.raises(DeploymentError, match="rule: needs the evidence 'blank1'"):
+        session.detect_batch(looks, by_gate)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -46,6 +46,7 @@ def export(
     router: Router | Path | str | None = None,
     source: Source | Path | str | None = None,
     int8: bool = False,
+    gates: bool | None = None,
 ) -> Manifest:
     """Write the graphs of a detector and their manifest.
 
@@ -61,6 +62,8 @@ def export(
             the ranges of int8; without one the ids are 1, 2, … in the order of the labels, and showroom's for its own
             chairs.
         int8: write int8 graphs, too; see :func:`eelib.deploy.int8.quantise`.
+        gates: whether blank gates are exported, which take time where nobody asks them; None leaves them out where the
+            router does not read them.
 
     Returns:
         The manifest.
@@ -81,6 +84,8 @@ def export(
     _check_trained(model, path)
     source = None if source is None else source_for(model, source)
     router = Router.load(router) if isinstance(router, str | Path) else getattr(router, "router", router)
+    if not (router is None or router.reads_gates if gates is None else gates):
+        model.blank = nn.ModuleDict()
     with new_graphs(out) as folder:
         _build(model, path, folder, router, source).write(folder)
         if int8:

@@ -83,6 +83,11 @@ class Rule:
         never = isinstance(self.confidence, Never) and all(value > 0 for value in self.thresholds)
         return not never or any(gate.threshold > 0 for gate in self.gates)
 
+    @property
+    def reads_gates(self) -> bool:
+        """Whether blank gates have to run, to end images or as evidence."""
+        return bool(self.gates) or any(name.startswith("blank") for name in self.confidence.evidence)
+
     def leaves(self, evidence: np.ndarray, index: int) -> np.ndarray:
         """Whether each image leaves at an exit that it has come to, (N,).
 

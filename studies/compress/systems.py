@@ -64,7 +64,7 @@ def opened(system: System, int8_images: int = 64) -> Session:
     with contextlib.suppress(DeploymentError):  # no export yet, or one of an older format
         manifest = read_manifest(system.folder)
     if manifest is None or manifest.checkpoint_sha256 != file_sha256(system.checkpoint):
-        manifest = export(system.checkpoint, system.folder)
+        manifest = export(system.checkpoint, system.folder, gates=False)  # nothing asks them in the plane
     if system.int8 and manifest.int8 != described(int8_images):
         quantise(system.folder, count=int8_images)
     return Session(system.folder, 1, system.int8)
