@@ -23,9 +23,10 @@ reproduce: $(VENV)/ready
 		--config profile=$(PROFILE) seeds=$(SEEDS)
 	$(BIN)/python -m studies.compare runs/reports reports
 
-# Makes the reproduced results the committed ones.
-publish:
+# Makes the reproduced results the committed ones, and writes their numbers into the README.
+publish: $(VENV)/ready
 	cp -R runs/reports/. reports/
+	$(BIN)/eelib study readme
 
 test: $(VENV)/ready
 	$(BIN)/ruff check eelib studies showroom tests

@@ -185,6 +185,18 @@ def report(*, reports: Path = REPORTS) -> None:
 
 
 @app.command
+def readme(*, reports: Path = Path("reports")) -> None:
+    """Write the measured numbers between the marks of README.md.
+
+    Args:
+        reports: folder of metrics/.
+    """
+    from studies.report.readme import write
+
+    print(f"wrote {write(look_up('README.md'), reports)}")
+
+
+@app.command
 def widen(graph: Path, /, *, out: Path = Path("runs/pretrained/start.pth")) -> None:
     """Widen a narrow MobileNetV3 that was trained on COCO: weights to start the baseline from.
 

@@ -41,14 +41,14 @@ def plane_sentences(title: str, report: Mapping) -> list[str]:
     sentences, verdicts = [], results.verdicts(report, results.prevalences(report)[0])
     for hull, members in results.MEMBERS.items():
         rows = [row for row in verdicts if row["hull"] == hull]
-        above = [f"{row['system']} at {row['above']} of {row['compared']}" for row in rows if row["above"]]
-        said = " and ".join(above) + " latencies" if above else "no network with exits at any latency"
-        sentences.append(f"In the plane of {title}, above the hull of {members} lies {said}")
+        above = [f"{row['system']} at {row['above']} of {row['compared']} latencies" for row in rows if row["above"]]
+        who = " and ".join(above) if above else "no network with exits at any latency"
+        sentences.append(f"{title}: above the hull of {members} lies {who}")
     beside = [row for row in results.rows_of(report, "exits") if row.get("minus_peers")]
     nearest = max(beside, key=lambda row: sum(row["minus_peers"]))
     low, high = nearest["minus_peers"]
     place = f"{nearest['exit']} of {nearest['system']} at {nearest['time_ratio']:.2f} of the time"
-    sentences.append(f"Nearest to that of widths and sizes is {place}: AP {low:+.3f} to {high:+.3f} beside it")
+    sentences.append(f"{title}: best beside widths and sizes is {place}, by {low:+.3f} to {high:+.3f} AP")
     return sentences
 
 
@@ -82,7 +82,7 @@ def blocks(reports: Path | str, checkpoints: Path | str = CHECKPOINTS) -> dict[s
     processor = plane["machine"]["processor"]
     about = f"AP[.50:.95] on {plane['images']} rendered images of `test`; time on {processor}."
     planes = planes_of(metrics, plane["checkpoint_sha256"])
-    sentences = [text for title, report in planes.items() for text in plane_sentences(title, report)]
+    sentences = [text for title, report in planes.items() for text in plane_sentences(title.capitalize(), report)]
     answer = "".join(f"- {text}.\n" for text in [*sentences, *study_sentences(metrics)])
     return {"released": f"{about}\n\n{tables.markdown(released_table(manifest, plane))}", "answer": answer}
 
