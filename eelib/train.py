@@ -65,13 +65,17 @@ def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> Early
     """
     own = detector.state_dict()
     taken = {key: value.to(own[key].dtype) for key, value in state["model"].items() if key in own}
+    known = (state.get("plan") or {}).get("classes", ("chair",))  # of the first releases
+    if len(known) != len(detector.classes):  # scores of other classes are learnt anew, and the boxes that share a layer
+        heads = [key for key in taken if ".predictors." in key or "classification_head." in key]
+        taken = {k: v for k, v in taken.items() if k not in heads or own[k].shape == v.shape}
     if not any(key.startswith("backbone.") for key in taken):
         raise TrainingError(f"{source}: no weights of the trunk; expected a detector of eelib")
     if any(own[key].shape != value.shape for key, value in taken.items()) or "plan" in state:
         plan = dict(state.get("plan") or {}) | {"cuts": detector.cuts, "classes": list(detector.classes)}
         mixed = own | taken
         if detector.head is not None:  # a shortened tail stays short
-            short = {key for key in own if key not in taken and key.startswith(("backbone.extra", "head."))}
+            short = {key for key in own if key not in state["model"] and key.startswith(("backbone.extra", "head."))}
             mixed = {key: value for key, value in mixed.items() if key not in short}
         try:
             _fit_to_trunk(mixed, detector)
