@@ -48,7 +48,8 @@ def test_other_classes_keep_the_trunk_and_learn_their_scores_anew(tmp_path, room
     start = EarlyExitSSDLite((8, 12), blank_gate=True)
     path = str(save_checkpoint(tmp_path / "start.pth", {"model": start.state_dict(), "plan": start.plan}))
     values = {"name": "t", "model": {"exits": [8, 12], "blank_gate": True, "start": path}}
-    model = build_model(parse(values | {"data": {"size": 128, "root": str(rooms), "category": ["chair", "stool"]}})).eval()
+    values["data"] = {"size": 128, "root": str(rooms), "category": ["chair", "stool"]}
+    model = build_model(parse(values)).eval()
     assert [output.cls_logits.shape[-1] for output in model(IMAGES)] == [3, 3, 3]
     assert torch.equal(model.early.exit1.context[0][0][0].weight, start.early.exit1.context[0][0][0].weight)
     assert torch.equal(model.blank["7"].logit.weight, start.blank["7"].logit.weight)
