@@ -340,10 +340,10 @@ class _Reader:
         try:
             shape = segmentation.read(raw, (image["height"], image["width"]))
         except ValueError as error:
-            message = f"'segmentation' is {shown(bytes(raw))}: {error}; whatever needs masks refuses it"
+            message = f"'segmentation' is {shown(bytes(raw))}: {error}; its mask cannot be drawn"
             return self.found.add(self.segmentations, "segmentation", where, message)
         if shape is None:
-            self.found.add("note", "no shape", where, "no 'segmentation'; whatever needs masks needs one")
+            self.found.add("note", "no shape", where, "no 'segmentation', so it has no mask")
         return shape
 
     def merge_categories(self, annotations: list[dict]) -> list[dict]:

@@ -37,6 +37,8 @@ def test_it_is_short_and_names_files_that_exist():
     assert len(TEXT.splitlines()) < 200 and len(EELIB) > 10
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert (ROOT / target).exists(), target
+    for path in re.findall(r"\b(?:data|params|notebooks)/[\w/]+\.\w+", TEXT):
+        assert (ROOT / path).exists() or path == "params/my.yaml", path
     tree = TEXT.split("## Which file to touch")[1].split("```")[1]
     library, deploy = tree.split("deploy/")[0], tree.split("deploy/")[1].split("cli.py")[0]
     assert [name for name in re.findall(r"\w+\.py", library) if not (ROOT / "eelib" / name).exists()] == []
