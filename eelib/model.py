@@ -443,7 +443,7 @@ def raw_evidence(scores: Tensor, classes: int) -> Tensor:
     """What an exit's scores say of an image before suppression; the exported graphs compute it, too.
 
     ``box_certainty`` is the mean of 1 - H2(p), the binary entropy in bits, over the best class score p of every
-    default box.
+    default box. Few operations: at this size one costs more by being called than by what it computes.
 
     Args:
         scores: (B, K, A) in [0, 1].
@@ -452,13 +452,11 @@ def raw_evidence(scores: Tensor, classes: int) -> Tensor:
     Returns:
         (B, F), columns :func:`eelib.deploy.evidence.raw_columns`.
     """
-    best = scores.flatten(1) if classes == 1 else scores.amax(1)  # (B, A)
-    top = best.topk(2).values  # (B, 2)
+    best = scores if classes == 1 else scores.amax(1, keepdim=True)  # (B, 1, A)
     q = best.clamp(1e-7, 1 - 1e-7)
-    certainty = 1 + (q * q.log() + (1 - q) * (1 - q).log()).mean(1, keepdim=True) / math.log(2)
-    counts = (best[:, None] > best.new_tensor(SCORE_CUTS)[:, None]).to(best.dtype).sum(2)
-    first = top[:, :1] * (top[:, :1] > SCORE_THRESHOLD)  # 0 where there is no detection
-    columns = [first, certainty, top[:, 1:], best.sum(1, keepdim=True), counts]
+    certainty = 1 + (q * q.log() + (1 - q) * (1 - q).log()).mean(2) / math.log(2)
+    counts = (best > best.new_tensor(SCORE_CUTS)[:, None]).to(best.dtype).sum(2)  # (B, 3)
+    columns = [best.topk(2).values.flatten(1), certainty, best.sum(2), counts]
     if classes > 1:
         columns.append(scores.amax(2))
     return torch.cat(columns, 1)

@@ -20,7 +20,7 @@ SCORE_CUTS = (0.1, 0.3, 0.5)  # scores above which boxes are counted
 # Evidence of an exit on an image that is read from the scores of all its default boxes, before suppression. It comes
 # out of the exit's graph in this order, then one `class_K` a class (its best score) where there are several.
 OF_RAW_SCORES = (
-    "top_score", "box_certainty", "raw_second", "raw_sum", *(f"raw_count_{round(100 * cut)}" for cut in SCORE_CUTS)
+    "top_score", "raw_second", "box_certainty", "raw_sum", *(f"raw_count_{round(100 * cut)}" for cut in SCORE_CUTS)
 )  # fmt: skip
 # Evidence that is read from the boxes which suppression leaves: an exit that is passed must suppress for it, too.
 # `agreement` compares with the exit before, which has run by then.
