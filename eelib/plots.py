@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import seaborn
 from matplotlib import pyplot as plt
@@ -36,21 +37,22 @@ def save(figure: Figure, name: str, reports: Path | str) -> None:
 
 
 def save_to(figure: Figure, stem: Path) -> None:
-    """Write ``<stem>.pdf`` and ``.png``; of a figure with photographs a JPEG in the one, 256 colours in the other."""
-    if any(axis.images for axis in figure.axes):
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=PHOTO_DPI)
-        image = Image.open(drawn).convert("RGB")
-        dates = {"creationDate": None, "modDate": None}
-        pdf = {"format": "PDF", "resolution": PHOTO_DPI, "quality": PHOTO_QUALITY} | dates
-        small = image.resize((image.width * 2 // 3, image.height * 2 // 3)).quantize(256)
-        files = {"pdf": (image, pdf), "png": (small, {"format": "PNG", "optimize": True})}
-        for suffix, (picture, options) in files.items():
-            write_atomic(stem.with_name(f"{stem.name}.{suffix}"), lambda file, p=picture, o=options: p.save(file, **o))
-        return
-    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
-        path = stem.with_name(f"{stem.name}.{suffix}")
-        write_atomic(path, lambda file, s=suffix, m=metadata: figure.savefig(file, format=s, metadata=m))
+    """Write ``<stem>.pdf``, with photographs as one JPEG in it, and ``<stem>.png`` of 256 colours."""
+    photographs = any(axis.images for axis in figure.axes)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=PHOTO_DPI if photographs else plt.rcParams["savefig.dpi"])
+    image = Image.open(drawn).convert("RGB")
+    dates = {"creationDate": None, "modDate": None}
+
+    def as_pdf(file: BinaryIO) -> None:
+        if photographs:
+            image.save(file, "PDF", resolution=PHOTO_DPI, quality=PHOTO_QUALITY, **dates)
+        else:
+            figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+
+    small = image.resize((image.width * 2 // 3, image.height * 2 // 3)) if photographs else image
+    for suffix, write in (("pdf", as_pdf), ("png", lambda file: small.quantize(256).save(file, "PNG", optimize=True))):
+        write_atomic(stem.with_name(f"{stem.name}.{suffix}"), write)
 
 
 def image_grid(
@@ -66,7 +68,8 @@ def image_grid(
     """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(TEXT_WIDTH_IN, 1.62 * rows * 4 / columns), squeeze=False)
+    height = 1.62 * rows * 4 / columns + 0.25 * bool(legend)
+    figure, axes = plt.subplots(rows, columns, figsize=(TEXT_WIDTH_IN, height), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, by_colour, title in zip(axes.flat, images, boxes, titles, strict=False):
@@ -78,6 +81,8 @@ def image_grid(
         axis.set_ylim(image.shape[1], 0)
         axis.set_title(title)
     if legend:  # on grey, since chairs are white
-        handles = [Rectangle((0, 0), 1, 1, facecolor="0.6", edgecolor=colour, linewidth=1.5) for colour in legend.values()]
+        handles = [
+            Rectangle((0, 0), 1, 1, facecolor="0.6", edgecolor=colour, linewidth=1.5) for colour in legend.values()
+        ]
         figure.legend(handles, legend, loc="outside lower center", ncols=len(legend), frameon=False)
     return figure

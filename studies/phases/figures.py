@@ -195,14 +195,16 @@ def rule_curves(rules: Mapping[str, ConfidenceConfig], rows: pd.DataFrame) -> Fi
         axis.set_ylim(0, 1.04)
         axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axis.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-    figure.supxlabel("chair probability of every box", fontsize=9)
+    axes[-1, columns // 2].set_xlabel("chair probability of every box")
     figure.supylabel("confidence of exit1", fontsize=9)
     handles = [
         Line2D([], [], color="0.2", linewidth=1.2, label="rule"),
         Line2D([], [], color="0.45", linestyle="--", linewidth=0.8, label="threshold"),
         Patch(color=EXIT_COLOURS["exit1"], alpha=0.18, label="all leave at exit1"),
         *(
-            Line2D([], [], color=EXIT_COLOURS[name], marker="o", linestyle="", markersize=5.5, label=f"recorded: {name}")
+            Line2D(
+                [], [], color=EXIT_COLOURS[name], marker="o", linestyle="", markersize=5.5, label=f"recorded: {name}"
+            )
             for name in ("exit1", "full")
         ),
     ]
@@ -249,7 +251,7 @@ def gap_of_1_6(trajectory: pd.DataFrame) -> Figure:
     )  # fmt: skip
     left.set_xlabel("confidence minus threshold, exit1")
     left.set_ylabel("rate of exit1")
-    left.legend(loc="lower right")
+    left.legend(loc=(0.53, 0.1), handlelength=1)
     for name, target in (("exit1", gap1), ("exit2", gap2)):
         gap = trajectory[f"confidence_{name}"] - trajectory[f"threshold_{name}"]
         right.plot(gap.index, gap, "o-", markersize=3, color=EXIT_COLOURS[name], label=name)
@@ -311,7 +313,7 @@ def beside_record(recorded: pd.DataFrame, ours: pd.DataFrame | None, panels: lis
 
 
 def phase_page(phase: str, history: pd.DataFrame | None) -> Figure:
-    """A phase by epoch, ours as lines beside the record as dots: confidence and threshold, loss, and where images leave.
+    """A phase by epoch, ours as lines beside the record as dots: confidence and threshold, loss, where images leave.
 
     Args:
         phase: ``"1.1"`` to ``"1.9"``.
@@ -331,7 +333,7 @@ def phase_page(phase: str, history: pd.DataFrame | None) -> Figure:
             if history is not None:
                 axis.plot(history.index, history[key], linewidth=1.2, **colour)
         if history is not None:
-            threshold = history[f"threshold_{name}"] if f"threshold_{name}" in history else None
+            threshold = history.get(f"threshold_{name}")
             if threshold is None or threshold.isna().all():
                 confidences.axhline(final[f"{name}_threshold_epoch20"], linestyle="--", linewidth=0.8, **colour)
             else:

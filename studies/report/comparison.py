@@ -95,11 +95,12 @@ def said_and_shown(entries: Mapping[str, dict]) -> pd.DataFrame:
         first, second = row["exit1_threshold_in_seed_table"], row["exit2_threshold_in_seed_table"]
         told = "gates, no thresholds" if pd.isna(first) else f"thresholds {first} and {second}"
         in_force, ms = (row[f"{name}_threshold_epoch20"] for name in EXIT_NAMES[:2]), row["latency_ms_per_batch_of_4"]
+        shown = _levels(row["train_confidence_exit1"], in_force, shares)
         ours = run and _levels(run["confidence_mean"]["exit1"], run["thresholds"].values(), run["exit_shares"])
         lines.append({
             "phase": phase,
             "the comparison says": f"{story['status']}; exits {shares_text(shares)}; {told}; {ms:.1f} ms an inference",
-            "the record says": f"{_levels(row['train_confidence_exit1'], in_force, shares)}; {ms:.1f} ms a batch of four",
+            "the record says": f"{shown}; {ms:.1f} ms a batch of four",
             "ours": run and f"{ours}; AP {run['AP']:.3f} after {run['steps']:,} steps",
             "mechanism": story["mechanism"],
         })  # fmt: skip

@@ -21,6 +21,7 @@ WORDS = (
     (r"\bsearched\b", "found by search"),
     (r"\bbaseline\b", "plain detector"),
     (r" int8\b", ", int8"),
+    (r" (exit\d|full)\b(?! alone)", r", \1"),
 )
 
 
@@ -45,7 +46,9 @@ def paying(planes: Mapping[str, Mapping]) -> list[dict]:
         above = dict.fromkeys(results.MEMBERS, 0)
         for share in results.prevalences(plane):
             for verdict in results.verdicts(plane, share):
-                line = lines.setdefault(verdict["system"], {"network": named(verdict["system"]), "seeds": verdict["seeds"]})
+                line = lines.setdefault(
+                    verdict["system"], {"network": named(verdict["system"]), "seeds": verdict["seeds"]}
+                )
                 heading = f"{results.MEMBERS[verdict['hull']]}, {100 * share:.0f} % empty"
                 line[heading] = f"{verdict['above']} of {verdict['compared']}"
                 above[verdict["hull"]] += verdict["above"]
@@ -65,7 +68,9 @@ def alternatives(plane: Mapping) -> pd.DataFrame:
     frame, lines = results.exits_table(plane), {}
     for row in frame.to_dict("records"):
         name, int8 = row["system"].removesuffix(" int8"), row["system"].endswith(" int8")
-        line = lines.setdefault((name, row["exit"]), {"detector": named(name), "exit": row["exit"]})
+        line = lines.setdefault(
+            (name, row["exit"]), {"detector": named(name), "exit": row["exit"] if name.startswith("exits") else None}
+        )
         line["AP in int8" if int8 else "AP"] = f"{row['AP']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         line["time in int8" if int8 else "time"] = row["time"]
     return pd.DataFrame(lines.values())
@@ -132,7 +137,11 @@ def _words(value: object) -> str | None:
     if isinstance(value, (list, dict)):
         parts = list(value.values()) if isinstance(value, dict) else value
         return " to ".join(map(tables.rounded, dict.fromkeys(parts))) if len(parts) <= 2 else None
-    return {True: "yes", False: "no"}.get(value, tables.rounded(value)) if isinstance(value, bool) else tables.rounded(value)
+    return (
+        {True: "yes", False: "no"}.get(value, tables.rounded(value))
+        if isinstance(value, bool)
+        else tables.rounded(value)
+    )
 
 
 def check_lines(run: Mapping) -> list[dict]:
@@ -142,7 +151,8 @@ def check_lines(run: Mapping) -> list[dict]:
         numbers, predicted = [], check.get("predicted", {})
         for key, value in check.get("measured", {}).items():
             name = next((name for name in EXIT_NAMES if key.endswith(f"_{name}")), None)
-            quantity = f"{key.removesuffix(f'_{name}').replace('_', ' ')} of {name}" if name else key.replace("_", " ")
+            words = key.removesuffix(f"_{name}").replace("confidence_std", "spread").replace("_", " ")
+            quantity = f"{words} of {name}" if name else words
             if (said := _words(value)) is not None:
                 wanted = _words(predicted[key]) if key in predicted else None
                 numbers.append(f"{quantity} {said}" + (f" (predicted {wanted})" if wanted else ""))

@@ -20,7 +20,11 @@ TEXT_WIDTH_PT = TEXT_WIDTH_CM / 2.54 * 72.27
 # Letters in a class of 11 pt: their size and the gap on both sides of a column, in points; the first that fits.
 SIZES = {"footnotesize": (9.0, 3.0), "scriptsize": (8.0, 2.0)}
 NAMES = ("phase", "seed", "number")  # columns whose numbers are names
-SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+}
 SPECIAL |= {"–": "--", "×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$", "<": r"\textless{}", ">": r"\textgreater{}"}
 # Widths of Computer Modern's letters in ems, rounded up; what is not named has DEFAULT_EM.
 EMS = dict.fromkeys("ijl.,;:!'|", 0.31) | dict.fromkeys("frst()-[]/", 0.43) | dict.fromkeys("mwMW%", 1.06)
@@ -44,7 +48,9 @@ def _cells(column: pd.Series) -> tuple[list[str], bool]:
     if numeric and all(v is None or v == int(v) for v in values):
         return ["–" if v is None else f"{int(v)}" for v in values], True
     words = {"": "–", "True": "yes", "False": "no"}
-    long = [numeric or (v is not None and re.search(r"\.\d{4}|e", text)) for v, text in zip(values, column, strict=True)]
+    long = [
+        numeric or (v is not None and re.search(r"\.\d{4}|e", text)) for v, text in zip(values, column, strict=True)
+    ]
     return [
         tables.rounded(v) if v is not None and is_long else words.get(text, text)
         for v, text, is_long in zip(values, column, long, strict=True)
@@ -105,7 +111,9 @@ def _widths(headers: list[str], columns: list[list[str]], numeric: list[bool]) -
             low, high = 0.0, 1.0
             for _ in range(40):
                 middle = (low + high) / 2
-                low, high = (middle, high) if sum(map(max, least, (middle * m for m in most))) <= room else (low, middle)
+                low, high = (
+                    (middle, high) if sum(map(max, least, (middle * m for m in most))) <= room else (low, middle)
+                )
             return size, [max(a, low * b) * points for a, b in zip(least, most, strict=True)]
     raise ValueError(f"{len(headers)} columns need {sum(words) * points / TEXT_WIDTH_PT:.2f} times the text's width")
 

@@ -206,14 +206,14 @@ REPORTS = {
 def environment() -> jinja2.Environment:
     """Templates with strict names; a filter formats, a function judges."""
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([TEMPLATES, TEMPLATES.parent]), undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
+        loader=jinja2.FileSystemLoader([TEMPLATES, TEMPLATES.parent]), undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
     env.filters |= {"num": tables.rounded, "pct": _per_cent, "signed": _signed, "shares": comparison.shares_text}
-    env.filters["table"] = _table
+    env.filters |= {"table": _table, "listed": _listed}
     env.globals |= {"gate": _gate, "share_gate": _share_gate, "at_most": _at_most, "seeds": _seeds}
     env.globals |= {"plural": _plural, "decision": decision, "outcome": comparison.outcome}
-    env.globals |= {"reported": comparison.reported, "checks": facts.check_lines, "listed": _listed}
+    env.globals |= {"reported": comparison.reported, "checks": facts.check_lines}
     return env
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from eelib.config import ConfigError, read_yaml
 from eelib.files import InputError, write_atomic
 from studies.report import latex
-from studies.report.reports import TEMPLATES, environment
+from studies.report.reports import environment
 
 CAPTIONS = Path(__file__).parent / "captions.yaml"
 KINDS = {"figures": ("figures", "*.pdf"), "tables": ("tables", "*.csv")}  # of a chapter: folder and files in reports/
