@@ -68,7 +68,7 @@ def image_grid(
     """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    height = 1.62 * rows * 4 / columns + 0.25 * bool(legend)
+    height = 1.68 * rows * 4 / columns + 0.3 * bool(legend)
     figure, axes = plt.subplots(rows, columns, figsize=(TEXT_WIDTH_IN, height), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")

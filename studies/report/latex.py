@@ -25,7 +25,15 @@ SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "^": r"\textasciicircum{}",
     "\\": r"\textbackslash{}",
 }
-SPECIAL |= {"–": "--", "×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$", "<": r"\textless{}", ">": r"\textgreater{}"}
+SPECIAL |= {
+    "\u00a0": "~",
+    "–": "--",
+    "×": r"$\times$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
 # Widths of Computer Modern's letters in ems, rounded up; what is not named has DEFAULT_EM.
 EMS = dict.fromkeys("ijl.,;:!'|", 0.31) | dict.fromkeys("frst()-[]/", 0.43) | dict.fromkeys("mwMW%", 1.06)
 EMS |= dict.fromkeys("ABCDEFGHKLNOPQRUVXYZ&+<>=×≥≤–", 0.82)
@@ -52,7 +60,7 @@ def _cells(column: pd.Series) -> tuple[list[str], bool]:
         numeric or (v is not None and re.search(r"\.\d{4}|e", text)) for v, text in zip(values, column, strict=True)
     ]
     return [
-        tables.rounded(v) if v is not None and is_long else words.get(text, text)
+        tables.rounded(v) if v is not None and is_long else words.get(text, text).replace(" / ", "\u00a0/\u00a0")
         for v, text, is_long in zip(values, column, long, strict=True)
     ], numeric
 
@@ -68,7 +76,11 @@ def _aligned(texts: list[str]) -> list[str]:
     lines = []
     for text in texts:
         missing = most - _decimals([text])
-        blank = rf"\phantom{{{'.' * (missing == most)}{'0' * missing}}}" if missing and "e" not in text else ""
+        blank = (
+            rf"\phantom{{{'.' * (missing == most)}{'0' * missing}}}"
+            if missing and "e" not in text and text != "–"
+            else ""
+        )
         lines.append(re.sub("^-", "$-$", escaped(text)) + blank)
     return lines
 
@@ -82,7 +94,7 @@ def _em(text: str) -> float:
 
 
 def _longest_word(text: str) -> float:
-    return max(map(_em, text.split()), default=0.0)
+    return max(map(_em, text.split(" ")), default=0.0)
 
 
 def _widths(headers: list[str], columns: list[list[str]], numeric: list[bool]) -> tuple[str, list[float]]:
