@@ -7,7 +7,7 @@ CORES ?= 2
 PROFILE ?= default
 SEEDS ?= 0
 
-.PHONY: reproduce publish test lab lint hooks furniture pretrained clean
+.PHONY: reproduce publish thesis test lab lint hooks furniture pretrained clean
 .DEFAULT_GOAL := reproduce
 
 # Installed from the lock alone; a changed lock installs again.
@@ -27,6 +27,11 @@ reproduce: $(VENV)/ready
 publish: $(VENV)/ready
 	cp -R runs/reports/. reports/
 	$(BIN)/eelib study readme
+
+# runs/thesis/thesis.pdf: every figure and table with its caption. On Debian:
+# apt-get install texlive-latex-extra texlive-fonts-recommended
+thesis: $(VENV)/ready
+	$(BIN)/eelib study thesis
 
 test: $(VENV)/ready
 	$(BIN)/ruff check eelib studies showroom tests

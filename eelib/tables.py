@@ -1,4 +1,4 @@
-"""Tables in three formats with one rounding rule: CSV, Markdown, LaTeX (booktabs)."""
+"""Tables of results: CSV files at full precision, Markdown with one rounding rule."""
 
 from pathlib import Path
 
@@ -27,14 +27,6 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def write(frame: pd.DataFrame, name: str, reports: Path | str) -> None:
-    """Write ``tables/<name>.csv`` (full precision), ``.md`` and ``.tex`` (rounded)."""
-    folder = Path(reports) / "tables"
-    text = frame.map(rounded)
-    tex = text.replace("–", "--").style.hide(axis=0).format(escape="latex").format_index(escape="latex", axis=1)
-    contents = {
-        "csv": frame.to_csv(index=False),
-        "md": markdown(frame),
-        "tex": tex.to_latex(hrules=True),
-    }
-    for suffix, content in contents.items():
-        write_atomic(folder / f"{name}.{suffix}", lambda file, c=content: file.write(c.encode()))
+    """Write ``tables/<name>.csv`` in a folder of reports, at full precision."""
+    path = Path(reports) / "tables" / f"{name}.csv"
+    write_atomic(path, lambda file: file.write(frame.to_csv(index=False).encode()))

@@ -171,17 +171,36 @@ def generalisation(*, rendered: Path, checkpoint: str = "baseline", reports: Pat
 
 @app.command
 def report(*, reports: Path = REPORTS) -> None:
-    """Write the four written reports from the measured results.
+    """Write the four written reports from the measured results, and the tables in LaTeX.
 
     Args:
-        reports: folder of metrics/ and phases/.
+        reports: folder of metrics/, phases/ and tables/.
     """
     if not (reports / "metrics").is_dir():
         raise InputError(f"{reports / 'metrics'}: no such folder; `make reproduce` makes it")
+    from studies.report import latex, thesis
     from studies.report.reports import write_all
 
     for path in write_all(reports):
         print(f"wrote {path}")
+    print(f"laid out {len(latex.write_tables(reports, thesis.captions('tables')))} tables in {reports / 'tables'}")
+
+
+@app.command
+def thesis(*, reports: Path = Path("reports"), out: Path = Path("runs/thesis")) -> None:
+    """Write one PDF of all figures and tables with their captions; needs pdflatex.
+
+    Args:
+        reports: folder of figures/ and tables/.
+        out: folder of the document.
+    """
+    if not (reports / "tables").is_dir():
+        raise InputError(f"{reports / 'tables'}: no such folder; `make reproduce` makes it")
+    from studies.report import thesis as document
+
+    print(f"wrote {document.build(reports, out)}")
+    for name in document.without_caption(reports):
+        say(f"{name}: no caption in {document.CAPTIONS}")
 
 
 @app.command
