@@ -7,7 +7,7 @@ CORES ?= 2
 PROFILE ?= default
 SEEDS ?= 0
 
-.PHONY: reproduce publish test lab lint hooks furniture pretrained clean
+.PHONY: reproduce publish test fuzz lab lint hooks furniture pretrained clean
 .DEFAULT_GOAL := reproduce
 
 # Installed from the lock alone; a changed lock installs again.
@@ -33,6 +33,12 @@ test: $(VENV)/ready
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q -n 2
 	$(BIN)/pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=240 --timeout=900 notebooks
+
+# Every reader on CASES spoilt inputs: cases, tracebacks, signals, hangs and messages that are no line; 1 where there is one.
+CASES ?= 2000
+SEED ?= 0
+fuzz: $(VENV)/ready
+	$(BIN)/python tests/fuzz/campaign.py --cases $(CASES) --seed $(SEED)
 
 lab: $(VENV)/ready
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks

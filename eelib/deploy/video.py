@@ -30,7 +30,7 @@ class Video:
     def __init__(self, source: Path | int):
         self.name = f"camera:{source}" if isinstance(source, int) else str(source)
         try:
-            self.container = _camera(source) if isinstance(source, int) else av.open(source, options=_FILE, metadata_errors="replace")
+            self.container = _camera(source) if isinstance(source, int) else av.open(source, **_FILE)
             self.stream = self.container.streams.video[0]
         except IndexError:
             raise VideoError(f"{self.name}: holds no video") from None
@@ -60,7 +60,8 @@ class Video:
             raise VideoError(f"{self.name}: cannot be decoded further ({getattr(error, 'strerror', error)})") from None
 
 
-_FILE = {"protocol_whitelist": "file"}  # a playlist must not make it fetch something
+# a playlist must not make it fetch something, and what is said of the video need not be text
+_FILE = {"options": {"protocol_whitelist": "file"}, "metadata_errors": "replace"}
 
 
 def _camera(number: int) -> av.container.InputContainer:

@@ -8,15 +8,16 @@ import sys
 import time
 from collections import Counter
 
+from fuzz_cases import Case
 from fuzz_names import STRATEGIES
-from fuzz_worker import Worker
+from fuzz_worker import STARTING, Worker
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 FAULTS = ("traceback", "signal", "hang", "message")
 SHOWN = 3  # failing cases of a target that are printed
 
 
-def campaign(worker: Worker, target: str, cases: int, number: int) -> tuple[Counter, int, list[str]]:
+def campaign(worker: Worker, target: str, cases: int, number: int, seconds: float) -> tuple[Counter, int, list[str]]:
     """Outcomes of the cases of a target by kind, the longest message, and the first failures."""
     kinds, longest, failures = Counter(), 0, {}
 
@@ -28,6 +29,8 @@ def campaign(worker: Worker, target: str, cases: int, number: int) -> tuple[Coun
     @given(STRATEGIES[target])
     def tries(case) -> None:
         nonlocal longest
+        if time.monotonic() > end:
+            return
         outcome = worker.run(target, case)
         kinds[outcome.kind] += 1
         longest = max(longest, len(outcome.text)) if outcome.kind in ("refused", "message") else longest
@@ -35,6 +38,11 @@ def campaign(worker: Worker, target: str, cases: int, number: int) -> tuple[Coun
             place = outcome.text.strip().splitlines()[-3:]
             failures.setdefault((outcome.kind, *place[:2]), f"{outcome.kind}: {case!r:.1000}\n{outcome.text}")
 
+    sound = worker.run(target, Case(1, (), ()), STARTING)
+    end = time.monotonic() + seconds
+    if not sound.sound:
+        kinds[sound.kind] += 1
+        return kinds, longest, [f"a sound input: {sound.text}"]
     tries()
     return kinds, longest, list(failures.values())
 
@@ -44,6 +52,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", help=f"of {', '.join(STRATEGIES)}; by default all")
     parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=1800, help="after which a target tries no more")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     unknown = set(options.targets) - STRATEGIES.keys()
@@ -54,7 +63,7 @@ def main() -> int:
     total, worker = Counter(), Worker()
     for target in options.targets or STRATEGIES:
         began = time.monotonic()
-        kinds, longest, failures = campaign(worker, target, options.cases, options.seed)
+        kinds, longest, failures = campaign(worker, target, options.cases, options.seed, options.seconds)
         total += kinds
         row = (kinds.total(), *(kinds[kind] for kind in ("read", "refused", *FAULTS)), longest)
         print(f"{target:22}" + "".join(f"{value:11,}" for value in (*row, round(time.monotonic() - began))), flush=True)

@@ -48,7 +48,9 @@ TEXTS = (
     "x" * 100_000, "0" * 5000, "\u202e\x1b[31m", "full", "exit1", "exit9", "chair", "none.pth", "params/base",
 )  # fmt: skip
 floats = st.sampled_from((float("nan"), float("inf"), float("-inf"), 1e308, -1e-320, -1.0, 0.5, 1.5, 1e9))
-numbers = st.one_of(st.integers(-3, 400), st.sampled_from(HUGE), st.sampled_from(HUGE).map(lambda n: -n), floats)
+numbers = st.one_of(
+    st.floats(0, 1), st.integers(-3, 400), st.sampled_from(HUGE), st.sampled_from(HUGE).map(lambda n: -n), floats
+)
 texts = st.one_of(st.sampled_from(TEXTS), st.text(max_size=8))
 plain = st.one_of(st.none(), st.booleans(), numbers, texts)
 junk = st.one_of(

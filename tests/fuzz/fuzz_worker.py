@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 MEMORY = 3 * 2**29  # bytes that a case may take beyond what the libraries have taken
+STARTING = 900  # seconds for imports and sound inputs, and for one case:
 SECONDS = 60  # far beyond what any case takes, even where the machine is shared
 LONGEST = 1000  # characters of a message, what the command line shows of it
 
@@ -53,20 +54,19 @@ class Worker:
             self.process.stdout.close()
             self.process = None
 
-    def run(self, target: str, case: object) -> Outcome:
-        """Read a case by a target of :mod:`fuzz_targets`."""
+    def run(self, target: str, case: object, seconds: float = SECONDS) -> Outcome:
+        """Read a case by a target of :mod:`fuzz_targets`; the first case of a target makes its sound input, too."""
         if self.process is None:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             command = [sys.executable, __file__]
             self.process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-3, env=environment)
-            if not (started := self._answer(600)).sound:  # it has imported what it needs
+            if not (started := self._answer(STARTING)).sound:  # it has imported what it needs
                 raise RuntimeError(f"the worker did not start: {started}")
         pickle.dump((target, case), self.process.stdin)
         self.process.stdin.flush()
-        return self._answer()
+        return self._answer(seconds)
 
-    def _answer(self, seconds: float | None = None) -> Outcome:
-        seconds = seconds or SECONDS
+    def _answer(self, seconds: float) -> Outcome:
         if not select.select([self.process.stdout], [], [], seconds)[0]:
             self.close()
             return Outcome("hang", f"no answer in {seconds} s")

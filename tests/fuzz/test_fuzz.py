@@ -3,7 +3,7 @@
 import pytest
 from fuzz_cases import Case
 from fuzz_names import STRATEGIES
-from fuzz_worker import Outcome, Worker, judge
+from fuzz_worker import SECONDS, STARTING, Outcome, Worker, judge
 from hypothesis import HealthCheck, given, settings
 
 CASES = dict.fromkeys(STRATEGIES, 25) | {"checkpoint": 6, "export folder": 10, "annotations": 50, "segmentation": 50}
@@ -18,7 +18,7 @@ def worker():
 
 @pytest.mark.parametrize("target", STRATEGIES)
 def test_a_reader_reads_or_refuses_in_one_line(target, worker):
-    sound = worker.run(target, Case(1, (), ()))
+    sound = worker.run(target, Case(1, (), ()), STARTING)
     assert sound.kind == ("refused" if target == "command line" else "read"), sound.text
 
     @settings(
@@ -48,10 +48,8 @@ def test_a_message_is_a_line_of_bounded_length_that_names_the_file():
         ("a fault", "traceback", "ZeroDivisionError"),
     ],
 )
-def test_what_a_case_does_to_the_child_is_seen(target, kind, text, worker, monkeypatch):
+def test_what_a_case_does_to_the_child_is_seen(target, kind, text, worker):
     """A campaign that cannot see a crash would find none."""
-    monkeypatch.setattr("fuzz_worker.SECONDS", 1 if kind == "hang" else 60)
-    outcome = worker.run(target, None)
+    outcome = worker.run(target, None, 1 if kind == "hang" else SECONDS)
     assert outcome.kind == kind and text in outcome.text and not outcome.sound
-    monkeypatch.undo()
     assert worker.run("metrics", Case(1, (), ())).kind == "read"
