@@ -34,7 +34,7 @@ test: $(VENV)/ready
 	$(BIN)/pytest -q -n 2
 	$(BIN)/pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=240 --timeout=900 notebooks
 
-# Every reader on CASES spoilt inputs: cases, tracebacks, signals, hangs and messages that are no line; 1 where there is one.
+# Every reader on CASES spoilt inputs, counted; status 1 where one crashes, hangs or is not refused in one line.
 CASES ?= 2000
 SEED ?= 0
 fuzz: $(VENV)/ready

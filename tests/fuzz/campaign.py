@@ -4,6 +4,7 @@ python tests/fuzz/campaign.py --cases 2000 --seed 0 [TARGET ...]
 """
 
 import argparse
+import contextlib
 import sys
 import time
 from collections import Counter
@@ -11,10 +12,14 @@ from collections import Counter
 from fuzz_cases import Case
 from fuzz_names import STRATEGIES
 from fuzz_worker import STARTING, Worker
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
 FAULTS = ("traceback", "signal", "hang", "message")
 SHOWN = 3  # failing cases of a target that are printed
+
+
+class Enough(Exception):
+    """A target has had its time."""
 
 
 def campaign(worker: Worker, target: str, cases: int, number: int, seconds: float) -> tuple[Counter, int, list[str]]:
@@ -24,13 +29,14 @@ def campaign(worker: Worker, target: str, cases: int, number: int, seconds: floa
     @seed(number)
     @settings(
         max_examples=cases, database=None, deadline=None, phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
+        verbosity=Verbosity.quiet,
     )  # fmt: skip
     @given(STRATEGIES[target])
     def tries(case) -> None:
         nonlocal longest
         if time.monotonic() > end:
-            return
+            raise Enough
         outcome = worker.run(target, case)
         kinds[outcome.kind] += 1
         longest = max(longest, len(outcome.text)) if outcome.kind in ("refused", "message") else longest
@@ -43,7 +49,8 @@ def campaign(worker: Worker, target: str, cases: int, number: int, seconds: floa
     if not sound.sound:
         kinds[sound.kind] += 1
         return kinds, longest, [f"a sound input: {sound.text}"]
-    tries()
+    with contextlib.suppress(Enough):
+        tries()
     return kinds, longest, list(failures.values())
 
 
