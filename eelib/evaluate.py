@@ -4,7 +4,6 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import io
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 from eelib.coco import DataError, Source, open_root, open_source
 from eelib.config import Config
 from eelib.data import DetectionDataset, split_sha256
-from eelib.files import file_sha256, look_up
+from eelib.files import file_sha256, look_up, read_json
 from eelib.hub import load
 from eelib.model import EarlyExitSSDLite
 from eelib.records import detections_of_exits
@@ -182,7 +181,7 @@ def current_metrics(path: Path | str, log: Callable[[str], None] = print, **weig
     if not path.exists():
         log(f"{path.name}: not measured yet")
         return None
-    metrics = json.loads(path.read_text())
+    metrics = read_json(path)
     other = [key for key, checkpoint in weights.items() if metrics.get(key) != file_sha256(checkpoint)]
     if other:
         log(f"{path.name}: measured with other weights ({', '.join(other)}), so it is not used")

@@ -18,7 +18,7 @@ from eelib.augment import Draw
 from eelib.batches import Batch, EpochBatches
 from eelib.checkpoints import TrainingError, load_checkpoint, save_checkpoint
 from eelib.config import OptimConfig
-from eelib.files import write_atomic
+from eelib.files import shorten, write_atomic
 
 Step = Callable[[nn.Module, object, float], tuple[Tensor, dict[str, Tensor]]]
 
@@ -272,8 +272,12 @@ def fit(
     if resume and (out / "last.pth").exists():
         state = load_checkpoint(out / "last.pth")
         check_identity(state.get("identity"), identity, out / "last.pth")
-        trainer.restore(state)
-        history = state["history"]
+        try:
+            trainer.restore(state)
+            history = [dict(row) for row in state["history"]]
+            max(map(selection_score, history), default=-1.0)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+            raise TrainingError(f"{out / 'last.pth'}: cannot be resumed from ({shorten(str(error))})") from None
         log(f"resumed after epoch {len(history)} of {optim.epochs}")
     for epoch in range(len(history), optim.epochs):
         began, last = time.perf_counter(), epoch + 1 == optim.epochs
@@ -299,7 +303,10 @@ def fit(
         kept = load_checkpoint(out / "best.pth")
         check_identity(kept.get("identity"), identity, out / "best.pth")
         weights = kept["model"]
-    trainer.raw.load_state_dict(weights)
+    try:
+        trainer.raw.load_state_dict(weights)
+    except RuntimeError as error:
+        raise TrainingError(f"{out / 'best.pth'}: of another architecture ({shorten(str(error))})") from None
     return history
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from eelib.coco import Source, open_source
 from eelib.config import ROOT, resolve, saved_config
 from eelib.data import DetectionDataset, split_sha256
 from eelib.evaluate import evaluate, provenance
-from eelib.files import file_sha256, write_atomic, write_json
+from eelib.files import file_sha256, read_json, shorten, write_atomic, write_json
 from eelib.records import record
 from eelib.routed_ap import RoutedAP
 
@@ -32,10 +31,10 @@ def read_manifest(folder: Path | str = CHECKPOINTS) -> dict:
     path = Path(folder) / "manifest.json"
     if not path.exists():
         return {}
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise TrainingError(f"{path}: not valid JSON ({error})") from None
+    manifest = read_json(path, TrainingError)
+    if stray := [name for name, entry in manifest.items() if not isinstance(entry, dict)]:
+        raise TrainingError(f"{path}: entry {shorten(stray[0])} is {shorten(manifest[stray[0]])}; expected an object")
+    return manifest
 
 
 def release(

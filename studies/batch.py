@@ -6,7 +6,8 @@ from pathlib import Path
 
 import papermill
 
-from eelib.config import NOTEBOOK_KEYS, ConfigError, merged, override, read_yaml, resolve, shorten
+from eelib.config import NOTEBOOK_KEYS, ConfigError, merged, override, read_yaml, resolve
+from eelib.files import shorten
 from studies.phases.config import PhaseConfig, parse
 
 SMOKE = "base/smoke.yaml"  # what a notebook of phases runs without a phase

@@ -40,6 +40,8 @@ def refused(argv, message, capsys):
         (["phases", "validate", "9.9"], "phase_9_9.yaml: no such parameter file"),
         (["phases", "ablate", PHASE], "key 'base' is missing; expected the parameter file of an ablation"),
         (["phases", "ablate", PHASE, "--part", "3/2"], "expected K/N with K from 1 to N"),
+        (["evaluate", "--limit", "-2"], "--limit"),
+        (["study", "run", "notebooks/05_routing.ipynb", "--limit", "3"], "key 'limit' is not a parameter of"),
         (["bench", "none.pth"], "none.pth: no such checkpoint"),
         (["evaluate", "none"], "none: not released; expected one of"),
         (["study", "run", "notebooks/none.ipynb"], "no such notebook"),

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from eelib.files import InputError
+from eelib.files import InputError, shorten
 
 SCORE_CUTS = (0.1, 0.3, 0.5)  # scores above which boxes are counted
 # Evidence of an exit on an image that is read from the scores of all its default boxes, before suppression. It comes
@@ -84,7 +84,7 @@ class Column(Confidence):
     def __post_init__(self):
         check_evidence("name", (self.name,))
         if self.form not in FORMS:
-            raise RouterError(f"form is {self.form!r}; expected one of {', '.join(FORMS)}")
+            raise RouterError(f"form is {shorten(self.form)}; expected one of {', '.join(FORMS)}")
 
     @property
     def evidence(self) -> tuple[str, ...]:
@@ -233,7 +233,7 @@ def check_evidence(key: str, names: Sequence[str]) -> None:
     for position, name in enumerate(names):
         if name in names[:position] or not (name in EVIDENCE or _OF_SOME_DETECTORS.fullmatch(name)):
             expected = f"{', '.join(EVIDENCE)}, blank1, class_1, …"
-            raise RouterError(f"{key}: evidence {name!r} is unknown or stands twice; expected of {expected}")
+            raise RouterError(f"{key}: evidence {shorten(name)} is unknown or stands twice; expected of {expected}")
 
 
 def first_exit(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:

@@ -30,12 +30,12 @@ class Video:
     def __init__(self, source: Path | int):
         self.name = f"camera:{source}" if isinstance(source, int) else str(source)
         try:
-            self.container = _camera(source) if isinstance(source, int) else av.open(source, options=_FILE)
+            self.container = _camera(source) if isinstance(source, int) else av.open(source, **_FILE)
             self.stream = self.container.streams.video[0]
         except IndexError:
             raise VideoError(f"{self.name}: holds no video") from None
-        except av.FFmpegError as error:
-            raise VideoError(f"{self.name}: cannot be opened ({error.strerror})") from None
+        except (av.FFmpegError, ValueError, OverflowError) as error:
+            raise VideoError(f"{self.name}: cannot be opened ({getattr(error, 'strerror', error)})") from None
         self.rate = self.stream.average_rate or RATE
         self.frames = self.stream.frames  # as the file states it, 0 where it does not
 
@@ -54,11 +54,14 @@ class Video:
                     raise VideoError(f"{self.name}: frames of {size}; expected at most {most}")
                 image = frame.to_image()
                 yield (image.rotate(frame.rotation, expand=True) if frame.rotation else image), frame.time
-        except av.FFmpegError as error:
-            raise VideoError(f"{self.name}: cannot be decoded further ({error.strerror})") from None
+        except VideoError:
+            raise
+        except (av.FFmpegError, ValueError, OverflowError) as error:
+            raise VideoError(f"{self.name}: cannot be decoded further ({getattr(error, 'strerror', error)})") from None
 
 
-_FILE = {"protocol_whitelist": "file"}  # a playlist must not make it fetch something
+# a playlist must not make it fetch something, and what is said of the video need not be text
+_FILE = {"options": {"protocol_whitelist": "file"}, "metadata_errors": "replace"}
 
 
 def _camera(number: int) -> av.container.InputContainer:
