@@ -7,7 +7,7 @@ CORES ?= 2
 PROFILE ?= default
 SEEDS ?= 0
 
-.PHONY: reproduce publish test lab lint hooks furniture pretrained clean
+.PHONY: reproduce publish test kill lab lint hooks furniture pretrained clean
 .DEFAULT_GOAL := reproduce
 
 # Installed from the lock alone; a changed lock installs again.
@@ -33,6 +33,10 @@ test: $(VENV)/ready
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q -n 2
 	$(BIN)/pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=240 --timeout=900 notebooks
+
+# Kills every command at each of its writes and prints what became of it: some hundred runs. Give it an idle machine.
+kill: $(VENV)/ready
+	PYTHONPATH="tests:$(CURDIR)" PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m kill
 
 lab: $(VENV)/ready
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks

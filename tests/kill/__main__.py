@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from kill.campaign import HEADER, kill_everywhere, line
@@ -20,22 +21,23 @@ def main() -> int:
 
     torch.set_num_threads(1)
     from kill.commands import COMMANDS
+    from kill.reproduce import kill_reproduce
 
+    campaigns = {command.name: partial(kill_everywhere, command) for command in COMMANDS}
+    campaigns["reproduce"] = kill_reproduce
+    unknown = set(args.names) - campaigns.keys()
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; expected some of {', '.join(campaigns)}")
     print(HEADER, flush=True)
-    faults, tried, spent = [], 0, sum(os.times()[:4])
-    for command in COMMANDS:
-        if args.names and command.name not in args.names:
-            continue
+    faults, tried = [], 0
+    for name in args.names or campaigns:
         with tempfile.TemporaryDirectory() as scratch:
-            tally = kill_everywhere(command, Path(scratch), args.few)
+            tally = campaigns[name](Path(scratch), args.few)
         print(line(tally), flush=True)
-        used = sum(os.times()[:4])
-        print(f"{command.name}: {used - spent:.0f} s of processor time", file=sys.stderr, flush=True)
-        spent = used
         tried += tally.tried
-        faults += [f"{command.name}: {fault}" for fault in tally.faults]
+        faults += [f"{name}: {fault}" for fault in tally.faults]
         if not tally.tried:
-            faults.append(f"{command.name}: no kill point was reached")
+            faults.append(f"{name}: no kill point was reached")
     print(f"{tried} kill points, {len(faults)} faults", flush=True)
     print("\n".join(faults), file=sys.stderr)
     return 1 if faults else 0
