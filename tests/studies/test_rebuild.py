@@ -6,10 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from papermill.iorw import papermill_io
 
 from eelib.config import ROOT
-from studies import rebuild
+from studies import batch, rebuild
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def test_the_lock_of_a_dead_process_is_removed_and_that_of_a_living_one_stays(ch
 def test_executed_notebooks_are_written_whole_or_not_at_all(tmp_path):
     """What a kill left beside one is taken over by the next write, as with every file of the library."""
     (tmp_path / ".a.ipynb.partial").write_text("{ half")
-    papermill_io.write("{}", str(tmp_path / "a.ipynb"))
+    batch.papermill_io.write("{}", str(tmp_path / "a.ipynb"))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.ipynb", "{}")]
 
 
