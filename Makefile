@@ -7,7 +7,7 @@ CORES ?= 2
 PROFILE ?= default
 SEEDS ?= 0
 
-.PHONY: reproduce publish thesis test fuzz lab lint hooks furniture pretrained clean
+.PHONY: reproduce publish thesis test fuzz kill lab lint hooks furniture pretrained clean
 .DEFAULT_GOAL := reproduce
 
 # Installed from the lock alone; a changed lock installs again.
@@ -44,6 +44,10 @@ CASES ?= 2000
 SEED ?= 0
 fuzz: $(VENV)/ready
 	$(BIN)/python tests/fuzz/campaign.py --cases $(CASES) --seed $(SEED)
+
+# Kills every command at each of its writes and prints what became of it: some hundred runs. Give it an idle machine.
+kill: $(VENV)/ready
+	PYTHONPATH="tests:$(CURDIR)" PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m kill
 
 lab: $(VENV)/ready
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks

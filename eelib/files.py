@@ -7,7 +7,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LONGEST = 1000  # characters of a message
@@ -70,22 +70,56 @@ def read_json(path: Path | str, error: type[InputError] = InputError) -> dict:
     return values
 
 
+def partial_of(target: Path) -> Path:
+    """The neighbour that a file is written to before it gets its name."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def reserve(partial: Path, wait: bool = True) -> io.BufferedWriter:
+    """Open a neighbour for writing, empty and for this process alone until it is closed.
+
+    It has the same name in every process, so that what a killed one left is written over by the next.
+
+    Raises:
+        BlockingIOError: another process writes it, and ``wait`` is false.
+    """
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = open(partial, "wb", opener=_untouched)  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.close()
+            raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+                file.truncate()
+                return file
+        file.close()  # whoever had it has renamed or removed it meanwhile
+
+
+def _untouched(path: str, flags: int) -> int:
+    """Open without truncation: the file may still be another process's."""
+    return os.open(path, flags & ~os.O_TRUNC, 0o666)
+
+
 def write_atomic(path: Path | str, write: Callable[[io.BufferedWriter], None]) -> Path:
     """Write a file whole or not at all: to a neighbour first, then renamed over the target, links followed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     target = path.resolve()
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            write(file)
-        partial.replace(target)
+        with reserve(partial_of(target)) as file:
+            try:
+                write(file)
+                file.flush()
+                partial_of(target).replace(target)
+            except BaseException:
+                partial_of(target).unlink(missing_ok=True)
+                raise
     except OSError as error:
         if error.errno and not error.filename:  # a full disk names no file by itself
             error.filename = str(path)
         raise
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -294,8 +294,8 @@ def fit(
             save_checkpoint(out / "best.pth", kept)
         if first and (evaluated or last or trainer.device.type == "cpu"):
             state = trainer.state() | {"epoch": epoch + 1, "history": history, "identity": dict(identity)}
-            save_checkpoint(out / "last.pth", state)
             write_atomic(out / "losses.csv", lambda file: file.write(as_csv(history).encode()))
+            save_checkpoint(out / "last.pth", state)  # last: a run that is killed before it writes the others again
         log("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     trainer.fabric.barrier()  # best.pth is written by one process and read by all
     weights = trainer.average.state

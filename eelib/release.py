@@ -62,7 +62,8 @@ def release(
     folder = Path(folder)
     if name != Path(name).name or not name.endswith(".pth") or name.startswith("."):
         raise TrainingError(f"{name}: expected a file name that ends in .pth, such as mine.pth")
-    state, manifest, model = load_checkpoint(source), read_manifest(folder), load_released(source)
+    state, model = load_checkpoint(source), load_released(source)
+    read_manifest(folder)  # a broken one is told before the measuring
     config, content = saved_config(state, source), io.BytesIO()
     if half:
         rounded = {key: value.half() if value.is_floating_point() else value for key, value in state["model"].items()}
@@ -81,6 +82,7 @@ def release(
     hashes = split_sha256("test", data), hashlib.sha256(content.getvalue()).hexdigest()
     RoutedAP(record(model, dataset, "test", *hashes), dataset.coco).save(folder / matches, *hashes)
     target = write_atomic(folder / name, lambda file: file.write(content.getvalue()))
+    manifest = read_manifest(folder)  # as it is now: another release may have ended meanwhile
     before = manifest.get(name)
     entry = {
         "sha256": file_sha256(target),

@@ -1,7 +1,6 @@
 """Videos and cameras, a frame at a time, by PyAV (``pip install '.[video]'``)."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -10,7 +9,7 @@ from pathlib import Path
 import av
 from PIL import Image
 
-from eelib.files import InputError
+from eelib.files import InputError, reserve
 from eelib.preprocess import MAX_PIXELS
 
 RATE = Fraction(25)  # frames a second of a drawing where the source does not state its own
@@ -86,8 +85,11 @@ class VideoWriter:
     def __init__(self, path: Path, rate: Fraction):
         self.path, self.rate, self.stream = path, rate, None
         target = path.resolve()
-        self.partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.partial = target.with_name(f".{target.stem}.partial{target.suffix}")  # the suffix names the format
+        try:
+            self.reserved = reserve(self.partial, wait=False)
+        except BlockingIOError:
+            raise VideoError(f"{path}: another process writes this file") from None
         try:
             self.container = av.open(self.partial, "w")
         except av.FFmpegError as error:
@@ -118,3 +120,4 @@ class VideoWriter:
                 self.partial.replace(self.path.resolve())
         finally:
             self.partial.unlink(missing_ok=True)
+            self.reserved.close()
