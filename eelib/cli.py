@@ -39,8 +39,8 @@ app.command(data_app)
 
 @app.command(group=LIBRARY)
 def train(
-    config: Path, /, *, out: Path, resume: bool = False, overwrite: bool = False, set_: Set = None,
-    data: DataOptions = NO_DATA,
+    config: Path, /, *, out: Path, resume: bool = False, overwrite: bool = False, tensorboard: bool = False,
+    set_: Set = None, data: DataOptions = NO_DATA,
 ) -> None:  # fmt: skip
     """Train a detector and write its averaged weights to OUT/released.pth.
 
@@ -51,6 +51,7 @@ def train(
         out: folder of checkpoints and losses, created.
         resume: go on after the last epoch of the run in the folder.
         overwrite: start anew where the folder holds a run.
+        tensorboard: write losses and AP to OUT/tensorboard, too, for TensorBoard.
         set_: KEY=VALUE in place of a value of the file, such as optim.lr=1e-3; may be given often.
     """
     from eelib.config import load_config, read_settings
@@ -59,7 +60,7 @@ def train(
     _expect_start(settings.model.start)
     from eelib.train import train as run
 
-    print(f"released {run(settings, out, resume=resume, overwrite=overwrite, log=_flushed)}")
+    print(f"released {run(settings, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard, log=_flushed)}")
 
 
 def _expect_start(start: str | None) -> None:
