@@ -214,7 +214,8 @@ def train(
         TrainingError: the folder holds a run, the training diverges, or the start does not fit.
 
     Example:
-        >>> eelib.train("params/my.yaml", out="runs/mine")
+        >>> eelib.train("my.yaml", out="runs/mine", log=lambda line: None).name
+        'released.pth'
     """
     config = config if isinstance(config, Config) else load_config(config)
     out = Path(out)

@@ -40,8 +40,8 @@ def lab():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = [f"--ServerApp.root_dir={ROOT}", f"--port={port}", "--no-browser", "--allow-root", "--expose-app-in-browser"]
-    options += ["--IdentityProvider.token=", "--ServerApp.port_retries=0"]
+    options = [f"--ServerApp.root_dir={ROOT}", f"--port={port}", "--ServerApp.port_retries=0", "--no-browser"]
+    options += ["--allow-root", "--expose-app-in-browser", "--IdentityProvider.token="]
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with (FOLDER / "lab.log").open("w") as log:
         server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], stdout=log, stderr=log, cwd=ROOT)

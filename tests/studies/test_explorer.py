@@ -22,7 +22,8 @@ def written(tmp_path_factory):
     RoutedAP(records, coco).save(reports / "plane_released" / "exits_256_seed0.npz", "data", "graphs")
     system = {"name": "exits_256", "seed": 0, "graphs_sha256": "graphs"}
     system["exits"] = {name: {"time_ratio": time, "cut": 0.1} for name, time in TIMES.items()}
-    RoutedAP(*reversed(noisy(60, empty=0.25, sigma=(9.0,)))).save(reports / "plane_released" / "static_seed0.npz", "data", "graphs")
+    alone = RoutedAP(*reversed(noisy(60, empty=0.25, sigma=(9.0,))))
+    alone.save(reports / "plane_released" / "static_seed0.npz", "data", "graphs")
     static = system | {"name": "static", "exits": {"full": {"time_ratio": 0.9, "cut": 0.1}}}
     (reports / "metrics").mkdir()
     report = {"split": "test", "split_sha256": "data", "systems": [system, static]}
