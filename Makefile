@@ -7,7 +7,7 @@ CORES ?= 2
 PROFILE ?= default
 SEEDS ?= 0
 
-.PHONY: reproduce publish thesis test fuzz kill lab lint hooks furniture pretrained clean
+.PHONY: reproduce publish thesis test fuzz kill lab site browser lint hooks furniture pretrained clean
 .DEFAULT_GOAL := reproduce
 
 # Installed from the lock alone; a changed lock installs again.
@@ -50,7 +50,27 @@ kill: $(VENV)/ready
 	PYTHONPATH="tests:$(CURDIR)" PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m kill
 
 lab: $(VENV)/ready
-	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/09_explorer.ipynb
+
+$(VENV)/site: $(VENV)/ready requirements-site.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-site.lock
+	touch $@
+
+# Executed notebooks, reports and the public names as HTML in runs/site; a link that leads nowhere fails it. The copies
+# of the notebooks lie where the notebooks do, so that their links are right, and a page of a folder is its index.
+PAGES = README.md CHANGELOG.md LICENSE CITATION.cff docs reports/*.md reports/figures/*.png data/showroom/README.md \
+	data/showroom/*sheet.jpg
+site: $(VENV)/site
+	rm -rf runs/pages && mkdir -p runs/pages/notebooks
+	cp -R --parents $(PAGES) runs/pages
+	cp reports/executed/*.ipynb runs/pages/notebooks
+	sed -i 's#showroom/README.md)#showroom/index.html)#' runs/pages/notebooks/*.ipynb
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(BIN)/python docs/links.py runs/site
+
+# JupyterLab and the explorer driven in Chromium, where there is one; minutes. Not a part of `make test`.
+browser: $(VENV)/site
+	$(BIN)/pytest -q tests/browser/lab.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check eelib studies showroom tests

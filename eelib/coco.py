@@ -112,6 +112,8 @@ def open_source(data: DataConfig) -> Source:
 
     Example:
         >>> source = eelib.open_source(eelib.load_config("params/exits_256.yaml").data)
+        >>> list(source.names)
+        ['chair']
     """
     if not data.files:
         return open_root(resolve(data.root), data.category)

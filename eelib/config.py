@@ -102,6 +102,7 @@ class Config(Group):
 
     Example:
         >>> eelib.Config(name="mine").optim.epochs
+        50
     """
 
     name: str
@@ -343,6 +344,8 @@ def load_config(path: Path | str, settings: dict[str, object] | None = None) -> 
 
     Example:
         >>> config = eelib.load_config("params/exits_256.yaml", {"optim.epochs": 5})
+        >>> config.optim.epochs, config.data.size
+        (5, 256)
     """
     values = {key: value for key, value in read_yaml(path).items() if key not in NOTEBOOK_KEYS}
     return parse(override(values, settings or {}), str(path))

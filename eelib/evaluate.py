@@ -126,7 +126,9 @@ def evaluate(
         DataError: no such split, or images without objects, so that AP is not defined.
 
     Example:
-        >>> eelib.evaluate("exits_256", "data/showroom", limit=50)["exit1"]["AP50"]
+        >>> measured = eelib.evaluate(model, "my", limit=8)
+        >>> 0 <= measured["exit1"]["AP50"] <= 1
+        True
     """
     model = detector if isinstance(detector, nn.Module) else load(detector)
     if not isinstance(source, DetectionDataset):

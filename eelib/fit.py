@@ -6,12 +6,13 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.loggers import Logger
 from torch import Tensor, nn
 
 from eelib.augment import Draw
@@ -19,6 +20,7 @@ from eelib.batches import Batch, EpochBatches
 from eelib.checkpoints import TrainingError, load_checkpoint, save_checkpoint
 from eelib.config import OptimConfig
 from eelib.files import shorten, write_atomic
+from eelib.progress import draw_history
 
 Step = Callable[[nn.Module, object, float], tuple[Tensor, dict[str, Tensor]]]
 
@@ -127,6 +129,7 @@ class Trainer:
         groups: of the optimiser; None is :func:`parameter_groups`.
         rate: (step, steps an epoch) to the factor on every learning rate; None is warm-up and cosine by step.
         after_step: called after each optimiser step, to bring bounded parameters back.
+        loggers: of Fabric, which receive the numbers of every epoch.
     """
 
     def __init__(
@@ -138,10 +141,13 @@ class Trainer:
         groups: list[dict] | None = None,
         rate: Callable[[int, int], float] | None = None,
         after_step: Callable[[], None] | None = None,
+        loggers: Sequence[Logger] = (),
     ):
         self.raw, self.step_loss, self.optim, self.after_step = model, step_loss, optim, after_step
         self.rate = rate or (lambda step, each: learning_rate_factor(step, each * optim.epochs, optim.warmup_steps))
-        self.fabric = Fabric(accelerator=optim.accelerator, devices=optim.devices, precision=optim.precision)
+        self.fabric = Fabric(
+            accelerator=optim.accelerator, devices=optim.devices, precision=optim.precision, loggers=list(loggers)
+        )
         self.fabric.launch()
         self.device = self.fabric.device
         cuda = self.device.type == "cuda"
@@ -252,7 +258,7 @@ def fit(
     Args:
         trainer: what is trained.
         batches: of an epoch; their order must depend on the seed and the epoch alone.
-        out: folder of ``last.pth``, ``best.pth`` and ``losses.csv``.
+        out: folder of ``last.pth``, ``best.pth``, ``losses.csv`` and ``losses.png``.
         identity: what the weights depend on, plain values; a resume of another one is refused.
         resume: continue from ``last.pth`` to the same weights as an uninterrupted run.
         evaluate: called on the averaged model every ``optim.eval_every`` epochs and after the last;
@@ -295,7 +301,9 @@ def fit(
         if first and (evaluated or last or trainer.device.type == "cpu"):
             state = trainer.state() | {"epoch": epoch + 1, "history": history, "identity": dict(identity)}
             write_atomic(out / "losses.csv", lambda file: file.write(as_csv(history).encode()))
+            draw_history(history, out / "losses.png")
             save_checkpoint(out / "last.pth", state)  # last: a run that is killed before it writes the others again
+        trainer.fabric.log_dict({key: value for key, value in row.items() if key != "epoch"}, step=epoch + 1)
         log("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     trainer.fabric.barrier()  # best.pth is written by one process and read by all
     weights = trainer.average.state

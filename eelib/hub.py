@@ -30,7 +30,9 @@ def load(name: str | Path = DEFAULT) -> EarlyExitSSDLite:
         TrainingError: the file is no checkpoint of a detector.
 
     Example:
-        >>> eelib.load("exits_256").predict("room.jpg").plot()
+        >>> model = eelib.load("exits_256")
+        >>> model.predict("room.jpg").exit_name
+        'full'
     """
     path = path_of(name)
     from eelib.checkpoints import load_released  # torch, which a missing file need not wait for

@@ -33,7 +33,11 @@ class ExitOutput(NamedTuple):
     ``default_boxes`` (A, 4) xyxy in pixels of the network input.
 
     Example:
-        >>> [output.cls_logits.shape for output in eelib.load("exits_256").exits(images)]
+        >>> import torch
+        >>> image = torch.zeros(1, 3, model.size, model.size)
+        >>> outputs: list[eelib.ExitOutput] = list(model.exits(image))
+        >>> [output.name for output in outputs]
+        ['exit1', 'exit2', 'full']
     """
 
     name: str
@@ -207,7 +211,8 @@ class EarlyExitSSDLite(nn.Module):
 
     Example:
         >>> model = eelib.EarlyExitSSDLite(cuts=(8, 12), classes=("chair", "stool"))
-        >>> model.exit_names
+        >>> list(model.exit_names)
+        ['exit1', 'exit2', 'full']
 
     Sources: Howard et al., "Searching for MobileNetV3", ICCV 2019, section 6.3; Li et al.,
     "Improved Techniques for Training Adaptive Deep Networks", ICCV 2019, section 3.1.

@@ -51,8 +51,10 @@ class ExitRecords:
         RecordsError: a field of another shape, type, range or order.
 
     Example:
-        >>> records: eelib.ExitRecords = eelib.record(model, dataset, "val", split_hash, checkpoint_hash)
-        >>> records.column("top_score")
+        >>> dataset = eelib.DetectionDataset("val", "my", model.size, keep_crowd=True)
+        >>> records: eelib.ExitRecords = eelib.record(model, dataset, "val", "hash of the split", "hash of the weights")
+        >>> records.column("top_score").shape == (len(dataset), len(records.exit_names))
+        True
     """
 
     split: str
@@ -257,8 +259,10 @@ def record(
         progress: called with a line every tenth of the images.
 
     Example:
-        >>> dataset = eelib.DetectionDataset("val", "data/showroom", model.size, keep_crowd=True)
-        >>> records = eelib.record(model, dataset, "val", split_hash, checkpoint_hash)
+        >>> dataset = eelib.DetectionDataset("val", "my", model.size, keep_crowd=True)
+        >>> records = eelib.record(model, dataset, "val", "hash of the split", "hash of the weights")
+        >>> len(records) == len(dataset)
+        True
     """
     names = tuple(model.exit_names)
     detections: dict[str, list[Detections]] = {name: [] for name in names}

@@ -154,7 +154,7 @@ def route(
         RecordsError: the folder's records are of another detector or data set.
 
     Example:
-        >>> system = eelib.route("exits_256", budget=0.6)
+        >>> system = eelib.route(model, "my", budget=0.6)
         >>> system.save("router.json")
     """
     check_policy(policy)
@@ -209,7 +209,9 @@ def certify(
         GuaranteeError: a level out of its range, or a split that cannot certify it.
 
     Example:
-        >>> eelib.certify("exits_256", epsilon=0.05, delta=0.1).router.promise.risk
+        >>> system = eelib.certify(model, "my", epsilon=0.05, delta=0.1)
+        >>> system.router.promise.epsilon
+        0.05
     """
     guarantee.check_level("epsilon", epsilon)
     guarantee.check_level("delta", delta)

@@ -18,6 +18,7 @@ from eelib.files import locked
 from eelib.fit import Step, Trainer, fit, parameter_groups
 from eelib.losses import Criterion
 from eelib.model import EarlyExitSSDLite, ExitOutput, rebuild
+from eelib.progress import tensorboard as tensorboard_in
 
 
 def build_model(config: Config) -> EarlyExitSSDLite:
@@ -191,6 +192,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    tensorboard: bool = False,
     log: Callable[[str], None] = print,
 ) -> Path:
     """Train a detector and release its averaged weights: the one assembly of a training.
@@ -200,6 +202,7 @@ def train(
         out: folder of the run.
         resume: continue from the folder's last checkpoint.
         overwrite: start anew where the folder holds a run.
+        tensorboard: write the numbers of every epoch to ``out/tensorboard``, too.
         log: receives a line an epoch.
 
     Returns:
@@ -211,7 +214,8 @@ def train(
         TrainingError: the folder holds a run, the training diverges, or the start does not fit.
 
     Example:
-        >>> eelib.train("params/my.yaml", out="runs/mine")
+        >>> eelib.train("my.yaml", out="runs/mine", log=lambda line: None).name
+        'released.pth'
     """
     config = config if isinstance(config, Config) else load_config(config)
     out = Path(out)
@@ -225,7 +229,9 @@ def train(
         detector = build_model(config)
         network = WithGates(detector)
         groups = parameter_groups(detector, config.optim)
-        trainer = Trainer(network, detection_step(config, detector, log), config.optim, groups=groups)
+        loggers = [tensorboard_in(out)] if tensorboard else []
+        step = detection_step(config, detector, log)
+        trainer = Trainer(network, step, config.optim, groups=groups, loggers=loggers)
         share = Share(trainer.fabric.global_rank, trainer.fabric.world_size)
         batches = epoch_batches(config, dataset, trainer.device, share)
 

@@ -30,7 +30,7 @@ def run(
         params: parameter file (YAML).
         out: executed copy; by default in runs/executed.
         limit: images to evaluate, of a notebook that has this parameter.
-        set_: KEY=VALUE in place of a parameter; may be given often.
+        set_: KEY=VALUE in place of a parameter; may be given several times.
     """
     from eelib.config import read_settings
 
@@ -68,7 +68,7 @@ def plane(config: Path, /, *, reports: Path = REPORTS, recompute: bool = False, 
         config: parameter file of the systems (YAML).
         reports: folder of metrics/, and of the match flags of each plane.
         recompute: from the times and match flags of an earlier run, without weights.
-        set_: KEY=VALUE in place of a value of the file; may be given often.
+        set_: KEY=VALUE in place of a value of the file; may be given several times.
     """
     from eelib.config import read_settings
     from eelib.files import write_json
@@ -93,7 +93,7 @@ def search(config: Path, /, *, out: Path = Path("runs/search"), set_: Set = None
     Args:
         config: parameter file with the key `search` (YAML).
         out: folder of the trials and of search.json; a search that was stopped goes on there.
-        set_: KEY=VALUE in place of a value of the file; may be given often.
+        set_: KEY=VALUE in place of a value of the file; may be given several times.
     """
     from eelib.config import read_settings
     from studies.compress import search as study
@@ -133,7 +133,7 @@ def learning_curve(
         config: parameter file with the key `curve` (YAML).
         out: folder of the checkpoints.
         reports: folder of metrics/.
-        set_: KEY=VALUE in place of a value of the file; may be given often.
+        set_: KEY=VALUE in place of a value of the file; may be given several times.
     """
     from eelib.config import read_settings
     from studies import learning_curve as study

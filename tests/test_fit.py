@@ -31,9 +31,10 @@ def step(model, x, epoch):
     return loss, {"loss": loss.detach()}
 
 
-def run(out, model=None, step=step, optim=OPTIM, identity=None, **options):
+def run(out, model=None, step=step, optim=OPTIM, identity=None, loggers=(), **options):
     model = model or network()
-    history = fit(Trainer(model, step, optim), batches, out, identity=identity or {}, **(QUIET | options))
+    trainer = Trainer(model, step, optim, loggers=loggers)
+    history = fit(trainer, batches, out, identity=identity or {}, **(QUIET | options))
     return model, history
 
 

@@ -75,7 +75,9 @@ def export(
         DataError: ``source`` lacks a class of the detector, or has no images to calibrate int8 on.
 
     Example:
-        >>> eelib.export("exits_256", "deploy", router="router.json")
+        >>> manifest = eelib.export(model, "exported")
+        >>> [stage.exit for stage in manifest.stages]
+        ['exit1', 'exit2', 'full']
     """
     out, path = Path(out), path_of(detector)
     if out.exists() and not out.is_dir():

@@ -246,7 +246,7 @@ class Router(Rule):
         data_sha256: of each split that shaped the router, by name.
 
     Example:
-        >>> eelib.Router.load("router.json").describe()
+        >>> text = eelib.Router.load("deploy/router.json").describe()
     """
 
     times: Times

@@ -49,7 +49,7 @@ class Session:
 
     Example:
         >>> session = eelib.Session("deploy")
-        >>> session.detect("room.jpg").plot()
+        >>> session.detect("room.jpg").plot().save("drawn.png")
     """
 
     def __init__(self, folder: Path | str, threads: int = 1, int8: bool = False, runtime: str = "onnxruntime"):
