@@ -134,7 +134,7 @@ def route(
         grid: quantiles of a confidence that are tried as thresholds of each exit.
     """
     path = path_of(checkpoint).resolve()
-    options, source = study.options(calibration=calibration, grid=grid), data.source_for(path)
+    options, source = study.options(calibration=calibration, grid=grid), data.source_for(path, "train")
     from eelib import routers
 
     _tell_router(routers.route(path, source, policy, budget, thresholds, options), study)
@@ -157,7 +157,7 @@ def certify(
         bound: test that the certificate rests on.
     """
     path = path_of(checkpoint).resolve()
-    options, source = study.options(), data.source_for(path)
+    options, source = study.options(), data.source_for(path, "train")
     from eelib import routers
 
     _tell_router(routers.certify(path, source, epsilon, delta, bound, options), study)

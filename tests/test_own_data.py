@@ -9,11 +9,14 @@ import pytest
 from shapes import KINDS, draw, write_shapes
 
 import eelib
+from eelib.checking import chosen_source
 from eelib.checkpoints import save_checkpoint
 from eelib.cli import main
+from eelib.coco import read_split
 from eelib.config import ROOT, ConfigError, load_config, parse
 from eelib.fit import warmup_of
 from eelib.model import EarlyExitSSDLite
+from eelib.options import DataOptions
 from eelib.preflight import preflight
 from eelib.train import build_model
 
@@ -128,3 +131,11 @@ def test_a_preflight_says_what_cannot_learn(there):
     assert not unheard["gradient of each exit"].holds
     wild = checks_of(there / "my", 12, optim={"lr": 1e9})
     assert not wild["8 images by heart"].holds
+
+
+def test_one_json_is_divided_for_routing(there):
+    """`eelib route --data my.json` calibrates on a part of it and measures on another."""
+    (there / "my" / "test.json").rename(there / "one.json")
+    source = chosen_source(DataOptions(data=there / "one.json", images=there / "my" / "test").settings("train"))
+    ids = [{row["id"] for row in read_split(split, source).content["images"]} for split in ("calibrate", "test")]
+    assert all(ids) and ids[0].isdisjoint(ids[1])
