@@ -136,7 +136,7 @@ def route(
         grid: number of thresholds that are tried at each exit.
     """
     path = path_of(checkpoint).resolve()
-    options, source = study.options(calibration=calibration, grid=grid), data.source_for(path)
+    options, source = study.options(calibration=calibration, grid=grid), data.source_for(path, "train")
     from eelib import routers
 
     _tell_router(routers.route(path, source, policy, budget, thresholds, options), study)
@@ -159,7 +159,7 @@ def certify(
         bound: statistical test that the certificate rests on.
     """
     path = path_of(checkpoint).resolve()
-    options, source = study.options(), data.source_for(path)
+    options, source = study.options(), data.source_for(path, "train")
     from eelib import routers
 
     _tell_router(routers.certify(path, source, epsilon, delta, bound, options), study)
@@ -275,12 +275,16 @@ def detect(
 
 
 @app.command(group=LIBRARY)
-def check(config: Path, /, *, images: PositiveInt = 64, set_: Set = None, data: DataOptions = NO_DATA) -> int:
-    """Check in seconds whether a training can work at all, before it takes hours.
+def check(
+    config: Path, /, *, images: PositiveInt = 64, steps: Annotated[int, Parameter(validator=Number(gte=0))] = 100,
+    set_: Set = None, data: DataOptions = NO_DATA,
+) -> int:  # fmt: skip
+    """Check in a minute whether a training can work at all: against AP 0, confidence 0 and all images at one exit.
 
     Args:
         config: parameter file (YAML).
         images: number of training images that are looked at.
+        steps: steps of a training on eight small images that are to be learnt by heart; 0 leaves it out.
         set_: KEY=VALUE in place of a value of the file; may be given several times.
     """
     from eelib.config import load_config, read_settings
@@ -289,7 +293,7 @@ def check(config: Path, /, *, images: PositiveInt = 64, set_: Set = None, data: 
     _expect_start(settings.model.start)
     from eelib.preflight import preflight
 
-    checks = preflight(settings, images)
+    checks = preflight(settings, images, steps)
     for row in checks:
         advice = "" if row.holds else f"; {row.advice}"
         print(f"{'ok  ' if row.holds else 'FAIL'}  {row.name}: {row.measured}{advice}")

@@ -36,6 +36,9 @@ class ModelConfig(Group):
     """Which detector, and where its weights start."""
 
     exits: list[Cut] = Field([8, 12], max_length=5)  # children of the trunk before each exit; [] has full alone
+    exit_width: int | None = Field(None, ge=16, le=512, multiple_of=8)  # channels of an exit's own maps; None is 96
+    # of the default boxes, as shares of the image's side, rising; None is 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95
+    scales: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(None, min_length=7, max_length=7)
     full: bool = True  # False ends the network at its last exit: a truncated detector
     maps: int = Field(6, ge=2, le=6)  # SSDLite maps of full that are kept, finest first; a start may have fewer
     blank_gate: bool = False  # predicts from two maps of the trunk that an image holds no object
@@ -56,7 +59,7 @@ class DataConfig(Group):
 
     root: str = "data/showroom"  # a folder in eelib's layout or COCO 2017's
     category: str | list[str] | None = None  # names in the annotation files, in the order of labels; None takes all
-    # own COCO files by split, instead of `root`; val and calibrate are drawn from train where they have none
+    # own COCO files by split, instead of `root`; drawn from train where a split has none
     files: dict[Literal["train", "val", "calibrate", "test"], SplitFiles] = {}
     size: int = Field(320, ge=96, le=1024, multiple_of=32)  # side of the square network input in pixels
     augment: Literal["none", "flip", "ssd", "mosaic"] = "mosaic"  # a preset of eelib.augment
@@ -119,6 +122,10 @@ def idle_settings(config: Config) -> list[str]:
     count = len(model.exits) + model.full
     rules = (
         (sorted(set(model.exits)) != model.exits, "model.exits", model.exits, "cuts that rise"),
+        (model.scales is not None and sorted(set(model.scales)) != model.scales, "model.scales", model.scales,
+         "seven shares that rise"),
+        (model.exit_width is not None and not model.exits, "model.exit_width", model.exit_width,
+         "None where there is no exit"),
         (not count, "model.full", model.full, "True where there is no exit"),
         (model.maps < 6 and not model.full, "model.maps", model.maps, "6 where there is no full path"),
         (not model.train_trunk and not model.exits, "model.train_trunk", False, "True where there is no exit to train"),

@@ -66,6 +66,11 @@ class WeightAverage:
             model.load_state_dict(own)
 
 
+def warmup_of(optim: OptimConfig, total: int) -> int:
+    """Steps of warm-up in a training of so many steps: as configured, and a fifth of them at the most."""
+    return min(optim.warmup_steps, total // 5)
+
+
 def learning_rate_factor(step: int, total: int, warmup: int, end: float = 0.01) -> float:
     """Linear warm-up over ``warmup`` steps, then a cosine to ``end`` at ``total``."""
     if step < warmup:
@@ -144,7 +149,7 @@ class Trainer:
         loggers: Sequence[Logger] = (),
     ):
         self.raw, self.step_loss, self.optim, self.after_step = model, step_loss, optim, after_step
-        self.rate = rate or (lambda step, each: learning_rate_factor(step, each * optim.epochs, optim.warmup_steps))
+        self.rate = rate or self._warm_cosine
         self.fabric = Fabric(
             accelerator=optim.accelerator, devices=optim.devices, precision=optim.precision, loggers=list(loggers)
         )
@@ -166,6 +171,10 @@ class Trainer:
         self._advance = Captured(self._step) if captured else self._step
         self.epoch_at = 0.0
         self._tensor_rates()
+
+    def _warm_cosine(self, step: int, each: int) -> float:
+        total = each * self.optim.epochs
+        return learning_rate_factor(step, total, warmup_of(self.optim, total))
 
     def _tensor_rates(self) -> None:
         """A graph reads the learning rate from memory: as a number it would stay that of the capture."""

@@ -22,6 +22,7 @@ GATE_CUTS = (7, 8)  # where the blank gates look: the last map of an eighth, and
 # Chairs of showroom are small (median 62 px of 320, 44 % under 32 x 32 px), and torchvision's
 # default scales start at 64 px: only 70 % of the objects reach IoU 0.5 with some box, 89 % with these.
 SCALES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
+EXIT_WIDTH = 96  # channels of an exit's own maps
 ASPECT_RATIOS = ((1.5, 2.2),) * 6
 SCORE_THRESHOLD = 0.001  # scores at or below it are no detections
 
@@ -99,7 +100,7 @@ class EarlyExit(nn.Module):
 
     MAPS = 4
 
-    def __init__(self, channels_in: int, stride: int = 1, channels: int = 96, boxes_per_cell: int = 6, classes=1):
+    def __init__(self, channels_in, stride: int = 1, channels: int = EXIT_WIDTH, boxes_per_cell: int = 6, classes=1):
         super().__init__()
         # Dilation widens the receptive field at no cost: exit1 sees 179 px of 320 without it.
         self.context = nn.Sequential(
@@ -197,6 +198,7 @@ class EarlyExitSSDLite(nn.Module):
         full: False ends the network at its last exit: a truncated detector.
         blank_gate: whether gates at :data:`GATE_CUTS` foresee an image without objects.
         classes: names of the K classes, in the order of the labels from 1.
+        exit_width: channels of each early exit's own maps.
         weights: None, ``"imagenet"`` (trunk) or ``"coco"`` (trunk and head but for the class
             layers); both are downloaded by torchvision.
         scales, aspect_ratios: default boxes of the six maps; the exits use the first ones.
@@ -225,6 +227,7 @@ class EarlyExitSSDLite(nn.Module):
         full: bool = True,
         blank_gate: bool = False,
         classes: Sequence[str] = ("chair",),
+        exit_width: int = EXIT_WIDTH,
         weights: str | None = None,
         scales: Sequence[float] = SCALES,
         aspect_ratios: Sequence[Sequence[float]] = ASPECT_RATIOS,
@@ -247,7 +250,7 @@ class EarlyExitSSDLite(nn.Module):
         for name, cut in self.cuts.items():
             boxes = 2 + 2 * len(self.aspect_ratios[0])
             stride = 2 if CHANNELS[cut] == CHANNELS[5] else 1
-            self.early[name] = EarlyExit(CHANNELS[cut], stride, boxes_per_cell=boxes, classes=columns - 1)
+            self.early[name] = EarlyExit(CHANNELS[cut], stride, exit_width, boxes, columns - 1)
         self.blank = nn.ModuleDict({str(cut): BlankGate(CHANNELS[cut]) for cut in GATE_CUTS if blank_gate})
         if not full:
             self._truncate()
@@ -358,6 +361,7 @@ class EarlyExitSSDLite(nn.Module):
             "maps": len(self.backbone.extra) + 2,
             "cuts": dict(self.cuts),
             "classes": list(self.classes),
+            **({} if self.scales == SCALES else {"scales": list(self.scales)}),
         }
 
     def forward(self, images: Tensor, last: str | None = None) -> list[ExitOutput]:
@@ -391,7 +395,8 @@ def rebuild(plan: Mapping | None, state: Mapping[str, Tensor]) -> EarlyExitSSDLi
     cuts = [int(cut) for name, cut in plan["cuts"].items() if any(key.startswith(f"early.{name}.") for key in state)]
     full, gates = (any(key.startswith(part) for key in state) for part in ("head.", "blank."))
     full = full or not cuts  # weights of anything else are then told what they lack
-    model = EarlyExitSSDLite(cuts, full=full, blank_gate=gates, classes=[str(name) for name in plan["classes"]])
+    classes, scales = [str(name) for name in plan["classes"]], [float(share) for share in plan.get("scales", SCALES)]
+    model = EarlyExitSSDLite(cuts, full=full, blank_gate=gates, classes=classes, scales=scales)
     model.size = int(plan["size"])
     if full:
         model.keep_maps(int(plan["maps"]))
