@@ -171,7 +171,7 @@ def worth_figure(
             axis.errorbar([row["time"] for row in points], ap, reach, color=colour, marker=marker, markersize=4,
                           elinewidth=0.5, linewidth=0.8, label=name)  # fmt: skip
         axis.set_title(f"{100 * share:.0f} % empty")
-        axis.set_xlabel("mean time / plain detector")
+        axis.set_xlabel("mean time / plain")
     axes[0, 0].set_ylabel("AP[.50:.95] on test, 95 % interval")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))

@@ -13,6 +13,7 @@ import pandas as pd
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample
 from eelib.routing import Setting, Split
 from studies.compress.plane import HULLS, flags_of
+from studies.goals import load_goals
 from studies.hull import Hull, above, at_prevalence
 
 # What a routing is compared with, in words.
@@ -122,6 +123,8 @@ class Beside:
         samples = [bootstrap(system.flags, [whole], self.weights)[:, 0] for system in static]
         for hull, kinds in HULLS.items() if static else ():
             of = [k for k, system in enumerate(static) if system.kind in kinds]
+            if not of:
+                continue
             self.hulls[hull] = Hull(np.array([static[k].time for k in of]), np.stack([samples[k] for k in of], 1))
         self._seen: dict[tuple, tuple[float, np.ndarray]] = {}
 
@@ -208,3 +211,35 @@ def sentences(rows: Sequence[Mapping]) -> list[str]:
                                  f"time {best['time']:.3f}, AP {best['AP']:.3f})")  # fmt: skip
             told.append(f"{100 * share:.0f} % empty, {name}: " + "; ".join(parts))
     return told
+
+
+def check_goals(blank: Mapping) -> pd.DataFrame:
+    """The goals of the gates and of routing, from the metrics of 05f_blank.
+
+    A time is the least at which a router keeps the AP asked for, infinite where none does.
+    """
+    goals, views, rows = load_goals()["blank"], blank["views"], blank["worth"]
+    rare, lines = goals["rare"], []
+    by_exit1 = max(row["blank_ended"] for name, row in views.items() if name.startswith(("blank", "both")))
+    promise = blank["epsilon"] <= goals["lost"] and blank["delta"] <= 1 - goals["certainty"] + 1e-9
+    name = f"empty images that gates end by exit1, losing {goals['lost']:g} with {goals['certainty']:g}"
+    lines.append((name, by_exit1, f">= {goals['blank_ended']:g}", promise and by_exit1 >= goals["blank_ended"]))
+    here = [row for row in rows if abs(row["prevalence"] - rare["empty"]) < 5e-3]
+    full = next(row["AP"] for row in here if row["system"] == "full alone")
+    for gated in (True, False):
+        kept = [row for row in here if ("gates" in row["system"]) == gated and row["AP"] >= rare["AP_share"] * full]
+        name = f"mean time at {rare['empty']:g} empty and {rare['AP_share']:g} of full's AP, "
+        value = min((row["time"] for row in kept), default=float("inf"))
+        name += "with gates" if gated else "without"
+        lines.append((name, value, f"<= {rare['time']:g}", value <= rare["time"]))
+    own = [row for row in rows if row["prevalence"] == rows[0]["prevalence"] and row["system"] != "full alone"]
+    both = sum(row["above_coin"] is True and row["above_static"] is True for row in own)
+    share = f"{100 * rows[0]['prevalence']:.0f} % empty"
+    name = f"times at which a router is above its coin and all static detectors, {share}"
+    lines.append((name, both, f">= {goals['routed_above']}", both >= goals["routed_above"]))
+    for share in goals["gated"]:
+        at = [row for row in rows if abs(row["prevalence"] - share) < 5e-3 and "gates" in row["system"]]
+        count = sum(row["above_static"] is True for row in at)
+        name = f"times at which a router with gates is above all static detectors, {100 * share:.0f} % empty"
+        lines.append((name, count, ">= 1", count >= 1))
+    return pd.DataFrame(lines, columns=["goal", "value", "limit", "met"])
