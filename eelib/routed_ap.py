@@ -205,6 +205,33 @@ class RoutedAP:
                 of_classes.append([_average_precision(count, rank, *pair, float(positives)) for pair in flags])
         return np.mean(of_classes, 0) if of_classes else np.full(len(IOUS), -1.0)
 
+    def resampled(self, chosen: Sequence[int], weights: np.ndarray, block: int = 50) -> np.ndarray:
+        """:meth:`ap` of one routing under many weights: what :meth:`per_iou` gives, some times as fast.
+
+        Args:
+            chosen: as in :meth:`per_iou`.
+            weights: (R, N), under each of which some object counts.
+            block: resamples at a time, which bounds the memory.
+
+        Returns:
+            (R,).
+        """
+        kind = np.int32 if np.issubdtype(weights.dtype, np.integer) else np.float64
+        weights, objects = weights.astype(kind), weights @ self.by_class
+        sums = np.zeros(len(weights))
+        for positives, (pair, *flags) in zip(objects.T, self._of_class, strict=True):
+            image, exit_ = np.divmod(pair, self.exits)
+            taken = np.asarray(chosen)[image] == exit_
+            place, image = np.cumsum(taken) - 1, image[taken]
+            matched, ignored = ([place[rows[taken[rows]]] for rows in flag] for flag in flags)
+            for start in range(0, len(weights), block):
+                rows = slice(start, start + block)
+                count = weights[rows, image]
+                rank = np.cumsum(count, 1, dtype=kind)
+                for pair in zip(matched, ignored, strict=True):
+                    sums[rows] += _average_precisions(count, rank, *pair, positives[rows].astype(float))
+        return sums / (len(IOUS) * (objects > 0).sum(1))
+
     def ap(self, chosen: Sequence[int], weights: np.ndarray | None = None) -> float:
         """AP[.50:.95] of a routing; arguments as in :meth:`per_iou`."""
         return float(self.per_iou(chosen, weights).mean())
@@ -288,6 +315,20 @@ def _average_precision(count, rank, hits, ignored, positives) -> float:
     return float(np.append(precision, 0.0)[at].sum() / len(RECALLS))
 
 
+def _average_precisions(count, rank, hits, ignored, positives) -> np.ndarray:
+    """:func:`_average_precision` of many resamples, a row each; a hit that counts 0 times changes nothing."""
+    right, retrieved = np.cumsum(count[:, hits], 1), rank[:, hits]
+    if len(ignored):
+        before = np.cumsum(count[:, ignored], 1)
+        retrieved = retrieved - np.pad(before, ((0, 0), (1, 0)))[:, np.searchsorted(ignored, hits)]
+    precision = right / (retrieved + np.spacing(1))
+    precision = np.pad(np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1], ((0, 0), (0, 1)))
+    with np.errstate(invalid="ignore"):
+        recall = right / positives[:, None]
+    sums = [row[of.searchsorted(RECALLS)].sum() for row, of in zip(precision, recall, strict=True)]
+    return np.where(positives > 0, np.array(sums) / len(RECALLS), 0.0)
+
+
 def _match(records: ExitRecords, index: int, coco: COCO, area: tuple[float, float]) -> tuple:
     """pycocotools' own matching of one exit: image rows, scores, classes from 0, matched, ignored, positives."""
     category = coco.getCatIds()
@@ -353,7 +394,7 @@ def bootstrap(evaluator: RoutedAP, routings: Sequence[Sequence[int]], weights: n
         (R, K); resamples without any object are left out.
     """
     weights = weights[(weights @ evaluator.positives) > 0]
-    return np.array([[evaluator.ap(chosen, row) for chosen in routings] for row in weights])
+    return np.stack([evaluator.resampled(chosen, weights) for chosen in routings], 1)
 
 
 def interval(samples: np.ndarray, level: float = 0.95) -> list[float]:
