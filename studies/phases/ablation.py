@@ -266,7 +266,7 @@ def repairs(rows: Sequence[Mapping]) -> str:
     detects = [row["variant"] for row in rows if row["AP_full_interval"][0] > 0.01]
     seeds = len(rows[0]["seeds"])
     return (
-        f"95 % of the images take one exit with each of {seeds} seeds: {', '.join(stuck) or 'none'}. "
+        f"95 % of the images take one exit with every seed, of {seeds}: {', '.join(stuck) or 'none'}. "
         f"They divide: {', '.join(free) or 'none'}. Full detects: {', '.join(detects) or 'none'}."
     )
 

@@ -73,7 +73,7 @@ def shares_beside_record(phases: Sequence[Mapping]) -> Figure:
     ):
         _stacked_shares(axis, pd.DataFrame(shares, names), width=0.26, position=position, alpha=alpha)
     axis.set_xlim(-0.6, len(phases) - 0.4)
-    axis.set_xlabel("phase (left: record, on COCO; middle: ours, 320 steps; right: ours, serious, where trained)")
+    axis.set_xlabel("phase (left: record; middle: 320 steps; right: serious, where trained)")
     axis.set_ylabel("share of the images")
     return figure
 

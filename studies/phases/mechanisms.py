@@ -298,8 +298,9 @@ def wanted(check: dict, key: str) -> str:
 
 def _budget(config: PhaseConfig, run: dict) -> str:
     images = f"{run['train_images']:,}" if run["train_images"] else "all"
-    trunk = "a trained trunk" if config.model.train_trunk else "a frozen trunk"
+    trunk = "trained" if config.model.train_trunk else "frozen"
+    reach = temperature_budget(config, run)
     return (
-        f"Here {run['steps']:,} steps on {images} images of another data set with {trunk}, in which a temperature can "
-        f"move by {temperature_budget(config, run):.3g} at most; on record 25,000 steps on 5,000 images, and 131."
+        f"Here {run['steps']:,} steps on {images} images with a {trunk} trunk (a temperature moves by {reach:.3g} at "
+        "most), on record 25,000 on 5,000 (131)."
     )

@@ -179,12 +179,14 @@ def learning_rate(config: PhaseConfig) -> Callable[[int, int], float]:
 
 
 def epoch_line(row: dict) -> str:
-    """An epoch in four numbers: the loss, exit1's confidence and temperature, and where ``val`` leaves."""
-    shares = " / ".join(f"{100 * row[f'val_share_{name}']:.0f}" for name in EXIT_NAMES)
-    return (
+    """An epoch in four numbers: the loss, exit1's confidence and temperature, and where ``val`` leaves, if routed."""
+    line = (
         f"epoch {row['epoch']:2}: loss {row['loss']:.4g}, confidence of exit1 {row['confidence_exit1']:.3f}, "
-        f"its temperature {row['temperature_exit1']:.3f}, val leaves {shares} %"
+        f"its temperature {row['temperature_mean_exit1']:.3f}"
     )
+    if "val_share_exit1" in row:  # not in every epoch, by optim.eval_every
+        line += ", val leaves " + " / ".join(f"{100 * row[f'val_share_{name}']:.0f}" for name in EXIT_NAMES) + " %"
+    return line
 
 
 def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, log: Callable = print) -> dict:

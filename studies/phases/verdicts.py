@@ -28,6 +28,7 @@ from studies.phases.mechanisms import (
 from studies.phases.scorecard import recorded_card
 from studies.phases.trainer import publish, read_history, tag
 
+CLAMP = (0.5, 3.0)  # what the record recommends for 1.7, and has in 1.8 and 1.9
 # Keys of phases.json, for its readers.
 ABOUT = {
     "phases": "one entry a phase: recorded, runs (one a seed) and serious (more images, or null: not trained)",
@@ -255,19 +256,35 @@ def recommendations(phases: Sequence[dict], progressive: float | None) -> str:
     """
     lines = []
     for entry in phases:
+        if entry["phase"] != "1.7":
+            continue
+        values = [t for run in entry["runs"] for t in run["temperature"].values()]
         if clamped := entry.get("clamped"):
             free = entry["serious"] or entry["runs"][0]
             ends = [f"{run['temperature']['exit1']:.2f} after {run['steps']:,} steps" for run in (clamped, free)]
             lines.append(
-                f"Clamped, phase {entry['phase']} ends with T1 at {ends[0]} (without: {ends[1]}) and sends "
-                f"{shares_text(clamped['exit_shares'])} % to exit1 / exit2 / full: the clamp bounds the temperature "
-                "and changes no route, because the rule cannot give less than 0.5 and no threshold exceeds 0.44."
+                f"Clamped, 1.7 ends with T1 at {ends[0]} (without: {ends[1]}) and sends "
+                f"{shares_text(clamped['exit_shares'])} % to exit1 / exit2 / full."
             )
-    lines = lines or ["1.7 with the clamp is not trained."]
+        elif CLAMP[0] <= min(values) and max(values) <= CLAMP[1]:
+            lines.append(
+                f"In the short runs of 1.7 a clamp to [{CLAMP[0]}, {CLAMP[1]}] changes nothing, since it leaves alone "
+                f"what lies inside and they end between {min(values):.2f} and {max(values):.2f}; a longer clamped run "
+                "is not trained."
+            )
     lines.append(
-        "The rising schedule decides nothing in 1.7 either: from 0.25 to 0.44 it stays below what its rule can give. "
-        "In 1.8 and 1.9 it rises above what their rules reach, so that nobody leaves in the end."
+        "The clamp bounds a temperature and changes no route: 1.7's rule cannot give less than 0.5 at any temperature, "
+        "and no threshold exceeds 0.44. The rising schedule decides nothing there either, for the same reason."
     )
+    for entry in phases:
+        rule = load(resolve("params") / f"phase_{tag(entry['phase'])}.yaml").thresholds
+        c = [run["confidence_mean"]["exit1"] for run in entry["runs"]]
+        last = entry["runs"][0]["thresholds"]["exit1"]
+        if rule.kind == "schedule" and rule.exit1 <= min(c) and max(c) < last:
+            lines.append(
+                f"In the short runs of {entry['phase']} the schedule alone decides: exit1's confidence of {min(c):.2f} "
+                f"to {max(c):.2f} is above its first threshold, {rule.exit1:.2f}, and below its last, {last:.2f}."
+            )
     if progressive is not None:
         lines.append(
             f"On a detector that works it recovers {progressive:.2f} of what lies between a random routing and an "

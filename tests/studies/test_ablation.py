@@ -90,7 +90,7 @@ def test_the_sentences_say_what_the_rows_say():
         [made("as recorded", 0, 0.0, 1.0), made("layout", 0, 0.0, 1.0), made("all", 0, 0.2)]
     )
     assert ablation.repairs(ladder_rows) == (
-        "95 % of the images take one exit with each of 1 seeds: as recorded, layout. They divide: all. "
+        "95 % of the images take one exit with every seed, of 1: as recorded, layout. They divide: all. "
         "Full detects: all."
     )
     text = ablation.headline(ladder_rows, rows)

@@ -48,6 +48,11 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(phase, tiny, tmp_path, monkey
     lines = []
     again = phases.train_phase(config, tmp_path / "cut", resume=True, log=lines.append)
     assert lines[0] == "resumed after epoch 1 of 3"
+    assert lines[1].startswith("epoch  2: loss ") and lines[1].endswith(" %") and lines[1].count(",") == 3
+    rare = small(phase, tiny, **{"optim.eval_every": 3})
+    few = []
+    phases.train_phase(rare, tmp_path / "rare", log=few.append)
+    assert ["val leaves" in line for line in few] == [False, False, True]
     summaries = []
     for run, folder in ((whole, "whole"), (again, "cut")):
         summary = summarise(config, run["detector"], run["history"], tmp_path / folder)
