@@ -183,7 +183,8 @@ def check_table(phases: Sequence[dict]) -> pd.DataFrame:
                     "serious holds": ("yes" if inside(serious, key) else "no") if serious else "",
                     "recorded": f"{old[key]:.4g}" if key in old else "",
                 })  # fmt: skip
-    return pd.DataFrame(lines)
+    columns = ("phase", "quantity", "predicted", "measured", "holds", "serious", "serious holds", "recorded")
+    return pd.DataFrame(lines, columns=columns)  # no line where the switches predict nothing
 
 
 def shares_text(shares: dict[str, float]) -> str:

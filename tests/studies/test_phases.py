@@ -259,6 +259,8 @@ def test_runs_are_joined_and_judged_from_what_they_wrote(tmp_path, tiny, monkeyp
     assert table["recorded"].tolist()[1] == "0.4755"
     assert "of 1 predictions hold in every number" in reading(entry["runs"][0] | {"recorded": entry["recorded"]})
     assert "not trained: none." in headline([entry])
+    nothing = entry | {"runs": [entry["runs"][0] | {"mechanisms": []}]}
+    assert len(check_table([nothing])) == 0 and "quantity" in check_table([nothing])
     assert recommendations([entry], -0.8).endswith("worse than chance.")
     path = tmp_path / "metrics" / "phases" / "phase_1_4_seed1.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"split_sha256": "b"}))
