@@ -7,12 +7,15 @@ import shutil
 from glob import glob
 from pathlib import Path
 
+import yaml
+
 from studies.rebuild import alone, code, committed, forget, parameters
 
 ALIVE = alone("runs/alive", ".snakemake/locks")
 OUT = "runs/reports"
 PHASES = sorted(glob_wildcards("params/{phase,phase_1_.*}.yaml").phase)
-# --config profile=full trains the phases' trunk, on all images; --config seeds=0,1,2 repeats each phase.
+# --config profile=full trains the phases' trunk, on all images; --config seeds=0,1,2 repeats each phase. The serious
+# profile, more steps with a frozen trunk, is a target of its own, since its results stand beside these.
 SEEDS = str(config.get("seeds", "0")).split(",")
 WHOLE = " model.train_trunk=true optim.trunk_lr_factor=0.1 data.limit=null data.val_limit=null"
 # With setpriv a job dies with Snakemake and its kernel follows, so that no orphan writes beside the next run.
@@ -40,10 +43,12 @@ same = measured["checkpoint_sha256"] == released["exits_256.pth"]["sha256"]
 TIMES = f"{'reports' if same else OUT}/metrics/exits.json"
 LONG = committed(f"metrics/{name}.json" for name in ("ablation", "generalisation", "learning_curve"))
 PLANES = [name for name in ("plane", "plane_released") if Path(f"reports/metrics/{name}.json").exists()]
+PROFILES = yaml.safe_load(Path("params/profiles.yaml").read_text())
 RUNS = {f"{phase}_seed{seed}": (phase, seed) for phase in PHASES for seed in SEEDS}
 OTHERS = [name for name in glob_wildcards("reports/metrics/phases/{name}.json").name if name.split("_seed")[1] not in SEEDS]
-committed(f"phases/{name}/*.csv" for name in OTHERS)
+committed([*(f"phases/{name}/*.csv" for name in OTHERS), "phases/*/*/*.csv"])
 SUMMARIES = [*made(" ".join(f"phases/{name}" for name in RUNS)), *committed(f"metrics/phases/{name}.json" for name in OTHERS)]
+SERIOUS = committed(["metrics/phases/*/*.json"])  # by profile
 REPORTS = [f"{OUT}/{name}" for name in glob_wildcards("studies/report/templates/{name}.j2").name]
 READ = f"metrics={OUT}/metrics"
 
@@ -54,11 +59,12 @@ STAGES = {
     "preflight": stage("02b_preflight", "preflight.csv", glob("params/**/*.yaml", recursive=True)),
     "baseline": stage("03_baseline", "baseline", RELEASED + LONG, READ),
     "exits": stage("04_exits", "exits training", RELEASED, threads=workflow.cores),  # alone: neighbours would be timed too
-    "scorecard": stage("05b_scorecard", "phases", SUMMARIES, READ),
+    "scorecard": stage("05b_scorecard", "phases", SUMMARIES + SERIOUS + made("routing"), READ),
     "causal": stage(
         "05c_causal", "causal", RELEASED + parameters("params/phase_1_4.yaml"), params="causal",
-        caches=["runs/causal/*/identity.json"], priority=1,  # one long job: it starts first
+        caches=["runs/causal/*/*.json"], priority=1,  # one long job: it starts first
     ),
+    "ablation": stage("05e_ablation", "ablation.csv", LONG + made("causal"), READ),  # trained by `ablation_trained`
     "policies": stage(
         "05d_policies", "routing calibration guarantee predictability", [*RELEASED, *LONG, TIMES], f"times={TIMES}"
     ),
@@ -73,7 +79,7 @@ STAGES = {
             *[f"reports/metrics/{name}.json" for name in PLANES],
         ],
     ),
-    "detector": stage("06b_detector", "detector_1_4", made("phases/phase_1_4_seed0")),
+    "detector": stage("06b_detector", "detector_1_4", ["checkpoints/phase_1_4.pth", PHASES_START]),
     "acceleration": stage(
         "07_acceleration", "acceleration", [*RELEASED, *made(" ".join(["bench", "blank", "guarantees", *PLANES]))],
         f"measured={OUT}/metrics/bench.json metrics={OUT}/metrics",
@@ -90,8 +96,6 @@ STAGES = {
     },
 }
 ALL = [file for row in STAGES.values() for file in made(row["makes"])]
-# Not in `all`: 25 minutes on two cores.
-STAGES["ablation"] = stage("05e_ablation", "ablation.csv", ["runs/stamps/ablation_1", "runs/stamps/ablation_2"], params="ablation")
 
 
 rule all:
@@ -177,8 +181,22 @@ for name in PLANES:
 # Hours of work, so never part of `all`: `snakemake --cores 2 plane`. What was stopped goes on, by what is in runs/;
 # metrics are no outputs, so that nobody waits for hours to read them.
 for name, (command, module, needs) in {
-    "ablation_1": ("phases ablate params/ablation.yaml --part 1/2", "phases/ablation", parameters("params/phase_2_0_recorded.yaml")),
-    "ablation_2": ("phases ablate params/ablation.yaml --part 2/2", "phases/ablation", parameters("params/phase_2_0_recorded.yaml")),
+    **{  # the trainings side by side, then what they give
+        name: (f"phases ablate params/ablation.yaml {how}", "phases/ablation", parameters("params/phase_2_0_recorded.yaml") + needs)
+        for name, how, needs in (
+            ("ablation_1", "--part 1/2", []),
+            ("ablation_2", "--part 2/2", []),
+            ("ablation_trained", f"--reports {OUT}", ["runs/stamps/ablation_1", "runs/stamps/ablation_2"]),
+        )
+    },
+    **{  # one training of a phase at more steps, or with one change: `snakemake --cores 1 serious clamped`
+        f"{profile}_{phase}": (
+            f"phases train params/{phase}.yaml --profile {profile} --reports {OUT}", "phases/scorecard",
+            [*parameters(f"params/{phase}.yaml"), "params/profiles.yaml", PHASES_START],
+        )
+        for profile, phases in PROFILES.items()
+        for phase in phases
+    },
     **{  # after the trainings
         name: (f"study plane params/{name}.yaml --reports {OUT}", "compress/plane", parameters(f"params/{name}.yaml"))
         for name in ("plane", "plane_released")
@@ -200,9 +218,18 @@ for name, (command, module, needs) in {
             touch(f"runs/stamps/{name}"),
         params:
             command=command,
-        threads: 1 if name.startswith("ablation") else workflow.cores
+        threads: 1 if command.startswith("phases") else workflow.cores
         shell:
             JOB + "eelib {params.command}"
+
+
+for profile, phases in PROFILES.items():
+
+    rule:
+        name:
+            profile
+        input:
+            [f"runs/stamps/{profile}_{phase}" for phase in phases],
 
 
 # Four minutes; needs requirements-render.lock and `make furniture`.

@@ -261,6 +261,7 @@ def fit(
     resume: bool = False,
     evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
     log: Callable[[str], None] = print,
+    line: Callable[[dict], str] | None = None,
 ) -> list[dict]:
     """Train to the end; a checkpoint and a CSV line after every epoch (on a GPU, whenever it is evaluated).
 
@@ -273,6 +274,7 @@ def fit(
         evaluate: called on the averaged model every ``optim.eval_every`` epochs and after the last;
             under ``optim.keep: best`` the mean of what it gives as ``*_AP`` chooses the epoch (``best.pth``).
         log: receives one line an epoch.
+        line: an epoch's row to its line; None says every number of the row.
 
     Returns:
         One dict an epoch: means of the parts, learning rate, seconds, and what ``evaluate`` gave.
@@ -313,7 +315,7 @@ def fit(
             draw_history(history, out / "losses.png")
             save_checkpoint(out / "last.pth", state)  # last: a run that is killed before it writes the others again
         trainer.fabric.log_dict({key: value for key, value in row.items() if key != "epoch"}, step=epoch + 1)
-        log("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+        log((line or _every_number)(row))
     trainer.fabric.barrier()  # best.pth is written by one process and read by all
     weights = trainer.average.state
     if optim.keep == "best" and any(selection_score(row) >= 0 for row in history):
@@ -329,6 +331,10 @@ def fit(
 
 def _silent(_: str) -> None:
     pass
+
+
+def _every_number(row: dict) -> str:
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
 
 
 def progress_line(epoch: int, epochs: int) -> Callable[[int, int], None]:

@@ -108,9 +108,7 @@ class GainRegressor:
         return np.stack([model(self.features(split, k)) for k, model in enumerate(self.models)], 1)
 
 
-def fit_gain(
-    fitted_on: Sequence[Split], targets: np.ndarray, features: Features, folds: int = 5
-) -> GainRegressor:
+def fit_gain(fitted_on: Sequence[Split], targets: np.ndarray, features: Features, folds: int = 5) -> GainRegressor:
     """Fit regressors of a gain and choose their penalty, both on the splits given.
 
     Args:

@@ -135,17 +135,22 @@ def write_summary(folder, name, ap):
 
 def test_phases_are_validated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert main(["phases", "validate", "1.4", "--compute-map", "--runs", str(tmp_path)]) == 2
+    assert main(["phases", "validate", "1.3", "--compute-map", "--runs", str(tmp_path)]) == 2
     assert "make reproduce" in capsys.readouterr().err
     names = [path.stem.removeprefix("phase_") for path in (ROOT / "params").glob("phase_1_*.yaml")]
     for name in names:
         write_summary(tmp_path, name, 0.25)
     assert main(["phases", "validate", "1.4", "--runs", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["decision"] == "look closer"
-    assert main(["phases", "validate", "--runs", str(tmp_path)]) == 0
+    assert main(["phases", "validate", "1.4", "--all", "--runs", str(tmp_path)]) == 2
+    assert "expected a phase or --all" in capsys.readouterr().err
+    assert main(["phases", "validate", "--all", "--runs", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(names) == 10  # nine phases, and 1.1 in both forms
     assert all("Decision: look closer." in line for line in lines)
+    assert main(["phases", "validate", "--all", "--runs", str(tmp_path / "a clone has none")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10 and all("retrain with proper matching" in line for line in lines)
 
 
 def test_data_coco_prints_the_counts(capsys):

@@ -27,7 +27,6 @@ DRIVES = {
     "report_policies": "05d_policies",
     "report_validation": "06_validation",
     "causal": "05c_causal",
-    "ablation": "05e_ablation",
 }
 
 
@@ -48,7 +47,7 @@ def test_structure(path):
 def test_parameters_are_known_to_the_notebook(path):
     driven = [name for prefix, name in DRIVES.items() if path.stem.startswith(prefix)]
     if not driven:  # a command's: a training or a study
-        assert read_yaml(path).keys() & {"name", "phase", "systems"}
+        assert read_yaml(path).keys() & {"name", "phase", "systems", "variants", "serious"}
         return
     known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{driven[0]}.ipynb"))
     assert read_yaml(path).keys() <= known.keys()

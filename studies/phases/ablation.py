@@ -19,17 +19,12 @@ from eelib.evaluate import provenance
 from eelib.files import read_json, write_json
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
 from studies.phases.config import EXIT_NAMES, PhaseConfig, parse
-from studies.phases.scorecard import measure_phase
-from studies.phases.trainer import identity, optimiser_steps, route_split, train_phase, weights_path
+from studies.phases.routed import route_split
+from studies.phases.trainer import identity, optimiser_steps, train_phase, weights_path
 
 DESTROYED = 0.1  # share of the working AP below which nothing is detected any more
 ALL = 0.95  # share of the images from which an exit counts as the only one
 READ_AFTERWARDS = ("confidence", "thresholds", "routing", "timing")  # groups that no detection loss looks at
-# What of a run the ladder shows.
-LADDER_KEYS = (
-    *("seed", "images", "steps", "exit_shares", "confidence_mean", "confidence_std", "probability_mean", "thresholds"),
-    *("AP_exits", "AP", "AP50", "detections_per_image"),
-)
 
 
 def ladder(base: Path | str, variants: Sequence[dict], common: dict, seeds: Sequence[int]) -> list[tuple]:
@@ -60,15 +55,6 @@ def ladder(base: Path | str, variants: Sequence[dict], common: dict, seeds: Sequ
             keys = common | changes[name] | {"phase": f"causal_{index}", "seed": seed}
             result.append((name, parse(override(values, keys), f"variant '{name}'")))
     return result
-
-
-def run_variant(name: str, config: PhaseConfig) -> dict:
-    """Train (or continue) a variant in ``runs/causal`` and measure it on ``test``."""
-    out = resolve("runs") / "causal" / f"{config.phase}_seed{config.seed}"
-    trained = train_phase(config, out, resume=True, log=lambda _: None)
-    run = measure_phase(config, trained["detector"], trained["history"])
-    origin = provenance("test", config, weights_path(out, config.phase))
-    return {"variant": name, **{key: run[key] for key in LADDER_KEYS}, **origin}
 
 
 def training_key(config: PhaseConfig) -> str:
@@ -127,40 +113,63 @@ def run_job(
     return rows
 
 
+def study(values: Mapping, log: Callable[[str], None] = print) -> dict:
+    """A whole ladder or ablation, as far as it is there already not trained again.
+
+    Args:
+        values: of its parameter file: ``base``, ``variants``, ``common``, ``seeds``, ``resamples`` and ``runs``.
+
+    Returns:
+        ``variants``, rows of :func:`summarise`, and ``runs``, what each variant and seed measured.
+    """
+    jobs = jobs_of(resolve(values["base"]), values["variants"], values["common"], values["seeds"])
+    runs = [row for job in jobs for row in run_job(job, resolve(values["runs"]), values["resamples"], log)]
+    order = [variant["name"] for variant in values["variants"]]
+    runs.sort(key=lambda row: (order.index(row["variant"]), row["seed"]))
+    said = ("samples", "identity", "config", "split", "split_sha256", "versions")  # once below, or in the runs' folder
+    about = {key: values[key] for key in ("base", "common", "resamples")}
+    base = jobs[0][0][1]
+    return {
+        **about,
+        **provenance("test", base, resolve(base.model.start)),
+        "variants": summarise(runs),
+        "runs": [{key: value for key, value in row.items() if key not in said} for row in runs],
+    }
+
+
 def measure(detector: torch.nn.Module, config: PhaseConfig, resamples: int) -> dict:
     """A variant on ``test``: AP, exit shares, confidences, and the same on bootstrap resamples of the scenes.
 
     Returns:
         ``AP_exits``, ``AP`` and ``AP50`` (routed), ``exit_shares``, ``confidence_mean`` and
-        ``confidence_std`` by exit, ``images``, ``steps``, ``seed``, and ``samples``, lists of
-        ``AP_full``, ``AP``, ``largest_share`` and ``spread`` (standard deviation of exit1's
-        confidence over images). The scenes drawn are those of every other variant and seed.
+        ``confidence_std`` by exit, ``images``, ``empty_share`` (of images without a chair), ``steps``,
+        ``seed``, and ``samples``, lists of what :func:`_values` names. The scenes drawn are those of
+        every other variant and seed.
     """
     run = route_split(detector, config, "test")
     chosen, evaluator = run.chosen.numpy(), RoutedAP(run.records, run.coco)
     weights = resample(scenes_of(run.coco, run.records.image_ids), resamples, seed=0)
     weights = weights[(weights @ evaluator.positives) > 0]
-    full = np.full(len(chosen), len(EXIT_NAMES) - 1)
-    ap = bootstrap(evaluator, [full, chosen], weights)
+    always = [np.full(len(chosen), k) for k in range(len(EXIT_NAMES))]
+    ap = bootstrap(evaluator, [*always, chosen], weights)
     taken = np.eye(len(EXIT_NAMES))[chosen]  # (N, E)
     shares = weights @ taken / weights.sum(1, keepdims=True)
     c = run.confidences.double().numpy()
-    mean = [float(v) for v in c.mean(0)]
+    spreads = [_weighted_std(c[:, k], weights) for k in range(len(EXIT_NAMES))]
+    samples = {"AP": ap[:, -1], "largest_share": shares.max(1), "spread": spreads[0]}
+    for k, name in enumerate(EXIT_NAMES):
+        samples |= {f"AP_{name}": ap[:, k], f"share_{name}": shares[:, k], f"spread_{name}": spreads[k]}
     return {
         "seed": config.seed,
         "images": len(chosen),
+        "empty_share": float(np.mean(evaluator.positives == 0)),
         "steps": optimiser_steps(config),
         "AP_exits": {name: evaluator.of_exit(k) for k, name in enumerate(EXIT_NAMES)},
         **evaluator.scores(chosen),
         "exit_shares": dict(zip(EXIT_NAMES, taken.mean(0).tolist(), strict=True)),
-        "confidence_mean": dict(zip(EXIT_NAMES, mean, strict=True)),
+        "confidence_mean": dict(zip(EXIT_NAMES, c.mean(0).tolist(), strict=True)),
         "confidence_std": {name: float(c[:, k].std()) for k, name in enumerate(EXIT_NAMES)},
-        "samples": {
-            "AP_full": ap[:, 0].tolist(),
-            "AP": ap[:, 1].tolist(),
-            "largest_share": shares.max(1).tolist(),
-            "spread": _weighted_std(c[:, 0], weights).tolist(),
-        },
+        "samples": {key: values.tolist() for key, values in samples.items()},
     }
 
 
@@ -182,9 +191,9 @@ def summarise(runs: Sequence[dict], draws: int = 2000) -> list[dict]:
         draws: of the two-stage bootstrap.
 
     Returns:
-        Rows of ``variant``, ``seeds`` (the values of each), for ``AP_full``, ``AP``,
-        ``largest_share`` and ``spread`` the mean, ``_interval`` and, for the two APs,
-        ``_minus_working`` with its interval; ``destroys_detection``: the interval of full's AP
+        Rows of ``variant``, ``seeds`` (the values of each), for every key of :func:`_values` the mean,
+        ``_interval`` and, for APs, ``_minus_working`` with its interval; ``destroys_detection``: the interval of full's
+        AP
         ends below a tenth of the working AP; ``all_or_nothing``: with every seed 95 % of the
         images take one exit.
     """
@@ -200,7 +209,7 @@ def summarise(runs: Sequence[dict], draws: int = 2000) -> list[dict]:
         size = min(len(by_seed[s]["samples"]["AP"]) for s in seeds)
         picked = rng.integers(0, len(seeds), (draws, len(seeds))), rng.integers(0, size, (draws, 1))
         row = {"variant": name, "seeds": {str(s): _values(by_seed[s]) for s in seeds}}
-        for key in ("AP_full", "AP", "largest_share", "spread"):
+        for key in row["seeds"][str(seeds[0])]:
             mine, base = (np.array([r[s]["samples"][key] for s in seeds])[picked].mean(1) for r in (by_seed, working))
             row[key] = float(np.mean([value[key] for value in row["seeds"].values()]))
             row[f"{key}_interval"] = interval(mine)
@@ -215,22 +224,71 @@ def summarise(runs: Sequence[dict], draws: int = 2000) -> list[dict]:
 
 
 def _values(run: Mapping) -> dict[str, float]:
-    """What one seed measured."""
-    return {
-        "AP_full": run["AP_exits"]["full"],
+    """What one seed measured: the routed AP, the share of the largest exit, the spread of exit1's confidence over
+    images (its standard deviation), and ``AP_``, ``share_`` and ``spread_`` of each exit."""
+    values = {
         "AP": run["AP"],
         "largest_share": max(run["exit_shares"].values()),
         "spread": run["confidence_std"]["exit1"],
     }
+    for kind, key in (("AP", "AP_exits"), ("share", "exit_shares"), ("spread", "confidence_std")):
+        values |= {f"{kind}_{name}": run[key][name] for name in EXIT_NAMES}
+    return values
 
 
 def answer(rows: Sequence[Mapping]) -> str:
-    """The two questions of the study in one line each."""
+    """The two questions of the ablation in one line each."""
     lost = [row["variant"] for row in rows if row["destroys_detection"]]
     stuck = [row["variant"] for row in rows if row["all_or_nothing"]]
     return (
         f"Alone destroys detection: {'; '.join(lost) or 'none'}.\n"
         f"Alone makes the routing all or nothing: {'; '.join(stuck) or 'none'}."
+    )
+
+
+def improves(rows: Sequence[Mapping]) -> str:
+    """Which defects alone make full better, the whole interval of the difference above 0, or that none does."""
+    better = [row for row in rows[1:] if row["AP_full_minus_working_interval"][0] > 0]
+    texts = (
+        "{variant} by {AP_full_minus_working:.3f} ({0:.3f} to {1:.3f})".format(
+            *row["AP_full_minus_working_interval"], **row
+        )
+        for row in better
+    )
+    return f"Alone improves full's AP: {'; '.join(texts) or 'none'}."
+
+
+def repairs(rows: Sequence[Mapping]) -> str:
+    """What the ladder shows, rung by rung: where it is still all or nothing, and where full detects."""
+    stuck = [row["variant"] for row in rows if row["all_or_nothing"]]
+    free = [row["variant"] for row in rows if not row["all_or_nothing"]]
+    # a hundredth of an AP: what the recorded switches give is below
+    detects = [row["variant"] for row in rows if row["AP_full_interval"][0] > 0.01]
+    seeds = len(rows[0]["seeds"])
+    return (
+        f"95 % of the images take one exit with every seed, of {seeds}: {', '.join(stuck) or 'none'}. "
+        f"They divide: {', '.join(free) or 'none'}. Full detects: {', '.join(detects) or 'none'}."
+    )
+
+
+def headline(ladder_rows: Sequence[Mapping], ablation_rows: Sequence[Mapping]) -> str:
+    """What both studies together support on the layout of the class loss, which the record's routing is blamed on.
+
+    Args:
+        ladder_rows: of :func:`summarise`, with a rung ``layout``.
+        ablation_rows: of :func:`summarise`, with numbers of defects in brackets.
+    """
+    rung = next((row for row in ladder_rows if row["variant"] == "layout"), None)
+    alone = [row["variant"] for row in ablation_rows if row["all_or_nothing"]]
+    sufficient = any(name.startswith("class layout") for name in alone)
+    others = [name for name in alone if not name.startswith("class layout")]
+    first = f"The layout of the class loss alone {'is' if sufficient else 'is not'} sufficient for all or nothing"
+    if rung is None:
+        return f"{first}; so are, each alone: {'; '.join(others) or 'no others'}."
+    enough = "is not enough" if rung["all_or_nothing"] else "is enough for images to divide"
+    return (
+        f"{first}; repairing it alone {enough} (largest share {rung['largest_share']:.2f}). Not necessary either: each "
+        f"alone makes the routing all or nothing, too: {'; '.join(others) or 'no others'}."
     )
 
 
@@ -258,6 +316,22 @@ def ablation_table(rows: Sequence[Mapping]) -> pd.DataFrame:
             "destroys detection": "yes" if row["destroys_detection"] else "",
             "all or nothing": "yes" if row["all_or_nothing"] else "",
         })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def ladder_means(rows: Sequence[Mapping]) -> pd.DataFrame:
+    """The ladder of repairs, a line a rung: means over seeds, and 95 % intervals over seeds and scenes.
+
+    Args:
+        rows: of :func:`summarise`.
+    """
+    lines = []
+    for row in rows:
+        line = {"repaired": row["variant"]} | {f"{name} %": f"{100 * row[f'share_{name}']:.0f}" for name in EXIT_NAMES}
+        for title, key in (("std c1", "spread_exit1"), ("AP full", "AP_full")):
+            low, high = row[f"{key}_interval"]
+            line |= {title: f"{row[key]:.3f}", f"{title}, 95 %": f"{low:.3f} to {high:.3f}"}
+        lines.append(line)
     return pd.DataFrame(lines)
 
 

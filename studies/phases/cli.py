@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 
-from eelib.files import InputError, look_up
+from eelib.files import InputError, look_up, write_json
 from eelib.options import Json, Set, Share
 
 app = App("phases", help="The nine recorded phases: check, train, validate, ablate.")
@@ -39,34 +39,47 @@ def preflight(config: Path, /, *, images: PositiveInt = 24, as_json: Json = Fals
 
 
 @app.command
-def train(config: Path, /, *, runs: Path = Path("runs"), set_: Set = None) -> None:
+def train(
+    config: Path, /, *, profile: str = "", runs: Path = Path("runs"), reports: Path | None = None,
+    weights: Path | None = None, set_: Set = None,
+) -> None:  # fmt: skip
     """Train a phase as its switches say, or go on with it, and measure it on test.
+
+    Example: eelib phases train params/phase_1_7.yaml --profile serious --reports runs/reports
 
     Args:
         config: parameter file of a phase (YAML).
-        runs: folder of the trained phases.
+        profile: of params/profiles.yaml, such as serious.
+        runs: folder of the trained phases; a profile has a folder of its own in it.
+        reports: folder of reports that gets what was measured, and the curves by epoch.
+        weights: file that gets the branches in half precision, small enough to ship; the trunk is the start's.
         set_: KEY=VALUE in place of a value of the file; may be given often.
     """
     from eelib.config import read_settings, resolve
-    from studies.phases.config import load
+    from studies.phases.config import load, profile_changes
 
-    settings = load(config, read_settings(set_ or ()))
+    settings = load(config, profile_changes(config.stem, profile) | read_settings(set_ or ()))
     if (start := settings.model.start) and not resolve(start).is_file():
         raise InputError(f"{config}: key 'model.start' is '{start}': no such checkpoint")
     from studies.phases.scorecard import summarise
-    from studies.phases.trainer import run_folder, train_phase
+    from studies.phases.trainer import run_folder, ship, train_phase
+    from studies.phases.verdicts import publish_run
 
-    out = run_folder(settings, runs)
+    out = run_folder(settings, runs / profile)
     trained = train_phase(settings, out, resume=True, log=lambda line: print(line, flush=True))
     summary = summarise(settings, trained["detector"], trained["history"], out)
+    if reports:
+        publish_run(settings, summary, out, reports, profile)
+    if weights:
+        ship(trained["detector"], settings, weights)
     shares = ", ".join(f"{name} {share:.3f}" for name, share in summary["exit_shares"].items())
     print(f"phase {settings.phase}: images leave at {shares}; AP {summary['AP']:.3f} on test; {out}")
 
 
 @app.command
 def validate(
-    phase: str | None = None, /, *, compute_map: bool = False, score: Share = 0.5, runs: Path = Path("runs"),
-    as_json: Json = False,
+    phase: str | None = None, /, *, all_: Annotated[bool, Parameter("--all", negative="")] = False,
+    compute_map: bool = False, score: Share = 0.5, runs: Path = Path("runs"), as_json: Json = False,
 ) -> None:  # fmt: skip
     """The record's open question about trained phases: AP on test, and the record's decision.
 
@@ -74,11 +87,15 @@ def validate(
 
     Args:
         phase: one with a file in params/, such as 1.4; by default all.
-        compute_map: run the detector on test now; otherwise the summary of its training is read.
+        all_: all phases, said aloud.
+        compute_map: run the detector on test now, in a clone the shipped one of 1.4; otherwise what its training
+            measured is read, in a clone from reports/.
         score: least score for precision and recall.
         runs: folder of the trained phases.
         as_json: one JSON object (of one phase) or list for machines.
     """
+    if phase and all_:
+        raise InputError(f"phase {phase} --all: expected a phase or --all")
     params = look_up("params")
     paths = [params / f"phase_{phase.replace('.', '_')}.yaml"] if phase else sorted(params.glob("phase_1_*.yaml"))
     from studies.phases.config import load
@@ -94,7 +111,7 @@ def validate(
             print(
                 "phase {phase} on {split}: AP {AP:.3f}, AP50 {AP50:.3f}; at score {score} precision {precision:.3f}, "
                 "recall {recall:.3f}, {detections_per_image:.1f} detections per image. "
-                "Decision: {decision}.".format(**answers[-1]),
+                "Decision: {decision}. From {source}.".format(**answers[-1]),
                 flush=True,
             )
     if as_json:
@@ -102,12 +119,13 @@ def validate(
 
 
 @app.command
-def ablate(params: Path, /, *, part: Annotated[str, Parameter("--part")] = "1/1") -> None:
-    """Train and measure an ablation, or a part of it; notebook 05e_ablation reads what is there.
+def ablate(params: Path, /, *, part: Annotated[str, Parameter("--part")] = "1/1", reports: Path | None = None) -> None:
+    """Train and measure an ablation, or a part of it; notebook 05e_ablation reads what it writes.
 
     Args:
-        params: parameter file of 05e_ablation (YAML).
+        params: parameter file of an ablation (YAML), such as params/ablation.yaml.
         part: K/N, the K-th of N parts, to run side by side.
+        reports: folder of reports that gets metrics/ablation.json, of all parts.
     """
     from eelib.config import ConfigError, read_yaml, resolve
 
@@ -120,6 +138,12 @@ def ablate(params: Path, /, *, part: Annotated[str, Parameter("--part")] = "1/1"
             raise ConfigError(f"{params}: key '{key}' is missing; expected the parameter file of an ablation")
     from studies.phases import ablation
 
+    def log(line: str) -> None:
+        print(line, flush=True)
+
     jobs = ablation.jobs_of(resolve(values["base"]), values["variants"], values["common"], values["seeds"])
     for job in jobs[int(first) - 1 :: int(parts)]:
-        ablation.run_job(job, resolve(values["runs"]), values["resamples"], log=lambda line: print(line, flush=True))
+        ablation.run_job(job, resolve(values["runs"]), values["resamples"], log=log)
+    if reports:
+        content = ablation.study(values, log)
+        write_json(reports / "metrics" / "ablation.json", content | {"answer": ablation.answer(content["variants"])})

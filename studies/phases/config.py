@@ -9,7 +9,17 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from eelib.config import NOTEBOOK_KEYS, ConfigError, Group, OptimConfig, SplitFiles, override, read_yaml, validate
+from eelib.config import (
+    NOTEBOOK_KEYS,
+    ConfigError,
+    Group,
+    OptimConfig,
+    SplitFiles,
+    override,
+    read_yaml,
+    resolve,
+    validate,
+)
 
 EXIT_NAMES = ("exit1", "exit2", "full")  # of every phase, in the order in which they are computed
 
@@ -250,3 +260,21 @@ def load(path: Path | str, settings: dict[str, object] | None = None) -> PhaseCo
     """Read and validate a phase's parameter file; dotted keys of ``settings`` replace values of the file."""
     values = {key: value for key, value in read_yaml(path).items() if key not in NOTEBOOK_KEYS}
     return parse(override(values, settings or {}), str(path))
+
+
+def profile_changes(phase: str, profile: str) -> dict[str, object]:
+    """What a profile of ``params/profiles.yaml`` changes of a phase, dotted keys to values; nothing without a profile.
+
+    Args:
+        phase: name of its file, ``"phase_1_4"``.
+        profile: ``"serious"`` or ``"clamped"``.
+
+    Raises:
+        ConfigError: no such profile, or it has no such phase.
+    """
+    source = resolve("params") / "profiles.yaml"
+    profiles = {"": {phase: {}}} | read_yaml(source)
+    if phase not in profiles.get(profile, {}):
+        known = ", ".join(f"'{name} {key}'" for name, phases in profiles.items() if name for key in phases)
+        raise ConfigError(f"{source}: no profile '{profile}' of '{phase}'; expected one of {known}")
+    return profiles[profile][phase]

@@ -57,48 +57,53 @@ def _stacked_shares(axis, shares: pd.DataFrame, **style) -> None:
 
 
 def shares_beside_record(phases: Sequence[Mapping]) -> Figure:
-    """Exit shares of each phase: the record (left, pale) beside the first seed (right).
+    """Exit shares of each phase: the record (left, pale), our short run of the first seed, and the serious one (right).
 
     Args:
         phases: entries of ``phases.json``.
     """
-    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.6))
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.8))
     names = [phase["phase"].replace("_", "\n") for phase in phases]
+    untrained = dict.fromkeys(EXIT_COLOURS, 0.0)
     # a bar of position 0.5 is centred on its tick
     for shares, position, alpha in (
-        ([phase["recorded"]["exit_shares"] for phase in phases], 1.06, 0.45),
-        ([phase["runs"][0]["exit_shares"] for phase in phases], -0.06, 1.0),
+        ([phase["recorded"]["exit_shares"] for phase in phases], 1.65, 0.4),
+        ([phase["runs"][0]["exit_shares"] for phase in phases], 0.5, 1.0),
+        ([phase["serious"]["exit_shares"] if phase["serious"] else untrained for phase in phases], -0.65, 1.0),
     ):
-        _stacked_shares(axis, pd.DataFrame(shares, names), width=0.36, position=position, alpha=alpha)
+        _stacked_shares(axis, pd.DataFrame(shares, names), width=0.26, position=position, alpha=alpha)
     axis.set_xlim(-0.6, len(phases) - 0.4)
-    axis.set_xlabel("phase (left: record, right: ours)")
+    axis.set_xlabel("phase (left: record; middle: 320 steps; right: serious, where trained)")
     axis.set_ylabel("share of the images")
     return figure
 
 
+def _interval(axis, x: float, row: Mapping, key: str, colour: str) -> None:
+    """Mean over seeds, 95 % interval over seeds and scenes, and the single seeds as small dots."""
+    axis.plot([x, x], row[f"{key}_interval"], color=colour, linewidth=1.4, solid_capstyle="butt")
+    axis.scatter(x, row[key], color=colour, s=20, zorder=4)
+    axis.scatter([x] * len(row["seeds"]), [seed[key] for seed in row["seeds"].values()], color=colour, s=4, zorder=3)
+
+
 def causal_ladder(rows: Sequence[Mapping]) -> Figure:
-    """What each repair does: exit shares, spread of exit1's confidence over images, AP of the full exit.
+    """What each repair does at every exit: share of the images, spread of the confidence over images, AP.
 
     Args:
-        rows: ``variant``, ``seed``, ``exit_shares``, ``confidence_std`` and ``AP_exits`` of each run;
-            bars are means over seeds, dots are single seeds.
+        rows: of :func:`studies.phases.ablation.summarise`; a bar is the 95 % interval over seeds and scenes.
     """
-    frame = pd.DataFrame(rows)
-    position, names = pd.factorize(frame["variant"])
-    shares, spread, ap = (pd.DataFrame(frame[key].tolist()) for key in ("exit_shares", "confidence_std", "AP_exits"))
-    figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(TEXT_WIDTH_IN, 5.4), sharex=True)
-    _stacked_shares(top, shares.groupby(position).mean(), width=0.6)
-    ap.groupby(position).mean().plot.bar(width=0.54, color=EXIT_COLOURS, ax=bottom, rot=0, legend=False)
-    for k, (name, colour) in enumerate(EXIT_COLOURS.items()):
-        x = position + 0.18 * (k - 1)
-        middle.scatter(x, spread[name], color=colour, s=22, zorder=3)
-        bottom.scatter(x, ap[name], color="black", s=5, zorder=3)
-    top.set_ylabel("share of images")
-    middle.set_yscale("log")
-    middle.grid(axis="y", color="0.9")
-    middle.set_ylabel("spread of confidence\nover images (std)")
-    bottom.set_ylabel("AP on test")
-    bottom.set_xticks(range(len(names)), [name.replace(" + ", "\n+ ") for name in names])
+    figure, axes = plt.subplots(3, 1, figsize=(TEXT_WIDTH_IN, 5.6), sharex=True)
+    labels = ("share of the images", "spread of the confidence\nover images (std)", "AP on test")
+    for axis, kind, label in zip(axes, ("share", "spread", "AP"), labels, strict=True):
+        for x, row in enumerate(rows):
+            for k, (name, colour) in enumerate(EXIT_COLOURS.items()):
+                _interval(axis, x + 0.2 * (k - 1), row, f"{kind}_{name}", colour)
+        axis.set_ylabel(label)
+        axis.grid(axis="y", color="0.93", linewidth=0.6)
+        axis.set_axisbelow(True)
+    axes[1].set_yscale("log")
+    axes[2].set_xticks(range(len(rows)), [row["variant"].replace(" + ", "\n+ ") for row in rows])
+    handles = [Line2D([], [], color=colour, marker="o", markersize=4, label=n) for n, colour in EXIT_COLOURS.items()]
+    figure.legend(handles=handles, ncols=3, loc="outside upper center")
     return figure
 
 
@@ -109,9 +114,9 @@ def ablation_dots(rows: Sequence[Mapping]) -> Figure:
         rows: of :func:`studies.phases.ablation.summarise`, the working configuration first; a bar is the
             95 % interval, a small dot one seed, the vertical line the working configuration.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH_IN, 0.185 * len(rows) + 0.8), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH_IN, 0.185 * len(rows) + 1.0), sharey=True)
     panels = (
-        ("AP_full", "AP of full on test", "destroys_detection"),
+        ("AP_full", "AP of full", "destroys_detection"),
         ("largest_share", "share of the\nlargest exit", "all_or_nothing"),
         ("spread", "spread of exit1's\nconfidence (std)", "all_or_nothing"),
     )
@@ -130,6 +135,9 @@ def ablation_dots(rows: Sequence[Mapping]) -> Figure:
     axes[2].set_xlim(left=0)
     axes[0].set_yticks(range(len(rows)), [row["variant"] for row in rows], fontsize=7)
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    handles = [Line2D([], [], color=colour, marker="o", markersize=4) for colour in (OURS_COLOUR, ALARM_COLOUR)]
+    said = ["mean, three seeds, 95 % interval", "destroys detection (left), makes all or nothing (middle, right)"]
+    figure.legend(handles, said, ncols=2, loc="outside upper right", fontsize=7.5)
     return figure
 
 

@@ -1,7 +1,7 @@
 """What the switches of a phase predict, checked against a run: no phase is named, its switches decide.
 
-Each check looks at the configuration, and says nothing when its switches are absent. Otherwise it
-returns ``prediction`` (a sentence), ``predicted`` and ``measured`` (values by name) and ``holds``.
+A check is a sentence and numbers, each with the interval that the prediction leaves it; it holds where every number
+lies inside. Each check looks at the configuration, and says nothing when its switches are absent.
 """
 
 import math
@@ -14,7 +14,13 @@ from studies.phases.config import EXIT_NAMES, PhaseConfig
 from studies.phases.loss import first_exit_of_groups, scheduled_thresholds
 
 EARLY = EXIT_NAMES[:2]
-SHARE_TOLERANCE = 0.05  # of an exit share, before a difference from the record is explained
+SHARE_TOLERANCE = 0.05  # of an exit share, before it counts as another than the recorded one
+CONFIDENCE_BAND = 0.05  # around the confidence that the mean probability alone gives; beside the record as well
+TEMPERATURE_BAND = 0.1  # share of the recorded temperature
+RATE_BAND, GAP_BAND = 0.02, 0.005  # around 1.6's soft rates, and confidence minus threshold
+RUNAWAY = 10.0  # T1 that counts as run away: three times the later clamp; the record has 24.56
+STANDARD_ERRORS = 4.0  # of a drawn rate
+FACTOR_BAND = 0.01  # share of the gate's factor
 
 
 def check_mechanisms(config: PhaseConfig, run: dict, history: list[dict]) -> list[dict]:
@@ -33,8 +39,22 @@ def check_mechanisms(config: PhaseConfig, run: dict, history: list[dict]) -> lis
     return [result for result in results if result is not None]
 
 
-def _result(prediction: str, predicted: dict, measured: dict, holds: bool) -> dict:
-    return {"prediction": prediction, "predicted": predicted, "measured": measured, "holds": bool(holds)}
+def _result(
+    prediction: str, expected: dict[str, tuple[float, float]], measured: dict[str, float | None], otherwise: str
+) -> dict:
+    """A check; ``otherwise`` is the reason that stands beside numbers outside their interval."""
+    result = {"prediction": prediction, "predicted": {k: list(v) for k, v in expected.items()}, "measured": measured}
+    return result | {"otherwise": otherwise, "holds": all(inside(result, key) for key in expected)}
+
+
+def inside(check: dict, key: str) -> bool:
+    """Whether a number of a check lies in its predicted interval; what never happened lies in none."""
+    value, (low, high) = check["measured"][key], check["predicted"][key]
+    return value is not None and low <= value <= high
+
+
+def _around(value: float, band: float) -> tuple[float, float]:
+    return value - band, value + band
 
 
 def _distribution_on(config: PhaseConfig, kind: str) -> bool:
@@ -45,9 +65,11 @@ def _unmoved_thresholds(config: PhaseConfig, run: dict, history: list[dict]) -> 
     """The record, section B.5: a comparison has no derivative."""
     if config.thresholds.kind != "parameter" or not _distribution_on(config, "hard"):
         return None
-    start = {name: float(torch.tensor(getattr(config.thresholds, name))) for name in EARLY}
+    start = {f"threshold_{name}": float(torch.tensor(getattr(config.thresholds, name))) for name in EARLY}
     text = "No gradient reaches a threshold behind a comparison: both end on the float32 of their start."
-    return _result(text, start, run["thresholds"], run["thresholds"] == start)
+    measured = {f"threshold_{name}": run["thresholds"][name] for name in EARLY}
+    expected = {key: (value, value) for key, value in start.items()}
+    return _result(text, expected, measured, "Something else than a gradient moved a threshold.")
 
 
 def _soft_optimum(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
@@ -55,17 +77,16 @@ def _soft_optimum(config: PhaseConfig, run: dict, history: list[dict]) -> dict |
     if config.thresholds.kind != "parameter" or not _distribution_on(config, "soft"):
         return None
     slope, (r1, r2), last = config.loss.exit_slope[1], config.loss.exit_targets, history[-1]
-    gaps = [math.log(r / (1 - r)) / slope for r in (r1, r2 / (1 - r1))]
-    predicted = {"soft_exit1": r1, "soft_exit2": r2, "hard_exit1": 0.0, "hard_exit2": 0.0}
-    measured = {key: run["train_rates"][key] for key in predicted}
-    holds = all(
-        abs(measured[f"soft_{n}"] - r) < 0.02 and measured[f"hard_{n}"] < 0.05
-        for n, r in zip(EARLY, (r1, r2), strict=True)
-    )
-    predicted |= {f"gap_{name}": gap for name, gap in zip(EARLY, gaps, strict=True)}
-    measured |= {f"gap_{n}": last[f"confidence_{n}"] - last[f"threshold_{n}"] for n in EARLY}
+    expected, measured = {}, {}
+    for name, rate, share in zip(EARLY, (r1, r2), (r1, r2 / (1 - r1)), strict=True):
+        expected[f"soft_rate_{name}"] = _around(rate, RATE_BAND)
+        expected[f"confidence_minus_threshold_{name}"] = _around(math.log(share / (1 - share)) / slope, GAP_BAND)
+        expected[f"hard_rate_{name}"] = (0.0, 0.0)
+        measured |= {f"{kind}_rate_{name}": run["train_rates"][f"{kind}_{name}"] for kind in ("soft", "hard")}
+        measured[f"confidence_minus_threshold_{name}"] = last[f"confidence_{name}"] - last[f"threshold_{name}"]
     text = "Soft rates reach their targets while every image stays below its threshold: hard rates are 0."
-    return _result(text, predicted, measured, holds)
+    why = "The confidence of single batches still varies by more than its distance from the threshold."
+    return _result(text, expected, measured, why)
 
 
 def _tautology(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
@@ -77,23 +98,25 @@ def _tautology(config: PhaseConfig, run: dict, history: list[dict]) -> dict | No
         return None
     measured = min([row["val_share_exit1"] for row in history] + [run["exit_shares"]["exit1"]])
     text = f"The rule cannot give less than {least:.4g}, no threshold exceeds {highest:.4g}: all images leave at exit1."
-    return _result(text, {"least_exit1_share": 1.0}, {"least_exit1_share": measured}, measured == 1.0)
+    why = "The rule or the schedule is not the recorded one."
+    return _result(text, {"least_share_exit1": (1.0, 1.0)}, {"least_share_exit1": measured}, why)
 
 
 def _shut_gate(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
     """The record, section B.8: an absorbing state."""
     if config.confidence.gate != "hard_count":
         return None
-    measured, holds = {}, True
+    expected, measured = {}, {}
     for name in EARLY:
         shut = [row[f"confidence_{name}"] == 0 for row in history]  # in training mode: where the gradient flows
         first = shut.index(True) if any(shut) else None
-        reopened = 0 if first is None else shut[first:].count(False)
-        measured |= {f"shut_from_epoch_{name}": None if first is None else first + 1, f"reopened_{name}": reopened}
-        holds = holds and first is not None and reopened == 0
-    predicted = {f"reopened_{name}": 0 for name in EARLY}
+        expected |= {f"shut_from_epoch_{name}": (1, len(history)), f"epochs_open_afterwards_{name}": (0, 0)}
+        measured[f"shut_from_epoch_{name}"] = None if first is None else first + 1
+        measured[f"epochs_open_afterwards_{name}"] = shut[first or 0 :].count(False)
     text = "The gate shuts at both exits; it multiplies the gradient by 0 too, so it never opens again."
-    return _result(text, predicted, measured, holds)
+    rule, p = config.confidence, run["probability_mean"]["exit1"]
+    why = f"In some batches {rule.min_count} boxes or more stay above {rule.cut}; the mean probability is {p:.3f}."
+    return _result(text, expected, measured, why)
 
 
 def _gate_factor(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
@@ -102,10 +125,12 @@ def _gate_factor(config: PhaseConfig, run: dict, history: list[dict]) -> dict | 
     if rule.gate != "sigmoid_of_count":
         return None
     factor = 1 / (1 + math.exp(rule.gate_slope * rule.min_count))
-    measured = {f"factor_{n}": run["confidence_mean"][n] / run["probability_mean"][n] for n in EARLY}
-    holds = all(abs(value / factor - 1) < 0.01 for value in measured.values())
+    measured = {f"gate_factor_{n}": run["confidence_mean"][n] / run["probability_mean"][n] for n in EARLY}
     text = f"No box is above {rule.cut}: the confidence is the mean probability times {factor:.5f}, the gate at 0."
-    return _result(text, {key: factor for key in measured}, measured, holds)
+    expected = {key: _around(factor, FACTOR_BAND * factor) for key in measured}
+    return _result(
+        text, expected, measured, f"More than {rule.min_count} boxes are above {rule.cut}: the gate is open."
+    )
 
 
 def _untrained_warm_up(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
@@ -114,15 +139,14 @@ def _untrained_warm_up(config: PhaseConfig, run: dict, history: list[dict]) -> d
     epochs = next((e for e, factor in enumerate(factors) if factor), len(factors))
     if not epochs or config.temperature.clamp == "parameter" or epochs > len(history):
         return None
-    expected, steps = config.temperature.start[0], run["steps"] // optim.epochs
+    value, steps = config.temperature.start[0], run["steps"] // optim.epochs
     for epoch in range(epochs):
         lr = config.temperature.lr * learning_rate_factor(epoch, optim.epochs, 0, 0.0)
-        expected *= (1 - lr * config.temperature.weight_decay) ** steps
-    measured = {"temperature_exit1": history[epochs - 1]["temperature_exit1"]}
-    measured["exit1_share_by_epoch"] = [row["val_share_exit1"] for row in history[: epochs + 1]]
+        value *= (1 - lr * config.temperature.weight_decay) ** steps
+    key = f"temperature_exit1_after_{epochs}_epochs"
     text = f"For {epochs} epochs untrained exits are routed, and T1 moves by weight decay alone."
-    holds = abs(measured["temperature_exit1"] - expected) < 2e-5
-    return _result(text, {"temperature_exit1": expected}, measured, holds)
+    measured = {key: history[epochs - 1]["temperature_exit1"]}
+    return _result(text, {key: _around(value, 2e-5)}, measured, "A routing loss moved it.")
 
 
 def _column_pairs(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
@@ -130,13 +154,11 @@ def _column_pairs(config: PhaseConfig, run: dict, history: list[dict]) -> dict |
     targets = config.targets
     if (targets.assignment, targets.class_layout, config.confidence.rule) != ("background", "column_pairs", "entropy"):
         return None
-    first, last = history[0]["loss_full"], history[-1]["loss_full"]
-    measured = {"full_loss_first": first, "full_loss_last": last, "confidence_full": run["confidence_mean"]["full"]}
-    measured["full_share"] = run["exit_shares"]["full"]
-    predicted = {"full_loss_last": 0.0, "confidence_full": 0.0, "full_share": 1.0}
-    holds = last < 0.1 * math.log(2) and measured["confidence_full"] < 0.1 and measured["full_share"] == 1.0
+    measured = {"loss_full": history[-1]["loss_full"], "confidence_full": run["confidence_mean"]["full"]}
+    measured["share_full"] = run["exit_shares"]["full"]
+    expected = {"loss_full": (0.0, 0.1 * math.log(2)), "confidence_full": (0.0, 0.1), "share_full": (1.0, 1.0)}
     text = "The class loss goes to 0 on column pairs, the confidence on channel pairs stays near 0: nobody leaves."
-    return _result(text, predicted, measured, holds)
+    return _result(text, expected, measured, "The class loss has not learnt to count columns yet.")
 
 
 def _uniform_field(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
@@ -146,12 +168,12 @@ def _uniform_field(config: PhaseConfig, run: dict, history: list[dict]) -> dict 
     p = torch.tensor([[run["probability_mean"][name]] * 2400 for name in EXIT_NAMES])
     c = confidence(p, config.confidence)
     chosen = EXIT_NAMES[int(first_exit_of_groups(c[None], tuple(run["thresholds"].values())))]
-    predicted = {f"share_{chosen}": 1.0, "confidence_exit1": float(c[0]), "confidence_exit2": float(c[1])}
-    measured = {f"share_{chosen}": run["exit_shares"][chosen]}
-    measured |= {f"confidence_{n}": run["confidence_mean"][n] for n in EARLY}
-    measured |= {f"confidence_std_{n}": run["confidence_std"][n] for n in EARLY}
+    expected = {f"confidence_{n}": _around(float(v), CONFIDENCE_BAND) for n, v in zip(EARLY, c, strict=False)}
+    measured = {f"confidence_{n}": run["confidence_mean"][n] for n in EARLY}
     text = f"The mean probability alone, put through the rule, decides for all images: they take {chosen}."
-    return _result(text, predicted, measured, measured[f"share_{chosen}"] >= 0.99)
+    share = {f"share_{chosen}": run["exit_shares"][chosen]}
+    why = "The boxes' probabilities are not one number here: those above the cut have another mean than all."
+    return _result(text, {f"share_{chosen}": (0.99, 1.0)} | expected, share | measured, why)
 
 
 def _logistic_rate(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
@@ -162,66 +184,123 @@ def _logistic_rate(config: PhaseConfig, run: dict, history: list[dict]) -> dict 
     drawn = sum(row["rate_exit1"] for row in history) / len(history)
     draws = run["steps"] * config.optim.batch_size
     error = max(math.sqrt(expected * (1 - expected) / draws), 1 / draws)
-    measured = {"rate_exit1": drawn, "standard_errors": abs(drawn - expected) / error}
     text = "Drawn exit rates follow the logistic of 20 (confidence - threshold), over all draws of the training."
-    return _result(text, {"rate_exit1": expected}, measured, measured["standard_errors"] < 4)
+    band = {"rate_exit1": _around(expected, STANDARD_ERRORS * error)}
+    return _result(text, band, {"rate_exit1": drawn}, "The draws are not the logistic's.")
 
 
 def _runaway_temperature(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
     """The record, section B.7: the wanted rate is out of reach, so T1 grows as far as Adam's steps carry it."""
     if not _distribution_on(config, "gumbel") or config.confidence.rule not in ("mean_max", "split_max"):
         return None
-    epochs = config.optim.epochs
-    factors = [learning_rate_factor(e, epochs, 0, 0.0) for e in range(epochs)]
-    budget = config.temperature.lr * run["steps"] / epochs * sum(factors)
+    most = config.temperature.start[0] + temperature_budget(config, run)
+    text = f"The wanted rate is out of the rule's reach: T1 runs away, bounded by Adam's {run['steps']:,} steps."
+    expected, why = (
+        (RUNAWAY, most),
+        f"{run['steps']:,} steps carry it to {most:.3g} at most, each of them full and upwards.",
+    )
+    if config.temperature.clamp != "none":
+        bound = config.temperature.bounds[1]
+        text = f"The wanted rate is out of the rule's reach: T1 rises until the clamp holds it at {bound}."
+        expected = _around(bound, 1e-6)
     path = [row["temperature_exit1"] for row in history]
     late = path[len(path) // 2 :]
-    measured = {"temperature_exit1_first": path[0], "temperature_exit1_last": path[-1]}
-    measured["rises_late"] = all(b >= a for a, b in zip(late, late[1:], strict=False))
-    holds = measured["rises_late"] and path[-1] > config.temperature.start[0]
-    predicted = {"temperature_exit1_above": config.temperature.start[0], "temperature_exit1_at_most": path[0] + budget}
-    text = f"The wanted rate is out of the rule's reach: T1 rises to the end, bounded by Adam's {run['steps']:,} steps."
-    return _result(text, predicted, measured, holds)
+    measured = {
+        "temperature_exit1": path[-1],
+        "epochs_falling_late": sum(b < a for a, b in zip(late, late[1:], strict=False)),
+    }
+    return _result(text, {"temperature_exit1": expected, "epochs_falling_late": (0, 0)}, measured, why)
+
+
+def temperature_budget(config: PhaseConfig, run: dict) -> float:
+    """How far Adam's steps can carry a temperature in a whole training, about: the sum of its learning rates."""
+    epochs = config.optim.epochs
+    factors = [learning_rate_factor(epoch, epochs, 0, 0.0) for epoch in range(epochs)]
+    return config.temperature.lr * run["steps"] / epochs * sum(factors)
+
+
+def agrees(run: dict, recorded: dict) -> bool | None:
+    """Whether every exit share is within five points of the recorded one; None where nothing is on record."""
+    if not recorded:
+        return None
+    return all(abs(run["exit_shares"][n] - recorded["exit_shares"][n]) <= SHARE_TOLERANCE for n in EXIT_NAMES)
 
 
 def explain_difference(config: PhaseConfig, run: dict, recorded: dict) -> str | None:
-    """Why our exit shares are not the recorded ones, in numbers; None where they agree within 5 points."""
+    """Which of our numbers are not the recorded ones, and why; None where all of them agree.
+
+    Shares agree within five points, confidences within 0.05, temperatures within a tenth.
+    """
     if not recorded:
         return None
-    shares = {name: recorded["exit_shares"][name] for name in EXIT_NAMES}
-    if all(abs(run["exit_shares"][n] - s) <= SHARE_TOLERANCE for n, s in shares.items()):
+    parts = []
+    if not agrees(run, recorded):
+        shares = ((n, run["exit_shares"][n], recorded["exit_shares"][n]) for n in EXIT_NAMES)
+        parts.append("exit shares " + ", ".join(f"{n} {ours:.0%} (recorded {old:.0%})" for n, ours, old in shares))
+    for word, key, ours, band in (
+        ("confidence", "confidence", run["confidence_mean"], lambda old: CONFIDENCE_BAND),
+        ("temperature", "temperature", run["temperature"], lambda old: TEMPERATURE_BAND * old),
+    ):
+        pairs = [(n, ours[n], old) for n, old in recorded[key].items() if n in EARLY]
+        far = [f"{n} {new:.3g} (recorded {old:.3g})" for n, new, old in pairs if abs(new - old) > band(old)]
+        parts += [f"{word} {', '.join(far)}"] if far else []
+    if not parts:
         return None
-    parts = [f"{n} {run['exit_shares'][n]:.0%} (recorded {s:.0%})" for n, s in shares.items()]
-    lines = ["Exit shares differ: " + ", ".join(parts) + "."]
-    for name in EARLY:
-        c, spread, theta = run["confidence_mean"][name], run["confidence_std"][name], run["thresholds"][name]
-        side = "at or above" if c >= theta else "below"
-        old = recorded["confidence"][name]
-        old_side = "at or above" if old >= recorded["thresholds"][name] else "below"
-        lines.append(
-            f"{name}: confidence {c:.4f} (spread {spread:.2g}) is {side} its threshold {theta:.4f}; "
-            f"on record {old:.4f} was {old_side} {recorded['thresholds'][name]:.4f}."
-        )
+    lines = ["Ours differs: " + "; ".join(parts) + "."]
+    if not agrees(run, recorded):
+        levels = (f"{n} {run['confidence_mean'][n]:.4f} against {t:.4f}" for n, t in run["thresholds"].items())
+        lines.append(f"Confidences against thresholds at the end: {', '.join(levels)}.")
+    p = run["probability_mean"]["exit1"]
     lines.append(
-        f"The mean probability at exit1 is {run['probability_mean']['exit1']:.3f}. Nothing supervises this level, so "
-        f"it is where initial weights and drift leave it: {_budget(config, run)}."
+        f"Nothing supervises the level of a confidence: the mean probability, at exit1 {p:.3f}, is where initial "
+        f"weights and drift leave it. {_budget(config, run)}"
     )
     return " ".join(lines)
 
 
-def explain_unmet(config: PhaseConfig, run: dict, checks: list[dict]) -> str | None:
-    """Why predictions do not hold in this run, in numbers; None where all of them hold."""
-    unmet = [check for check in checks if not check["holds"]]
-    if not unmet:
-        return None
-    lines = [f"Not seen here: {check['prediction']} Measured: {check['measured']}." for check in unmet]
-    levels = ", ".join(f"{n} {run['confidence_mean'][n]:.4f} against {t:.4f}" for n, t in run["thresholds"].items())
-    lines.append(f"Confidences against thresholds at the end: {levels}; {_budget(config, run)}.")
-    return " ".join(lines)
+def explain_unmet(checks: list[dict]) -> str | None:
+    """Which predictions do not hold in a run, in numbers, and why; None where all of them hold."""
+    lines = []
+    for check in checks:
+        if not check["holds"]:
+            outside = [key for key in check["predicted"] if not inside(check, key)]
+            values = (f"{quantity(key)} {said(check, key)} where {wanted(check, key)} is predicted" for key in outside)
+            lines.append(f"Not seen here: {check['prediction']} Measured: {', '.join(values)}. {check['otherwise']}")
+    return " ".join(lines) or None
+
+
+def quantity(key: str) -> str:
+    """A measured key as words: ``confidence_exit1`` is "confidence of exit1"."""
+    name = next((name for name in EXIT_NAMES if key.endswith(f"_{name}")), None)
+    return f"{key.removesuffix(f'_{name}').replace('_', ' ')} of {name}" if name else key.replace("_", " ")
+
+
+def _digits(check: dict, key: str) -> int:
+    """Four, or as many as tell the ends of the interval apart."""
+    low, high = check["predicted"][key]
+    return next((d for d in range(4, 9) if low == high or f"{low:.{d}g}" != f"{high:.{d}g}"), 9)
+
+
+def said(check: dict, key: str) -> str:
+    """What was measured; "never" for what did not happen."""
+    value = check["measured"][key]
+    return "never" if value is None else f"{value:.{_digits(check, key)}g}"
+
+
+def wanted(check: dict, key: str) -> str:
+    """The predicted interval as words."""
+    low, high = check["predicted"][key]
+    if low > high:
+        return f"{low:.4g} or more"
+    digits = _digits(check, key)
+    return f"{low:.{digits}g}" if low == high else f"{low:.{digits}g} to {high:.{digits}g}"
 
 
 def _budget(config: PhaseConfig, run: dict) -> str:
     images = f"{run['train_images']:,}" if run["train_images"] else "all"
-    trunk = "a trained trunk" if config.model.train_trunk else "a frozen trunk"
-    here = f"here after {run['steps']:,} steps on {images} images of another data set with {trunk}"
-    return here + ", on record after 25,000 steps on 5,000 images"
+    trunk = "trained" if config.model.train_trunk else "frozen"
+    reach = temperature_budget(config, run)
+    return (
+        f"Here {run['steps']:,} steps on {images} images with a {trunk} trunk (a temperature moves by {reach:.3g} at "
+        "most), on record 25,000 on 5,000 (131)."
+    )

@@ -3,27 +3,23 @@
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
-from pycocotools.coco import COCO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from eelib.checkpoints import TrainingError, load_checkpoint, load_weights, save_checkpoint
 from eelib.coco import open_source
 from eelib.config import resolve
-from eelib.data import DetectionDataset, as_input, batches, split_sha256
-from eelib.detections import Detections
+from eelib.data import as_input, batches, split_sha256
 from eelib.evaluate import coco_ap, detect_exits
 from eelib.files import file_sha256, read_json, write_atomic, write_json
 from eelib.fit import Trainer, fit, learning_rate_factor
 from eelib.model import SIZE, ExitOutput
-from eelib.records import ExitRecords, detections_of_exits
 from eelib.routing import exit_shares
 from studies.phases.confidence import confidence
-from studies.phases.config import EXIT_NAMES, PhaseConfig
+from studies.phases.config import EXIT_NAMES, PhaseConfig, parse
 from studies.phases.detector import RecordedDetector
 from studies.phases.images import PhaseImages, mirror
 from studies.phases.loss import exit_rates, first_exit_of_groups, recorded_loss, scheduled_thresholds
@@ -181,6 +177,17 @@ def learning_rate(config: PhaseConfig) -> Callable[[int, int], float]:
     return factor
 
 
+def epoch_line(row: dict) -> str:
+    """An epoch in four numbers: the loss, exit1's confidence and temperature, and where ``val`` leaves, if routed."""
+    line = (
+        f"epoch {row['epoch']:2}: loss {row['loss']:.4g}, confidence of exit1 {row['confidence_exit1']:.3f}, "
+        f"its temperature {row['temperature_mean_exit1']:.3f}"
+    )
+    if "val_share_exit1" in row:  # not in every epoch, by optim.eval_every
+        line += ", val leaves " + " / ".join(f"{100 * row[f'val_share_{name}']:.0f}" for name in EXIT_NAMES) + " %"
+    return line
+
+
 def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, log: Callable = print) -> dict:
     """Train a phase as its switches say; ``early_exit_ssdlite_phase1_N_final.pth`` in ``out``.
 
@@ -249,7 +256,9 @@ def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, l
         after_step=detector.heads.project,
     )
     run = identity(config)
-    history = fit(trainer, epoch_batches, out, identity=run, resume=resume, evaluate=after_epoch, log=log)
+    history = fit(
+        trainer, epoch_batches, out, identity=run, resume=resume, evaluate=after_epoch, log=log, line=epoch_line
+    )
     state = {"model": detector.state_dict(), "config": config.model_dump(mode="json"), "history": history}
     save_checkpoint(weights_path(out, config.phase), state)
     write_metrics(history, config.phase, out)
@@ -301,17 +310,26 @@ def write_metrics(history: list[dict], phase: str, out: Path | str) -> None:
     """``train_metrics_phaseN.csv`` and ``val_metrics_phaseN.csv``, a line an epoch."""
     frame = pd.DataFrame(history).set_index("epoch").drop(columns="seconds")
     val = frame.columns.str.startswith("val_")
-    for split, columns in (("train", ~val), ("val", val)):
-        path = Path(out) / f"{split}_metrics_phase{tag(phase)}.csv"
-        write_atomic(path, frame.loc[:, columns].to_csv)
+    for file_name, columns in zip(metrics_files(phase), (~val, val), strict=True):
+        write_atomic(Path(out) / file_name, frame.loc[:, columns].to_csv)
+
+
+def metrics_files(phase: str) -> list[str]:
+    """Names of a run's curves by epoch, training and validation."""
+    return [f"{split}_metrics_phase{tag(phase)}.csv" for split in ("train", "val")]
 
 
 def publish(config: PhaseConfig, out: Path | str, folder: Path | str) -> None:
     """Copy a run's curves by epoch, under the record's file names, to the reports; its plots can be drawn from them."""
-    for split in ("train", "val"):
-        file_name = f"{split}_metrics_phase{tag(config.phase)}.csv"
+    for file_name in metrics_files(config.phase):
         content = (Path(out) / file_name).read_bytes()
         write_atomic(Path(folder) / file_name, lambda file, content=content: file.write(content))
+
+
+def read_history(folder: Path | str, phase: str) -> list[dict]:
+    """Rows of a training, one an epoch, from its published curves."""
+    train, val = (pd.read_csv(Path(folder) / name, index_col="epoch") for name in metrics_files(phase))
+    return train.join(val).reset_index().to_dict("records")
 
 
 def weights_path(out: Path | str, phase: str) -> Path:
@@ -319,10 +337,43 @@ def weights_path(out: Path | str, phase: str) -> Path:
     return Path(out) / f"early_exit_ssdlite_phase{tag(phase)}_final.pth"
 
 
+def shipped_path(phase: str) -> Path:
+    """Where the branches of a phase are in the repository, if they are."""
+    return resolve("checkpoints") / f"phase_{tag(phase)}.pth"
+
+
+def ship(detector: RecordedDetector, config: PhaseConfig, path: Path | str) -> None:
+    """Save the branches of a phase in half precision; the frozen trunk is that of the start checkpoint."""
+    heads = {k: v.half() if v.is_floating_point() else v for k, v in detector.heads.state_dict().items()}
+    origin = {"steps": optimiser_steps(config), "start_sha256": file_sha256(resolve(config.model.start))}
+    save_checkpoint(Path(path), {"model": heads, "config": config.model_dump(mode="json"), **origin})
+
+
+def load_shipped(path: Path | str) -> tuple[RecordedDetector, PhaseConfig]:
+    """A phase from its :func:`ship`-ed branches, and its configuration.
+
+    Raises:
+        TrainingError: no such file, or the trunk is not the one that the branches were trained on.
+    """
+    state = load_checkpoint(path)
+    config = parse(state["config"], str(path))
+    if file_sha256(resolve(config.model.start)) != state["start_sha256"]:
+        raise TrainingError(f"{path}: trained on another {config.model.start}; ship the branches again")
+    detector = build_detector(config)
+    detector.heads.load_state_dict(state["model"])
+    return detector.eval(), config
+
+
 def load_phase(config: PhaseConfig, out: Path | str) -> RecordedDetector:
-    """A trained phase from its folder; :class:`TrainingError` when it was not trained yet."""
+    """A trained phase from its folder, or else from the repository.
+
+    Raises:
+        TrainingError: it is in neither.
+    """
     path = weights_path(out, config.phase)
     if not path.exists():
+        if shipped_path(config.phase).exists():
+            return load_shipped(shipped_path(config.phase))[0]
         raise TrainingError(
             f"{path}: phase {config.phase} is not trained yet; run `make reproduce` or "
             f"`eelib study run notebooks/05_routing.ipynb --params params/phase_{tag(config.phase)}.yaml`"
@@ -330,39 +381,3 @@ def load_phase(config: PhaseConfig, out: Path | str) -> RecordedDetector:
     detector = RecordedDetector(config)
     load_weights(detector, path)
     return detector.eval()
-
-
-class Routed(NamedTuple):
-    """A phase on a split.
-
-    Attributes:
-        coco: annotations of the split.
-        records: detections of every exit, ranked without temperature.
-        confidences: (N, 3).
-        probabilities: (N, 3), mean over the boxes after the temperature.
-        chosen: (N,), exit of each image.
-    """
-
-    coco: COCO
-    records: ExitRecords
-    confidences: Tensor
-    probabilities: Tensor
-    chosen: Tensor
-
-
-@torch.no_grad()
-def route_split(detector: RecordedDetector, config: PhaseConfig, split: str) -> Routed:
-    """Run every exit on a split, then route with the thresholds in force at the end."""
-    source = open_source(config.data)
-    dataset = DetectionDataset(split, source, SIZE, keep_crowd=True, limit=config.data.eval_limit)
-    detections: dict[str, list[Detections]] = {name: [] for name in EXIT_NAMES}
-    c, means = ({name: [] for name in EXIT_NAMES} for _ in range(2))
-    for output, _, batch, _ in detections_of_exits(detector, dataset, 4):
-        p = detector.probability(output)
-        detections[output.name] += batch
-        c[output.name].append(confidence(p, config.confidence))
-        means[output.name].append(p.mean(1))
-    c, means = (torch.stack([torch.cat(columns[name]) for name in EXIT_NAMES], 1) for columns in (c, means))
-    records = ExitRecords.of((split, split_sha256(split, source), ""), dataset.image_ids, detections)
-    chosen = first_exit_of_groups(c, final_thresholds(detector, config), routing_group(config))
-    return Routed(dataset.coco, records, c, means, chosen)

@@ -51,9 +51,7 @@ def losses_of(steps: Sequence[Step], split: Split, quality: Quality) -> np.ndarr
     """Loss of each image under each step, (S, N); of a coin the expected one."""
     drop = drops(split, quality)
     rows = np.arange(len(drop))
-    return np.array(
-        [drop[rows, step.route(split)] if isinstance(step, Setting) else drop @ step for step in steps]
-    )
+    return np.array([drop[rows, step.route(split)] if isinstance(step, Setting) else drop @ step for step in steps])
 
 
 def certified_step(

@@ -47,10 +47,14 @@ def test_what_routing_reads_costs_no_training():
 def made(variant, seed, ap, share=0.5, spread=0.1, noise=0.0):
     rng = np.random.default_rng(seed)
     draws = (ap + noise * rng.standard_normal(50)).tolist()
-    samples = {"AP_full": draws, "AP": draws, "largest_share": [share] * 50, "spread": [spread] * 50}
+    samples = {"AP": draws, "AP_full": draws, "largest_share": [share] * 50, "spread": [spread] * 50}
+    samples |= {"AP_exit1": [0.0] * 50, "AP_exit2": [0.0] * 50}
+    samples |= {f"{kind}_exit{k}": [0.1] * 50 for kind in ("share", "spread") for k in (1, 2)}
+    samples |= {"share_full": [0.0] * 50, "spread_full": [0.1] * 50}
     return {
         "variant": variant, "seed": seed, "AP_exits": {"exit1": 0, "exit2": 0, "full": ap}, "AP": ap,
-        "exit_shares": {"exit1": share, "exit2": 1 - share, "full": 0.0}, "confidence_std": {"exit1": spread},
+        "exit_shares": {"exit1": share, "exit2": 1 - share, "full": 0.0},
+        "confidence_std": {"exit1": spread, "exit2": 0.1, "full": 0.1},
         "samples": samples,
     }  # fmt: skip
 
@@ -75,6 +79,25 @@ def test_summary_by_hand():
     left, middle, _ = figures.ablation_dots([working, blind, stuck]).axes
     assert [t.get_text() for t in left.get_yticklabels()] == ["working", "blind", "stuck"]
     assert middle.get_xlim()[1] > 1
+
+
+def test_the_sentences_say_what_the_rows_say():
+    runs = [made("working", 0, 0.2), made("class layout (1)", 0, 0.0, 1.0), made("single map (11)", 0, 0.3)]
+    rows = ablation.summarise([*runs, made("boxes in pixels (6)", 0, 0.0, 1.0)])
+    assert ablation.improves(rows) == "Alone improves full's AP: single map (11) by 0.100 (0.100 to 0.100)."
+    assert ablation.improves(rows[:2]) == "Alone improves full's AP: none."
+    ladder_rows = ablation.summarise(
+        [made("as recorded", 0, 0.0, 1.0), made("layout", 0, 0.0, 1.0), made("all", 0, 0.2)]
+    )
+    assert ablation.repairs(ladder_rows) == (
+        "95 % of the images take one exit with every seed, of 1: as recorded, layout. They divide: all. "
+        "Full detects: all."
+    )
+    text = ablation.headline(ladder_rows, rows)
+    assert "alone is sufficient" in text and "repairing it alone is not enough (largest share 1.00)" in text
+    assert text.endswith("too: boxes in pixels (6).")
+    free = ablation.summarise([made("as recorded", 0, 0.0, 1.0), made("layout", 0, 0.0)])
+    assert "repairing it alone is enough" in ablation.headline(free, rows)
 
 
 def test_a_stopped_study_goes_on(tmp_path, monkeypatch):

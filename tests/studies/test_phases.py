@@ -8,11 +8,12 @@ import torch
 from eelib.config import ROOT, ConfigError, override
 from studies.phases import trainer as phases
 from studies.phases.ablation import ladder
-from studies.phases.config import EXIT_NAMES, load, parse
+from studies.phases.config import EXIT_NAMES, load, parse, profile_changes
 from studies.phases.detector import RecordedDetector
 from studies.phases.images import PhaseImages
 from studies.phases.mechanisms import check_mechanisms, explain_difference, explain_unmet
-from studies.phases.scorecard import join_runs, recorded_card, summarise
+from studies.phases.scorecard import recorded_card, summarise
+from studies.phases.verdicts import check_table, headline, join_runs, judge, publish_run, reading, recommendations
 
 SMALL = {"model.start": None, "optim.epochs": 3, "optim.batch_size": 1, "data.val_limit": None}
 
@@ -47,6 +48,11 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(phase, tiny, tmp_path, monkey
     lines = []
     again = phases.train_phase(config, tmp_path / "cut", resume=True, log=lines.append)
     assert lines[0] == "resumed after epoch 1 of 3"
+    assert lines[1].startswith("epoch  2: loss ") and lines[1].endswith(" %") and lines[1].count(",") == 3
+    rare = small(phase, tiny, **{"optim.eval_every": 3})
+    few = []
+    phases.train_phase(rare, tmp_path / "rare", log=few.append)
+    assert ["val leaves" in line for line in few] == [False, False, True]
     summaries = []
     for run, folder in ((whole, "whole"), (again, "cut")):
         summary = summarise(config, run["detector"], run["history"], tmp_path / folder)
@@ -141,13 +147,16 @@ def test_tautology_needs_every_epoch():
 
 
 def test_soft_optimum():
-    rates = {"soft_exit1": 0.3002, "soft_exit2": 0.2501, "hard_exit1": 0.0, "hard_exit2": 0.0}
+    rates = {"soft_rate_exit1": 0.3002, "soft_rate_exit2": 0.2501, "hard_rate_exit1": 0.0, "hard_rate_exit2": 0.0}
+    rates = {key.replace("_rate", ""): value for key, value in rates.items()}
     last = {"confidence_exit1": 0.3293, "threshold_exit1": 0.4138, "confidence_exit2": 0.722, "threshold_exit2": 0.7806}
     result = checks("1_6", run_of(0.33, 0.72, 0.18, train_rates=rates), [last])[0]
     assert result["holds"]
-    assert result["predicted"]["gap_exit1"] == pytest.approx(-0.08473, abs=1e-5)
-    assert result["predicted"]["gap_exit2"] == pytest.approx(-0.05878, abs=1e-5)
-    assert not checks("1_6", run_of(0.33, 0.72, train_rates=rates | {"hard_exit1": 0.4}), [last])[0]["holds"]
+    for name, gap in (("exit1", -0.08473), ("exit2", -0.05878)):
+        assert sum(result["predicted"][f"confidence_minus_threshold_{name}"]) / 2 == pytest.approx(gap, abs=1e-5)
+    # a single batch above its threshold is one too many
+    assert not checks("1_6", run_of(0.33, 0.72, train_rates=rates | {"hard_exit2": 0.0008}), [last])[0]["holds"]
+    assert not checks("1_6", run_of(0.33, 0.72, train_rates=rates), [last | {"threshold_exit1": 0.4}])[0]["holds"]
 
 
 def test_shut_gate_and_gate_factor():
@@ -162,11 +171,11 @@ def test_shut_gate_and_gate_factor():
     assert not checks("1_9", run_of(0.1, 0.1, 0.4450), rows)[0]["holds"]
     config = load(ROOT / "params" / "phase_1_8.yaml")
     met = check_mechanisms(config, run_of(0.0, 0.0), rows)
-    assert explain_unmet(config, run_of(0.0, 0.0), met) is None
-    open_ = check_mechanisms(config, run_of(0.2, 0.2), rows[:1])
-    text = explain_unmet(config, run_of(0.2, 0.2), open_)
-    assert "Not seen here: The gate shuts" in text
-    assert "exit1 0.2000 against 0.5500" in text and "here after 320 steps" in text
+    assert explain_unmet(met) is None
+    text = explain_unmet(check_mechanisms(config, run_of(0.2, 0.2), rows[:1]))
+    assert "Not seen here: The gate shuts" in text and "{" not in text
+    assert "shut from epoch of exit1 never where 1 to 1 is predicted" in text.replace("where 1 is", "where 1 to 1 is")
+    assert "3 boxes or more stay above 0.7" in text
 
 
 def test_untrained_warm_up_of_the_record():
@@ -176,7 +185,7 @@ def test_untrained_warm_up_of_the_record():
         for t in (1.490655, 1.481423, 1.472418)
     ]
     result = checks("1_9", run_of(0.008, 0.008, 0.445, steps=25_000), rows)[1]
-    assert result["predicted"]["temperature_exit1"] == pytest.approx(1.47242, abs=1e-5)
+    assert result["predicted"]["temperature_exit1_after_3_epochs"] == pytest.approx([1.4724, 1.47244], abs=1e-5)
     assert result["holds"]
     rows[2] = rows[2] | {"temperature_exit1": 1.473}
     assert not checks("1_9", run_of(0.008, 0.008, 0.445, steps=25_000), rows)[1]["holds"]
@@ -185,44 +194,96 @@ def test_untrained_warm_up_of_the_record():
 def test_runaway_temperature_and_logistic_of_phase_1_7():
     left = {"exit1": 1.0, "exit2": 0.0, "full": 0.0}
     rows = [
-        {"val_share_exit1": 1.0, "logistic_exit1": 0.8, "rate_exit1": 0.81, "temperature_exit1": 1.5 + e}
-        for e in range(4)
+        {"val_share_exit1": 1.0, "logistic_exit1": 0.8, "rate_exit1": 0.81, "temperature_exit1": t}
+        for t in (1.5, 4.0, 9.0, 24.56)
     ]
-    assert [c["holds"] for c in checks("1_7", run_of(0.5, 0.6, exit_shares=left), rows)] == [True, True, True]
-    rows[-1] = rows[-1] | {"temperature_exit1": 1.6, "rate_exit1": 0.2}
-    assert [c["holds"] for c in checks("1_7", run_of(0.5, 0.6, exit_shares=left), rows)] == [True, False, False]
+    run = run_of(0.5, 0.6, exit_shares=left, steps=25_000)
+    held = checks("1_7", run | {"steps": 320}, rows)
+    assert [c["holds"] for c in held] == [True, True, False]  # 320 steps cannot carry T1 there
+    assert "320 steps carry it to 3.18 at most" in explain_unmet(held)
+    rows = [row | {"rate_exit1": 0.8} for row in rows]
+    assert [c["holds"] for c in checks("1_7", run, rows)] == [True, True, True]
+    rows[-1] = rows[-1] | {"temperature_exit1": 8.0, "rate_exit1": 0.2}
+    assert [c["holds"] for c in checks("1_7", run, rows)] == [True, False, False]
+
+
+def test_the_clamp_holds_the_temperature_of_1_7():
+    changes = profile_changes("phase_1_7", "clamped")
+    config = load(ROOT / "params" / "phase_1_7.yaml", changes)
+    rows = [
+        {"val_share_exit1": 1.0, "logistic_exit1": 0.8, "rate_exit1": 0.8, "temperature_exit1": t} for t in (1.5, 3.0)
+    ]
+    run = run_of(0.5, 0.6, exit_shares={"exit1": 1.0, "exit2": 0.0, "full": 0.0}, steps=3200)
+    assert check_mechanisms(config, run, rows)[2]["holds"]
+    rows[-1]["temperature_exit1"] = 3.2
+    assert not check_mechanisms(config, run, rows)[2]["holds"]
+    with pytest.raises(ConfigError, match="no profile 'serios' of 'phase_1_7'; expected one of 'serious phase_1_7'"):
+        profile_changes("phase_1_7", "serios")
 
 
 def test_a_uniform_field_decides_and_a_difference_is_explained():
     """The recorded p of 1.4 gives the recorded exit; a lower one gives the other, and the text says why."""
     config = load(ROOT / "params" / "phase_1_4.yaml")
     thresholds = {"exit1": 0.45, "exit2": 0.60}
+    warm = {"exit1": 1.55, "exit2": 1.6, "full": 0.9}
     left = {"exit1": 1.0, "exit2": 0.0, "full": 0.0}
-    same = run_of(0.4755, 0.48, 0.459, thresholds=thresholds, exit_shares=left)
+    same = run_of(0.4755, 0.48, 0.459, thresholds=thresholds, exit_shares=left, temperature=warm)
     assert check_mechanisms(config, same, [])[0]["holds"]
+    assert not check_mechanisms(config, same | {"confidence_mean": {"exit1": 0.53, "exit2": 0.48}}, [])[0]["holds"]
     assert explain_difference(config, same, recorded_card("1.4")) is None
-    other = run_of(0.244, 0.244, 0.39, thresholds=thresholds)
+    other = run_of(0.244, 0.244, 0.39, thresholds=thresholds, temperature=warm | {"exit2": 2.0})
     assert check_mechanisms(config, other, [])[0]["holds"]
     text = explain_difference(config, other, recorded_card("1.4"))
-    assert "exit1 0% (recorded 100%)" in text
-    assert "confidence 0.2440 (spread 0.001) is below its threshold 0.4500" in text
-    assert "320 steps on 64 images" in text
+    assert "exit shares exit1 0% (recorded 100%)" in text
+    assert "confidence exit1 0.244 (recorded 0.476)" in text and "temperature exit2 2 (recorded 1.62)" in text
+    assert "exit1 0.2440 against 0.4500" in text and "320 steps on 64 images" in text
     assert explain_difference(config, other, {}) is None
 
 
-def test_join_runs(tmp_path):
-    row = {"phase": "1.4", "recorded": {"exit_shares": {}}, "difference": None, "mechanism_holds": True, "config": {}}
-    row |= {"split": "test", "split_sha256": "a"}
-    paths = [tmp_path / f"phase_1_4_seed{s}.json" for s in (0, 1)]
-    for seed, path in enumerate(paths):
-        path.write_text(json.dumps(row | {"seed": seed, "mechanism_holds": seed == 0}))
-    (entry,) = join_runs(paths)["phases"]
-    assert (entry["phase"], entry["agree"], entry["mechanism_holds"], entry["seeds"]) == ("1.4", 2, 1, 2)
-    paths[1].write_text(json.dumps(row | {"split_sha256": "b"}))
+def test_runs_are_joined_and_judged_from_what_they_wrote(tmp_path, tiny, monkeypatch):
+    """Two seeds and a serious run: the join reads numbers and curves, not a verdict of the time of the training."""
+    monkeypatch.setattr("studies.phases.scorecard.phase_times", lambda *_: {"ms": 1.0})
+    runs = [("", small("1_4", tiny, seed=s, **{"optim.epochs": 1})) for s in (0, 1)]
+    for profile, config in [*runs, ("serious", runs[0][1])]:
+        out = tmp_path / "runs" / profile / str(config.seed)
+        trained = phases.train_phase(config, out, log=lambda _: None)
+        summary = summarise(config, trained["detector"], trained["history"], out)
+        assert not {"mechanisms", "difference"} & summary.keys()
+        publish_run(config, summary, out, tmp_path, profile)
+        judged = judge(config, summary, trained["history"])
+    (entry,) = join_runs(tmp_path)["phases"]
+    assert entry["runs"][0]["mechanisms"] == entry["serious"]["mechanisms"] == judged["mechanisms"]
+    assert (entry["phase"], entry["seeds"]) == ("1.4", 2) and "time" not in entry["serious"]
+    table = check_table([entry])
+    assert table["quantity"].tolist()[1:] == ["confidence of exit1", "confidence of exit2"]
+    assert table["recorded"].tolist()[1] == "0.4755"
+    assert "of 1 predictions hold in every number" in reading(entry["runs"][0] | {"recorded": entry["recorded"]})
+    assert "not trained: none." in headline([entry])
+    nothing = entry | {"runs": [entry["runs"][0] | {"mechanisms": []}]}
+    assert len(check_table([nothing])) == 0 and "quantity" in check_table([nothing])
+    assert recommendations([entry], -0.8).endswith("worse than chance.")
+    path = tmp_path / "metrics" / "phases" / "phase_1_4_seed1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"split_sha256": "b"}))
     with pytest.raises(ValueError, match="another 'test'"):
-        join_runs(paths)
+        join_runs(tmp_path)
     with pytest.raises(ValueError, match="no run"):
-        join_runs([])
+        join_runs(tmp_path / "empty")
+
+
+def test_shipped_branches_come_back(tiny, tmp_path, monkeypatch):
+    config = small("1_4", tiny, **{"optim.epochs": 1, "model.start": "checkpoints/phases_start.pth"})
+    trained = phases.build_detector(config).eval()
+    phases.ship(trained, config, tmp_path / "phase_1_4.pth")
+    assert (tmp_path / "phase_1_4.pth").stat().st_size < 3_000_000
+    detector, read = phases.load_shipped(tmp_path / "phase_1_4.pth")
+    assert read == config
+    image = torch.rand(1, 3, 320, 320)
+    with torch.no_grad():
+        pairs = zip(trained.exits(image), detector.exits(image), strict=True)
+        assert all(torch.allclose(a.cls_logits, b.cls_logits, atol=0.02) for a, b in pairs)
+    monkeypatch.setattr(phases, "file_sha256", lambda _: "another")
+    with pytest.raises(phases.TrainingError, match="trained on another checkpoints/phases_start.pth"):
+        phases.load_shipped(tmp_path / "phase_1_4.pth")
 
 
 def test_recorded_cards_of_all_phases():

@@ -5,7 +5,8 @@ import pytest
 from matplotlib import pyplot as plt
 
 from studies.phases import ablation, figures
-from studies.phases.scorecard import card_table, recorded_card
+from studies.phases.scorecard import recorded_card
+from studies.phases.verdicts import card_table
 
 matplotlib.use("Agg")
 SHARES = {"exit1": 0.25, "exit2": 0.0, "full": 0.75}
@@ -29,7 +30,6 @@ def test_the_card_puts_the_record_beside_ours():
     assert table.loc["exit_shares full"].tolist() == [1.0, 0.75]
     assert table.loc["loss loss"].tolist() == [pytest.approx(361.09387), 9.0]
     assert table.loc["soft rate exit1"].tolist() == [pytest.approx(0.30020176), 0.3]
-    assert table.loc["ms a call of four"].tolist() == [pytest.approx(21.104763), 40.0]
     assert card_table(RUN | {"recorded": {}})["recorded"].isna().all()
 
 
@@ -41,18 +41,24 @@ def test_shares_beside_the_record():
         "mechanism_holds": 2,
         "seeds": 3,
         "runs": [RUN],
+        "serious": None,
     }
     heights = [patch.get_height() for patch in figures.shares_beside_record([entry]).axes[0].patches]
-    assert heights == [0.0, 0.0, 1.0, 0.25, 0.0, 0.75]
+    assert heights == [0.0, 0.0, 1.0, 0.25, 0.0, 0.75, 0.0, 0.0, 0.0]
 
 
-def test_ladder_figure_and_table():
-    rows = [RUN | {"variant": name, "seed": seed} for name in ("as recorded", "all") for seed in (0, 1)]
-    top, middle, bottom = figures.causal_ladder(rows).axes
-    assert len(top.patches) == len(bottom.patches) == 6  # three exits, two variants
-    assert sum(len(c.get_offsets()) for c in middle.collections) == 12
-    assert middle.get_yscale() == "log"
-    assert ablation.ladder_table(rows)["exit1 %"].tolist() == [25.0] * 4
+def test_ladder_figure_and_tables():
+    samples = {key: [0.1, 0.2] for key in ablation._values(RUN)}
+    runs = [
+        RUN | {"variant": name, "seed": seed, "samples": samples} for name in ("as recorded", "all") for seed in (0, 1)
+    ]
+    rows = ablation.summarise(runs)
+    axes = figures.causal_ladder(rows).axes
+    assert [len(axis.lines) for axis in axes] == [6, 6, 6]  # an interval for each of three exits, two rungs
+    assert axes[1].get_yscale() == "log"
+    assert ablation.ladder_table(runs)["exit1 %"].tolist() == [25.0] * 4
+    table = ablation.ladder_means(rows)
+    assert table["exit1 %"].tolist() == ["25", "25"] and table["AP full, 95 %"].tolist() == ["0.100 to 0.200"] * 2
 
 
 def test_training_panels():

@@ -1,0 +1,311 @@
+"""The runs of all phases beside the record: joined, judged, and read in words.
+
+``reports/metrics/phases/phase_1_4_seed0.json`` is what one run measured, below ``serious/`` one with more images; the
+curves by epoch are in ``reports/phases``. ``reports/metrics/phases.json`` joins and judges them (:func:`join_runs`), so
+that a check that is sharpened needs no training.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from eelib.config import ConfigError, resolve
+from eelib.files import read_json, write_json
+from studies.phases.analysis import trajectory
+from studies.phases.config import EXIT_NAMES, PhaseConfig, load, profile_changes
+from studies.phases.mechanisms import (
+    agrees,
+    check_mechanisms,
+    explain_difference,
+    explain_unmet,
+    inside,
+    quantity,
+    said,
+    wanted,
+)
+from studies.phases.scorecard import recorded_card
+from studies.phases.trainer import publish, read_history, tag
+
+CLAMP = (0.5, 3.0)  # what the record recommends for 1.7, and has in 1.8 and 1.9
+# Keys of phases.json, for its readers.
+ABOUT = {
+    "phases": "one entry a phase: recorded, runs (one a seed) and serious (more images, or null: not trained)",
+    "agree": "runs whose exit shares are all within five points of the record",
+    "mechanism_holds": "runs in which every number of every check lies in its predicted interval",
+    "clamped": "the serious run of 1.7 with its temperatures held in [0.5, 3], where there is one",
+    "recorded": "final row of the record: val shares, train confidences, temperatures, losses, ms a batch of four",
+    "runs.exit_shares": "share of the test images at each exit, decided as the phase decides",
+    "runs.confidence_mean, confidence_std, probability_mean": "over all test images at every exit, routed there or not",
+    "runs.temperature, loss, train_rates": "last training epoch",
+    "runs.thresholds": "in force at the end",
+    "runs.time": "routed_call_ms as the phase times it; four_images_ms, one_image_ms warmed up; runs side by side",
+    "runs.mechanisms": "predictions from the switches: prediction, predicted intervals, measured, holds",
+    "runs.start_sha256": "of the trunk's checkpoint; seeds with another one than seed 0 were run before it changed",
+    "runs.difference": "null, or which of our numbers are not the recorded ones, and why",
+    "runs.unmet": "null, or which predictions do not hold",
+}
+
+
+def judge(config: PhaseConfig, summary: dict, history: list[dict]) -> dict:
+    """What is to be said of a run: ``agrees``, ``mechanisms``, ``mechanism_holds``, ``difference``, ``unmet``.
+
+    Args:
+        config: its switches.
+        summary: of :func:`summarise`.
+        history: rows of the training, one an epoch.
+    """
+    checks = check_mechanisms(config, summary, history)
+    return {
+        "agrees": agrees(summary, summary["recorded"]),
+        "mechanisms": checks,
+        "mechanism_holds": all(check["holds"] for check in checks) if checks else None,
+        "difference": explain_difference(config, summary, summary["recorded"]),
+        "unmet": explain_unmet(checks),
+    }
+
+
+def run_name(config: PhaseConfig, profile: str = "") -> str:
+    """Name of a run below the folders of metrics and curves: ``serious/phase_1_4_seed0``."""
+    return str(Path(profile) / f"phase_{tag(config.phase)}_seed{config.seed}")
+
+
+def publish_run(config: PhaseConfig, summary: dict, out: Path | str, reports: Path | str, profile: str = "") -> None:
+    """Put a run into a folder of reports: what it measured, and its curves by epoch.
+
+    Args:
+        profile: of ``params/profiles.yaml``; such a run is not timed, since the plain ones are.
+    """
+    name = run_name(config, profile)
+    kept = {key: value for key, value in summary.items() if not (profile and key == "time")}
+    write_json(Path(reports) / "metrics" / "phases" / f"{name}.json", kept)
+    publish(config, out, Path(reports) / "phases" / name)
+
+
+def read_run(reports: Path | str, name: str) -> dict:
+    """A published run, judged by the present checks and by the switches in the phase's parameter file.
+
+    Args:
+        name: of :func:`run_name`.
+    """
+    summary = read_json(Path(reports) / "metrics" / "phases" / f"{name}.json")
+    phase, profile = summary["phase"], str(Path(name).parent).removeprefix(".")
+    changes = profile_changes(f"phase_{tag(phase)}", profile) | {"seed": summary["seed"]}
+    config = load(resolve("params") / f"phase_{tag(phase)}.yaml", changes)
+    return summary | judge(config, summary, read_history(Path(reports) / "phases" / name, phase))
+
+
+def join_runs(reports: Path | str) -> dict:
+    """``phases.json`` from the runs in a folder of reports.
+
+    Raises:
+        ValueError: no run, or runs that were measured on different test data.
+    """
+    folder = Path(reports) / "metrics" / "phases"
+    names = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.glob("**/phase_1_*_seed*.json"))
+    rows = {name: read_run(reports, name) for name in names}
+    plain = [name for name in names if "/" not in name]
+    if not plain:
+        raise ValueError(f"{folder}: no run of a recorded phase found; expected phase_1_N_seedS.json files")
+    first = rows[plain[0]]
+    for name, row in rows.items():
+        if row["split_sha256"] != first["split_sha256"]:
+            raise ValueError(f"{folder / name}.json: measured on another 'test' than {plain[0]}; run it again")
+    phases, shared = [], {"phase", "recorded", "split", "split_sha256"}
+    for phase in dict.fromkeys(rows[name]["phase"] for name in plain):
+        runs = [rows[name] for name in plain if rows[name]["phase"] == phase]
+        others = {name.split("/")[0]: row for name, row in rows.items() if "/" in name and row["phase"] == phase}
+        entry = {
+            "phase": phase,
+            "recorded": runs[0]["recorded"],
+            "agree": sum(run["agrees"] for run in runs) if runs[0]["recorded"] else None,
+            "mechanism_holds": sum(bool(run["mechanism_holds"]) for run in runs),
+            "seeds": len(runs),
+            "runs": [{k: v for k, v in run.items() if k not in shared} for run in runs],
+        }
+        for run in entry["runs"][1:]:
+            del run["config"]  # the seed aside, it is the first run's
+        others = {profile: {k: v for k, v in run.items() if k not in shared} for profile, run in others.items()}
+        phases.append(entry | {"serious": None} | others)
+    return {"about": ABOUT, **{key: first[key] for key in ("split", "split_sha256")}, "phases": phases}
+
+
+def recorded_quantities(phase: str) -> dict[str, float]:
+    """What the record says of the quantities that checks measure, by the checks' names."""
+    card = recorded_card(phase)
+    if not card:
+        return {}
+    kinds = {"share": "exit_shares", "confidence": "confidence", "temperature": "temperature"}
+    kinds |= {"threshold": "thresholds", "soft_rate": "soft_rates", "hard_rate": "hard_rates", "loss": "loss"}
+    found = {f"{kind}_{name}": value for kind, key in kinds.items() for name, value in card[key].items()}
+    found |= {
+        f"confidence_minus_threshold_{n}": found[f"confidence_{n}"] - found[f"threshold_{n}"] for n in EXIT_NAMES[:2]
+    }
+    found["least_share_exit1"] = card["exit_shares"]["exit1"]
+    try:
+        path = trajectory(phase)
+    except ConfigError:
+        return found
+    for name in EXIT_NAMES[:2]:
+        shut = path.index[path[f"confidence_{name}"] == 0] if f"confidence_{name}" in path else []
+        if len(shut):
+            after = path.loc[shut[0] :, f"confidence_{name}"]
+            found |= {
+                f"shut_from_epoch_{name}": int(shut[0]),
+                f"epochs_open_afterwards_{name}": int((after != 0).sum()),
+            }
+    return found
+
+
+def check_table(phases: Sequence[dict]) -> pd.DataFrame:
+    """Every number that a check predicts: its interval, what the seeds and the serious run gave, the record, verdicts.
+
+    Intervals that depend on a run are those of the first seed; verdicts are by each run's own.
+
+    Args:
+        phases: entries of ``phases.json``.
+    """
+    lines = []
+    for entry in phases:
+        runs, old = entry["runs"], recorded_quantities(entry["phase"])
+        for index, check in enumerate(runs[0]["mechanisms"]):
+            seeds = [run["mechanisms"][index] for run in runs]
+            serious = entry["serious"] and entry["serious"]["mechanisms"][index]
+            for key in check["predicted"]:
+                lines.append({
+                    "phase": entry["phase"],
+                    "quantity": quantity(key),
+                    "predicted": wanted(check, key),
+                    "measured": ", ".join(said(seed, key) for seed in seeds),
+                    "holds": f"{sum(inside(seed, key) for seed in seeds)} of {len(seeds)}",
+                    "serious": said(serious, key) if serious else "not trained",
+                    "serious holds": ("yes" if inside(serious, key) else "no") if serious else "",
+                    "recorded": f"{old[key]:.4g}" if key in old else "",
+                })  # fmt: skip
+    columns = ("phase", "quantity", "predicted", "measured", "holds", "serious", "serious holds", "recorded")
+    return pd.DataFrame(lines, columns=columns)  # no line where the switches predict nothing
+
+
+def shares_text(shares: dict[str, float]) -> str:
+    """Per cent at exit1 / exit2 / full."""
+    return " / ".join(f"{100 * shares[name]:.0f}" for name in EXIT_NAMES)
+
+
+def score_table(phases: Sequence[dict]) -> pd.DataFrame:
+    """A line a phase: exit shares on record, of the short runs and of the serious one, and their verdicts.
+
+    Args:
+        phases: entries of ``phases.json``.
+    """
+    lines = []
+    for entry in phases:
+        run, serious = entry["runs"][0], entry["serious"]
+        lines.append({
+            "phase": entry["phase"],
+            "recorded exits": shares_text(entry["recorded"]["exit_shares"]),
+            "short exits": shares_text(run["exit_shares"]),
+            "agrees": f"{entry['agree']} of {entry['seeds']}",
+            "holds": f"{entry['mechanism_holds']} of {entry['seeds']}",
+            "serious steps": f"{serious['steps']:,}" if serious else "not trained",
+            "serious exits": shares_text(serious["exit_shares"]) if serious else "",
+            "serious holds": ("yes" if serious["mechanism_holds"] else "no") if serious else "",
+            "AP short": run["AP"],
+            "AP serious": serious["AP"] if serious else None,
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def reading(run: dict) -> str:
+    """One judged run in three sentences."""
+    ours, old = shares_text(run["exit_shares"]), run["recorded"].get("exit_shares")
+    beside = f", on record {shares_text(old)}: the shares {'agree' if run['agrees'] else 'differ'}" if old else ""
+    held, of = sum(check["holds"] for check in run["mechanisms"]), len(run["mechanisms"])
+    return (
+        f"Of {run['images']} images of test {ours} % leave at exit1 / exit2 / full{beside}. {held} of {of} predictions "
+        f"hold in every number. AP is {run['AP']:.3f} and AP50 {run['AP50']:.3f}: {run['decision']}."
+    )
+
+
+def headline(phases: Sequence[dict]) -> str:
+    """The scorecard in three sentences."""
+    held = {entry["phase"]: (entry["mechanism_holds"], entry["seeds"]) for entry in phases}
+    sure = [phase for phase, (count, of) in held.items() if count == of]
+    some = [f"{phase} ({count} of {of})" for phase, (count, of) in held.items() if 0 < count < of]
+    none = [phase for phase, (count, _) in held.items() if not count]
+    agree = sum(entry["agree"] == entry["seeds"] for entry in phases)
+    serious = []
+    for entry in phases:
+        if run := entry["serious"]:
+            verdict = "hold" if run["mechanism_holds"] else "do not all hold"
+            serious.append(f"{entry['phase']} after {run['steps']:,} steps: they {verdict}")
+    untrained = [entry["phase"] for entry in phases if not entry["serious"]]
+    return (
+        f"The exit shares are the record's with every seed in {agree} of {len(phases)} phases. After 320 steps every "
+        f"number of every prediction holds with every seed in {', '.join(sure) or 'none'}; with some seeds in "
+        f"{', '.join(some) or 'none'}; with none in {', '.join(none) or 'none'}. Serious profile: "
+        f"{'; '.join(serious) or 'nothing'}; not trained: {', '.join(untrained) or 'none'}."
+    )
+
+
+def recommendations(phases: Sequence[dict], progressive: float | None) -> str:
+    """What the record recommends for 1.7, judged: the clamp of its temperature, and thresholds that rise.
+
+    Args:
+        progressive: share that a rising threshold recovers of what lies between random and oracle on a working
+            detector, of ``routing.json``; None where it was not measured.
+    """
+    lines = []
+    for entry in phases:
+        if entry["phase"] != "1.7":
+            continue
+        values = [t for run in entry["runs"] for t in run["temperature"].values()]
+        if clamped := entry.get("clamped"):
+            free = entry["serious"] or entry["runs"][0]
+            ends = [f"{run['temperature']['exit1']:.2f} after {run['steps']:,} steps" for run in (clamped, free)]
+            lines.append(
+                f"Clamped, 1.7 ends with T1 at {ends[0]} (without: {ends[1]}) and sends "
+                f"{shares_text(clamped['exit_shares'])} % to exit1 / exit2 / full."
+            )
+        elif CLAMP[0] <= min(values) and max(values) <= CLAMP[1]:
+            lines.append(
+                f"In the short runs of 1.7 a clamp to [{CLAMP[0]}, {CLAMP[1]}] changes nothing, since it leaves alone "
+                f"what lies inside and they end between {min(values):.2f} and {max(values):.2f}; a longer clamped run "
+                "is not trained."
+            )
+    lines.append(
+        "The clamp bounds a temperature and changes no route: 1.7's rule cannot give less than 0.5 at any temperature, "
+        "and no threshold exceeds 0.44. The rising schedule decides nothing there either, for the same reason."
+    )
+    for entry in phases:
+        rule = load(resolve("params") / f"phase_{tag(entry['phase'])}.yaml").thresholds
+        c = [run["confidence_mean"]["exit1"] for run in entry["runs"]]
+        last = entry["runs"][0]["thresholds"]["exit1"]
+        if rule.kind == "schedule" and rule.exit1 <= min(c) and max(c) < last:
+            lines.append(
+                f"In the short runs of {entry['phase']} the schedule alone decides: exit1's confidence of {min(c):.2f} "
+                f"to {max(c):.2f} is above its first threshold, {rule.exit1:.2f}, and below its last, {last:.2f}."
+            )
+    if progressive is not None:
+        lines.append(
+            f"On a detector that works it recovers {progressive:.2f} of what lies between a random routing and an "
+            f"oracle (05d_policies): {'worse' if progressive < 0 else 'better'} than chance."
+        )
+    return " ".join(lines)
+
+
+def card_table(summary: dict) -> pd.DataFrame:
+    """One run: recorded value beside ours, a line a quantity.
+
+    Args:
+        summary: of :func:`summarise`.
+    """
+    old, lines = summary["recorded"], []
+    pairs = {key: key for key in ("exit_shares", "confidence_std", "temperature", "thresholds", "loss")}
+    for key, ours in ({"exit_shares": "exit_shares", "confidence": "confidence_mean"} | pairs).items():
+        for name, value in summary[ours].items():
+            lines.append((f"{key} {name}", old.get(key, {}).get("total" if name == "loss" else name), value))
+    for kind in ("soft", "hard"):
+        for name, value in old.get(f"{kind}_rates", {}).items():
+            lines.append((f"{kind} rate {name}", value, summary["train_rates"].get(f"{kind}_{name}")))
+    lines.append(("AP", None, summary["AP"]))
+    return pd.DataFrame(lines, columns=["quantity", "recorded", "ours"]).astype({"recorded": object, "ours": object})
