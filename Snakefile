@@ -59,8 +59,9 @@ STAGES = {
         "05c_causal", "causal", RELEASED + parameters("params/phase_1_4.yaml"), params="causal",
         caches=["runs/causal/*/identity.json"], priority=1,  # one long job: it starts first
     ),
-    "policies": stage(
-        "05d_policies", "routing calibration guarantee predictability", [*RELEASED, *LONG, TIMES], f"times={TIMES}"
+    "policies": stage(  # reads the committed planes
+        "05d_policies", "routing calibration guarantee predictability", settings=f"times={TIMES}",
+        needs=[*RELEASED, *LONG, TIMES, *[f"reports/metrics/{name}.json" for name in PLANES]],
     ),
     "blank": stage(  # reads the committed plane
         "05f_blank", "blank", [*RELEASED, TIMES, *[f"reports/metrics/{name}.json" for name in PLANES]], f"times={TIMES}"

@@ -110,6 +110,8 @@ def test_a_bootstrap_is_paired():
     same = np.full(20, 2)
     samples = bootstrap(evaluator, [same, same, np.zeros(20, int)], resample(np.arange(20), 40, 0))
     assert (samples[:, 0] == samples[:, 1]).all()
+    weights, mixed = resample(np.arange(20), 9, 1), np.arange(20) % 4  # from 3 on an image has no detections
+    assert bootstrap(evaluator, [mixed], weights)[:, 0].tolist() == [evaluator.ap(mixed, row) for row in weights]
     low, high = interval(samples[:, 0] - samples[:, 2])
     assert 0 < low < high and low < evaluator.of_exit(2) - evaluator.of_exit(0) < high
 

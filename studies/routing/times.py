@@ -1,10 +1,36 @@
-"""Times of a detector's exits for the notebooks: those of 04_exits, or new ones where these are of other weights."""
+"""Times of a detector's exits for the notebooks: measured ones on the common axis, or those of the detector itself."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from eelib.evaluate import current_metrics
+from eelib.files import file_sha256
 from eelib.routers import measured_times, read_times
+
+COMMON_UNIT = "the plain detector at 320 px on onnxruntime, one thread"
+
+
+class Times(NamedTuple):
+    """Time of each exit and what they are shares of.
+
+    Attributes:
+        costs: (E,) median time of leaving at each exit.
+        tails: p95 and p99 of each exit, (E, 2); empty where they are not known on this axis.
+        passing: (E,) what suppression at the exits passed adds.
+        unit: what 1.00 is, in words.
+        machine: processor that they were taken on, in words.
+        committed: whether they are of the plane, and so on the axis of all reports.
+    """
+
+    costs: np.ndarray
+    tails: np.ndarray
+    passing: np.ndarray
+    unit: str
+    machine: str
+    committed: bool
 
 
 def times_of(
@@ -24,3 +50,32 @@ def times_of(
     log("times are measured now, on eight images: enough for a look, not for a result")
     times = measured_times(checkpoint, root)
     return list(times.exits), list(times.passing)
+
+
+def common_times(
+    plane: dict | None, path: Path | str, exit_names: Sequence[str], checkpoint: Path | str, root: str
+) -> Times:
+    """Times of a detector as the plane has them: 1.00 is the plain detector, measured in the same run.
+
+    The plane does not tell what suppression at the exits passed adds. 04_exits does, beside its own time of the last
+    exit, and that share of the last exit is taken over.
+
+    Args:
+        plane: metrics of ``eelib study plane``. Where it lacks the detector, the times are of 04_exits or measured
+            now, and 1.00 is the detector itself without its exits.
+        path: metrics of 04_exits.
+        exit_names: the detector's exits.
+        checkpoint: the detector.
+        root: data set.
+    """
+    ratios, passing = (np.array(values) for values in times_of(path, exit_names, checkpoint, root))
+    sha256 = file_sha256(checkpoint)
+    for row in plane["systems"] if plane else ():
+        if row["checkpoint_sha256"] == sha256 and not row["int8"]:
+            exits = [row["exits"][name] for name in exit_names]
+            costs = np.array([exit_["time_ratio"] for exit_ in exits])
+            tails = np.array([[exit_["p95_ms"], exit_["p99_ms"]] for exit_ in exits])
+            tails *= (costs / [exit_["median_ms"] for exit_ in exits])[:, None]
+            passing = passing * costs[-1] / ratios[-1]
+            return Times(costs, tails, passing, COMMON_UNIT, plane["machine"]["processor"], True)
+    return Times(ratios, np.zeros((0, 2)), passing, "this detector without its exits", "this machine", False)
