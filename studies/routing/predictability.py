@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from eelib.data import DetectionDataset, batches
+from eelib.deploy.evidence import OF_RAW_SCORES
 from eelib.model import EarlyExitSSDLite
 from eelib.plots import TEXT_WIDTH_IN
 from eelib.policies import Features, evidence_features, fit_gain
@@ -140,8 +141,8 @@ def pooled_features(model: EarlyExitSSDLite, dataset: DetectionDataset, batch_si
 
 
 def free_evidence(split: Split, index: int) -> np.ndarray:
-    """What an exit knows that costs next to nothing, as the benefit policy reads it: (N, F)."""
-    return evidence_features(split.records.raw_names)(split, index)
+    """What an exit knows that costs next to nothing, without blank gates, which take time: (N, F)."""
+    return evidence_features(OF_RAW_SCORES)(split, index)
 
 
 def with_pooled(pooled: Mapping[str, Sequence[np.ndarray]]) -> Features:

@@ -11,7 +11,7 @@ from eelib.model import EarlyExitSSDLite
 from eelib.routed_ap import RoutedAP
 from eelib.routers import load_study
 from eelib.routing import Split, prepare
-from studies.routing.blank import static_flags
+from studies.compress.plane import HULLS, flags_of
 from studies.routing.bounds import Judge
 from studies.routing.times import Times, common_times
 
@@ -61,6 +61,17 @@ def smoke_of(splits: dict[str, Split], times: Times) -> str | None:
     if not times.committed:
         return f"A look: times are shares of {times.unit}, not of the plain detector. No verdict follows from it."
     return None
+
+
+def static_flags(reports: Path, plane: dict) -> dict[str, tuple[float, RoutedAP]]:
+    """Time and match flags of every static detector of a plane, int8 and truncated ones too; of seeds the first."""
+    flags = {}
+    for row in plane["systems"]:
+        if row["kind"] in HULLS["static"] and row["seed"] == 0:
+            path = flags_of(reports, row["name"], 0, plane["plane"]["name"])
+            time = next(iter(row["exits"].values()))["time_ratio"]
+            flags[row["name"]] = time, RoutedAP.load(path, plane["split_sha256"], row["graphs_sha256"])
+    return flags
 
 
 def opened(
