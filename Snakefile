@@ -64,15 +64,19 @@ STAGES = {
         needs=[*RELEASED, *LONG, TIMES, *[f"reports/metrics/{name}.json" for name in PLANES]],
     ),
     "blank": stage(  # reads the committed plane
-        "05f_blank", "blank", [*RELEASED, TIMES, *[f"reports/metrics/{name}.json" for name in PLANES]], f"times={TIMES}"
+        "05f_blank", "blank guarantees", settings=f"times={TIMES}",
+        needs=[*RELEASED, TIMES, *[f"reports/metrics/{name}.json" for name in PLANES]],
     ),
     "validation": stage(
         "06_validation", "validation validation.csv", settings=f"{READ} times={TIMES}",
-        needs=[*RELEASED, *SUMMARIES, *made("baseline exits routing"), TIMES, "params/report_policies.yaml"],
+        needs=[
+            *RELEASED, *SUMMARIES, *made("baseline exits routing"), TIMES, "params/report_policies.yaml",
+            *[f"reports/metrics/{name}.json" for name in PLANES],
+        ],
     ),
     "detector": stage("06b_detector", "detector_1_4", made("phases/phase_1_4_seed0")),
     "acceleration": stage(
-        "07_acceleration", "acceleration", [*RELEASED, *made(" ".join(["bench", *PLANES]))],
+        "07_acceleration", "acceleration", [*RELEASED, *made(" ".join(["bench", "blank", "guarantees", *PLANES]))],
         f"measured={OUT}/metrics/bench.json metrics={OUT}/metrics",
     ),
     "dissertation": stage(

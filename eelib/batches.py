@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from eelib.augment import Draw, Pool, draw
 from eelib.data import DetectionDataset
+from eelib.files import InputError
 
 RESIDENT_BYTES = 2 * 2**30  # of decoded images in memory; on a GPU half of what is free
 
@@ -130,10 +131,21 @@ class StreamedBatches:
 
     def _batches(self, loader: Iterable, epoch: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, self.share.rank))
-        for items in loader:
+        for items in _told(loader):
             pool = _pool([image for image, _ in items], [target for _, target in items], self.device)
             random = draw(torch.arange(len(items)), len(items), generator)
             yield Batch(pool, Draw(*(part.to(self.device) for part in random)), epoch >= self.calm_from)
+
+
+def _told(loader: Iterable) -> Iterator:
+    """What a loader gives; what is wrong with an image is one line, without the traceback of the worker that met it."""
+    try:
+        yield from loader
+    except InputError as error:
+        lines = str(error).strip().splitlines()
+        if len(lines) == 1:
+            raise
+        raise type(error)(lines[-1].partition(": ")[2]) from None
 
 
 class Epoch:

@@ -176,7 +176,7 @@ def _held(source: Source, split: str, contents: Contents, found: list[Problem], 
         found.append(Problem("error", "", str(error).removeprefix(f"{source.file_of(split)[0]}: ")))
         return {}
     row = counts(source, split, content)
-    if split in DRAWN and not row["boxes"]:
+    if split in ("val", "calibrate") and not row["boxes"]:
         text = f"'{split}' has no object: no epoch can be chosen by it, and nothing calibrated"
         found.append(Problem("warning", "", text))
     found += undecodable(source, split, content) if decode else ()

@@ -1,12 +1,15 @@
 """Checkpoints: dicts of tensors and plain values, written whole or not at all, loaded without running code."""
 
+import pickle
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from eelib.files import InputError, write_atomic
-from eelib.model import EarlyExitSSDLite, rebuild
+from eelib.files import InputError, refuse_bomb, shorten, write_atomic
+from eelib.model import CHANNELS, FIRST_PLAN, EarlyExitSSDLite, rebuild
+
+MAX_SIZE, MAX_CLASSES = 4096, 5000  # of a plan: pixels of the input's side; the largest public set has 1,203 classes
 
 
 class TrainingError(InputError):
@@ -22,18 +25,53 @@ def load_checkpoint(path: Path | str) -> dict:
     """Load a checkpoint with ``weights_only=True``.
 
     Raises:
-        TrainingError: the file is missing or is not a dict written by :func:`save_checkpoint`.
+        TrainingError: the file is missing, is not a dict written by :func:`save_checkpoint`, or holds weights that are
+            no plain tensors of finite numbers.
     """
     try:
+        refuse_bomb(path, 2, TrainingError)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TrainingError(f"{path}: no such checkpoint") from None
+    except TrainingError:
+        raise
     except Exception as error:  # torch raises a different type for each way of being no checkpoint
-        reason = (str(error) or type(error).__name__).splitlines()[0]  # an empty file raises without a message
-        raise TrainingError(f"{path}: not a checkpoint ({reason})") from None
+        reason = str(error).strip() or type(error).__name__  # an empty file raises without a message
+        if isinstance(error, pickle.UnpicklingError):  # whose message advises to load it unsafely
+            reason = "damaged, or more than tensors and plain values"
+        raise TrainingError(f"{path}: not a checkpoint ({reason.splitlines()[0][:200]})") from None
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise TrainingError(f"{path}: not a checkpoint; expected a dict with key 'model'")
+    for key, value in state["model"].items():
+        if not isinstance(key, str) or not _is_plain(value):
+            raise TrainingError(f"{path}: weight {shorten(key)} is no plain tensor; expected weights by name")
+        if not value.isfinite().all():
+            raise TrainingError(f"{path}: '{key[:200]}' holds values that are not finite")
+    if state.get("plan") is not None and not _is_plan(state["plan"]):
+        plan = shorten(state["plan"])
+        raise TrainingError(f"{path}: key 'plan' is {plan}; expected size, maps, cuts and classes of a detector")
     return state
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a tensor that holds, number by number, what its shape says."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    whole = value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    return whole and value.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
+
+
+def _is_plan(plan: object) -> bool:
+    """Whether a plan states, of what it states, an architecture that can be."""
+    if not isinstance(plan, dict):
+        return False
+    size, maps, cuts, classes = (plan.get(key, usual) for key, usual in FIRST_PLAN.items())
+    numbers = type(size) is int and 32 <= size <= MAX_SIZE and type(maps) is int and 2 <= maps <= 6
+    of_trunk = isinstance(cuts, dict) and all(type(cut) is int and cut in CHANNELS for cut in cuts.values())
+    if not (numbers and of_trunk and isinstance(classes, list | tuple)):
+        return False
+    texts = [*cuts, *classes]
+    return 0 < len(classes) <= MAX_CLASSES and all(isinstance(text, str) for text in texts)
 
 
 def load_weights(model: nn.Module, path: Path | str) -> dict:
@@ -45,8 +83,9 @@ def load_weights(model: nn.Module, path: Path | str) -> dict:
     state = load_checkpoint(path)
     own = model.state_dict()
     missing, unknown = own.keys() - state["model"].keys(), state["model"].keys() - own.keys()
-    wrong = [k for k in own.keys() & state["model"].keys() if own[k].shape != state["model"][k].shape]
-    for what, keys in (("lacks", missing), ("has the unknown", unknown), ("has another shape for", wrong)):
+    both = ((key, own[key], state["model"][key]) for key in own.keys() & state["model"].keys())
+    wrong = [k for k, a, b in both if a.shape != b.shape or a.is_floating_point() != b.is_floating_point()]
+    for what, keys in (("lacks", missing), ("has the unknown", unknown), ("has another shape or type for", wrong)):
         if keys:
             raise TrainingError(
                 f"{path}: checkpoint of another architecture; it {what} key '{sorted(keys)[0]}' ({len(keys)} in all)"
@@ -64,7 +103,7 @@ def load_released(path: Path | str) -> EarlyExitSSDLite:
     state = load_checkpoint(path)
     try:
         model = rebuild(state.get("plan"), state["model"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise TrainingError(f"{path}: key 'plan' is {state['plan']!r}; expected size, maps and cuts") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise TrainingError(f"{path}: no architecture of a detector ({shorten(str(error))})") from None
     load_weights(model, path)
     return model

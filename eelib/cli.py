@@ -39,8 +39,8 @@ app.command(data_app)
 
 @app.command(group=LIBRARY)
 def train(
-    config: Path, /, *, out: Path, resume: bool = False, overwrite: bool = False, set_: Set = None,
-    data: DataOptions = NO_DATA,
+    config: Path, /, *, out: Path, resume: bool = False, overwrite: bool = False, tensorboard: bool = False,
+    set_: Set = None, data: DataOptions = NO_DATA,
 ) -> None:  # fmt: skip
     """Train a detector and write its averaged weights to OUT/released.pth.
 
@@ -51,7 +51,8 @@ def train(
         out: folder of checkpoints and losses, created.
         resume: go on after the last epoch of the run in the folder.
         overwrite: start anew where the folder holds a run.
-        set_: KEY=VALUE in place of a value of the file, such as optim.lr=1e-3; may be given often.
+        tensorboard: write losses and AP to OUT/tensorboard, too, for TensorBoard.
+        set_: KEY=VALUE in place of a value of the file, such as optim.lr=1e-3; may be given several times.
     """
     from eelib.config import load_config, read_settings
 
@@ -59,7 +60,7 @@ def train(
     _expect_start(settings.model.start)
     from eelib.train import train as run
 
-    print(f"released {run(settings, out, resume=resume, overwrite=overwrite, log=_flushed)}")
+    print(f"released {run(settings, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard, log=_flushed)}")
 
 
 def _expect_start(start: str | None) -> None:
@@ -67,7 +68,8 @@ def _expect_start(start: str | None) -> None:
 
     if start and not resolve(start).is_file():
         maker = "make pretrained" if "pretrained" in Path(start).parts else "eelib train"
-        raise InputError(f"key 'model.start' is '{start}': no such checkpoint; `{maker}` makes it")
+        problem = f"key 'model.start' is '{start}': no such checkpoint; `{maker}` makes it"
+        raise InputError(f"{problem}, or start from a released detector: --set model.start=checkpoints/exits_256.pth")
 
 
 @app.command(group=LIBRARY)
@@ -81,7 +83,7 @@ def evaluate(
 
     Args:
         checkpoint: a released name, or a path.
-        limit: images, drawn with seed 0; by default all.
+        limit: number of images, drawn with seed 0; by default all.
         as_json: one JSON object for machines.
     """
     path = path_of(checkpoint)
@@ -129,12 +131,12 @@ def route(
         checkpoint: a released name, or a path.
         policy: such as fixed, max_score or benefit; an unknown one lists them all.
         budget: mean time as a share of the plain detector's, which has no early exits.
-        thresholds: of each exit but the last, in place of a budget.
-        calibration: of the scores.
-        grid: quantiles of a confidence that are tried as thresholds of each exit.
+        thresholds: one for each exit but the last, in place of a budget.
+        calibration: how scores are calibrated.
+        grid: number of thresholds that are tried at each exit.
     """
     path = path_of(checkpoint).resolve()
-    options, source = study.options(calibration=calibration, grid=grid), data.source_for(path)
+    options, source = study.options(calibration=calibration, grid=grid), data.source_for(path, "train")
     from eelib import routers
 
     _tell_router(routers.route(path, source, policy, budget, thresholds, options), study)
@@ -154,10 +156,10 @@ def certify(
         checkpoint: a released name, or a path.
         epsilon: mean loss of F1 against full, between 0 and 1.
         delta: probability that the promise fails, between 0 and 1.
-        bound: test that the certificate rests on.
+        bound: statistical test that the certificate rests on.
     """
     path = path_of(checkpoint).resolve()
-    options, source = study.options(), data.source_for(path)
+    options, source = study.options(), data.source_for(path, "train")
     from eelib import routers
 
     _tell_router(routers.certify(path, source, epsilon, delta, bound, options), study)
@@ -212,9 +214,9 @@ def export(
 
     Args:
         checkpoint: a released name, or a path.
-        out: folder, created.
+        out: folder of the graphs, created.
         router: file of `eelib route` or `eelib certify`; without one every image takes the full path.
-        int8: write int8 stages too, calibrated on calibrate.
+        int8: write int8 stages, too, calibrated on the split `calibrate`.
     """
     path = path_of(checkpoint)
     source = None if data == NO_DATA else data.source_for(path, "calibrate")
@@ -246,15 +248,15 @@ def detect(
         export: folder of `eelib export`.
         out: results, written as they come: .json is a COCO list, .jsonl a line for each image.
         draw: folder of drawn images and videos, or a video file for one video.
-        min_score: least score of a detection, 0 to 1; 0 for COCO's AP.
-        draw_score: least score that is drawn, 0 to 1.
-        recursive: read the folders below, too.
+        min_score: lowest score that is reported, 0 to 1; take 0 to measure COCO's AP.
+        draw_score: lowest score that is drawn, 0 to 1.
+        recursive: read the folders inside a folder, too.
         int8: use the int8 stages of `eelib export --int8`.
         router: file of `eelib route` or `eelib certify`, in place of the router in the export.
         exit_: let every image leave at this exit, whatever a router says.
-        runtime: what runs the graphs; auto is the faster one here.
-        threads: of the runtime, 1 to 64.
-        batch: images of one call, 1 to 1024.
+        runtime: what runs the graphs; auto measures both and takes the faster one.
+        threads: number of threads of the runtime, 1 to 64.
+        batch: number of images that run at once, 1 to 1024.
     """
     if not inputs:
         raise InputError("detect: nothing to detect in; expected images, videos, folders, patterns or camera:0")
@@ -273,13 +275,17 @@ def detect(
 
 
 @app.command(group=LIBRARY)
-def check(config: Path, /, *, images: PositiveInt = 64, set_: Set = None, data: DataOptions = NO_DATA) -> int:
-    """Preflight of a training: seconds before hours.
+def check(
+    config: Path, /, *, images: PositiveInt = 64, steps: Annotated[int, Parameter(validator=Number(gte=0))] = 100,
+    set_: Set = None, data: DataOptions = NO_DATA,
+) -> int:  # fmt: skip
+    """Check in a minute whether a training can work at all: against AP 0, confidence 0 and all images at one exit.
 
     Args:
         config: parameter file (YAML).
-        images: training images that are looked at.
-        set_: KEY=VALUE in place of a value of the file; may be given often.
+        images: number of training images that are looked at.
+        steps: steps of a training on eight small images that are to be learnt by heart; 0 leaves it out.
+        set_: KEY=VALUE in place of a value of the file; may be given several times.
     """
     from eelib.config import load_config, read_settings
 
@@ -287,7 +293,7 @@ def check(config: Path, /, *, images: PositiveInt = 64, set_: Set = None, data: 
     _expect_start(settings.model.start)
     from eelib.preflight import preflight
 
-    checks = preflight(settings, images)
+    checks = preflight(settings, images, steps)
     for row in checks:
         advice = "" if row.holds else f"; {row.advice}"
         print(f"{'ok  ' if row.holds else 'FAIL'}  {row.name}: {row.measured}{advice}")
@@ -301,7 +307,7 @@ def release(checkpoint: Path, name: str, /, *, half: bool = False) -> None:
     Args:
         checkpoint: released.pth of a training.
         name: file name in checkpoints/, such as mine.pth.
-        half: store the weights in half precision.
+        half: store the weights in half precision, which halves the file.
     """
     path = path_of(checkpoint)
     from eelib.release import release as run
@@ -316,7 +322,7 @@ def data_check(
     *, fix: Path | None = None, decode: bool = False, as_json: Json = False,
     data: DataOptions = NO_DATA,
 ) -> int:  # fmt: skip
-    """Count what a data set holds and tell all that is wrong with it, with the first examples; by default of showroom.
+    """Count what a data set holds and name all that is wrong with it, with the first examples; by default of showroom.
 
     Args:
         fix: write the JSON of --data without its faults to this file.
@@ -341,7 +347,7 @@ def data_coco(
 
     Args:
         root: folder of annotations/, train2017/ and val2017/.
-        category: category to look for, may be given often; by default chair.
+        category: category to look for; may be given several times; by default chair.
         decode: decode every image, too.
         as_json: one JSON list for machines.
     """
@@ -358,9 +364,9 @@ def data_convert(
     """Write YOLO, Pascal VOC or LabelMe files as one COCO JSON.
 
     Args:
-        folder: of the annotations, and of the images unless --images names theirs.
-        kind: what they are.
-        out: JSON that is written.
+        folder: folder of the annotations; the images are there, too, or in --images.
+        kind: format of the annotations.
+        out: JSON file that is written.
         images: folder of the images.
     """
     from eelib.convert import convert

@@ -23,8 +23,8 @@ from eelib.preprocess import read_image, read_sizes
 SHOWROOM = ROOT / "data" / "showroom"
 CATEGORY = "chair"
 # Splits that have no file of their own are drawn from train's file, this share of its images each:
-# 4,731 of COCO's 118,287, about as many as val2017 has.
-DRAWN, DRAWN_SHARE = ("val", "calibrate"), 0.04
+# 4,731 of COCO's 118,287, about as many as val2017 has; of a small file a tenth, up to so many images.
+DRAWN, DRAWN_SHARE, SMALL_SHARE, SMALL = ("val", "calibrate", "test"), 0.04, 0.1, 50
 HOW_TO_OBTAIN = """COCO 2017 comes from its official site, cocodataset.org (Download); eelib downloads nothing.
   annotations_trainval2017.zip  241 MB  annotations/instances_train2017.json, annotations/instances_val2017.json
   train2017.zip                  18 GB  train2017/, 118,287 images
@@ -37,7 +37,7 @@ class Source:
     """A data set: the files of its splits, and the categories that are looked for.
 
     Attributes:
-        files: split to (COCO JSON, folder of images). ``val`` and ``calibrate`` may be absent:
+        files: split to (COCO JSON, folder of images). ``val``, ``calibrate`` and ``test`` may be absent:
             they are then drawn from train's file and left out of ``train``.
         categories: their names in the files, in the order of labels: label k + 1 is ``categories[k]``.
             None takes all of train's file, or of the first one; a name alone stands for itself.
@@ -112,6 +112,8 @@ def open_source(data: DataConfig) -> Source:
 
     Example:
         >>> source = eelib.open_source(eelib.load_config("params/exits_256.yaml").data)
+        >>> list(source.names)
+        ['chair']
     """
     if not data.files:
         return open_root(resolve(data.root), data.category)
@@ -285,7 +287,7 @@ def read_split(split: str, source: Source, segmentations: bool = False) -> Conte
     """What a split holds; ``sha256`` is the split's identity.
 
     A split with a file of its own is the whole file, and its identity is the file's hash. From a
-    shared file ``val`` and ``calibrate`` get :data:`DRAWN_SHARE` of the images each and ``train`` the
+    shared file the drawn splits get :data:`DRAWN_SHARE` of the images each and ``train`` the
     rest, by the hash of the image's id: the same on every machine, whatever a run's seed.
 
     Raises:
@@ -318,11 +320,11 @@ def part_of(whole: Contents, split: str, source: Source) -> Contents:
 def _draw(ids: Sequence[int], objects: set[int], sharing: Sequence[str], path: Path) -> dict[str, set[int]]:
     """Images of each drawn split and of ``train``; ``objects`` are the images with one, of which each gets some."""
     order = sorted(ids, key=lambda i: hashlib.sha256(str(i).encode()).digest())
-    share = max(1, round(DRAWN_SHARE * len(order)))
+    share = max(1, round(DRAWN_SHARE * len(order)), min(SMALL, round(SMALL_SHARE * len(order))))
     with_object = [i for i in order if i in objects]
     if len(order) <= share * len(sharing) or len(with_object) <= len(sharing):
         have = f"{len(order)} images, {len(with_object)} of them with an object,"
-        raise DataError(f"{path}: {have} are too few to draw {' and '.join(sharing)} from them")
+        raise DataError(f"{path}: {have} are too few to draw {', '.join(sharing)} from them")
 
     def cut(order: Sequence[int], first: dict[str, list[int]]) -> dict[str, set[int]]:
         drawn, parts = 0, {}

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eelib import plain_yaml
-from eelib.files import InputError
+from eelib.files import InputError, shorten
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES = 2**20  # of a parameter file; the largest here has 3 kB
@@ -36,6 +36,9 @@ class ModelConfig(Group):
     """Which detector, and where its weights start."""
 
     exits: list[Cut] = Field([8, 12], max_length=5)  # children of the trunk before each exit; [] has full alone
+    exit_width: int | None = Field(None, ge=16, le=512, multiple_of=8)  # channels of an exit's own maps; None is 96
+    # of the default boxes, as shares of the image's side, rising; None is 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95
+    scales: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(None, min_length=7, max_length=7)
     full: bool = True  # False ends the network at its last exit: a truncated detector
     maps: int = Field(6, ge=2, le=6)  # SSDLite maps of full that are kept, finest first; a start may have fewer
     blank_gate: bool = False  # predicts from two maps of the trunk that an image holds no object
@@ -56,7 +59,7 @@ class DataConfig(Group):
 
     root: str = "data/showroom"  # a folder in eelib's layout or COCO 2017's
     category: str | list[str] | None = None  # names in the annotation files, in the order of labels; None takes all
-    # own COCO files by split, instead of `root`; val and calibrate are drawn from train where they have none
+    # own COCO files by split, instead of `root`; drawn from train where a split has none
     files: dict[Literal["train", "val", "calibrate", "test"], SplitFiles] = {}
     size: int = Field(320, ge=96, le=1024, multiple_of=32)  # side of the square network input in pixels
     augment: Literal["none", "flip", "ssd", "mosaic"] = "mosaic"  # a preset of eelib.augment
@@ -102,6 +105,7 @@ class Config(Group):
 
     Example:
         >>> eelib.Config(name="mine").optim.epochs
+        50
     """
 
     name: str
@@ -118,6 +122,10 @@ def idle_settings(config: Config) -> list[str]:
     count = len(model.exits) + model.full
     rules = (
         (sorted(set(model.exits)) != model.exits, "model.exits", model.exits, "cuts that rise"),
+        (model.scales is not None and sorted(set(model.scales)) != model.scales, "model.scales", model.scales,
+         "seven shares that rise"),
+        (model.exit_width is not None and not model.exits, "model.exit_width", model.exit_width,
+         "None where there is no exit"),
         (not count, "model.full", model.full, "True where there is no exit"),
         (model.maps < 6 and not model.full, "model.maps", model.maps, "6 where there is no full path"),
         (not model.train_trunk and not model.exits, "model.train_trunk", False, "True where there is no exit to train"),
@@ -143,12 +151,12 @@ def parse(values: object, source: str = "configuration") -> Config:
         source: file that the values came from, for the message.
 
     Raises:
-        ConfigError: one line a problem, with file, dotted key, value and expectation.
+        ConfigError: a line with file and, of each problem, dotted key, value and expectation.
     """
     config = validate(Config, values, source)
     problems = idle_settings(config)
     if problems:
-        raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
+        raise ConfigError(f"{source}: {'; '.join(problems)}")
     return config
 
 
@@ -161,9 +169,9 @@ def validate(kind: type[BaseModel], values: object, source: str) -> BaseModel:
     try:
         return kind(**values)
     except ValidationError as error:
-        lines = [_explain(kind, source, e) for e in error.errors()]
-        more = [f"{source}: and {len(lines) - 5} more"] if len(lines) > 5 else []
-        raise ConfigError("\n".join(lines[:5] + more)) from None
+        problems = [_explain(kind, e) for e in error.errors()]
+        more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
+        raise ConfigError(f"{source}: {'; '.join(problems[:5] + more)}") from None
 
 
 def migrate(values: dict) -> dict:
@@ -194,7 +202,14 @@ def saved_config(state: Mapping, source: Path | str) -> Config:
     values = state.get("config")
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: checkpoint has no 'config'; expected the released.pth of a training run")
-    return parse(migrate(values), str(source))
+    try:
+        values = migrate(values)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        reason = (
+            str(error) if isinstance(error, ConfigError) else f"its 'config' cannot be read ({shorten(str(error))})"
+        )
+        raise ConfigError(f"{source}: {reason}") from None
+    return parse(values, str(source))
 
 
 def override(values: dict, settings: dict[str, object]) -> dict:
@@ -213,25 +228,18 @@ def override(values: dict, settings: dict[str, object]) -> dict:
     return result
 
 
-def shorten(value: object, length: int = 80) -> str:
-    """A value as a message shows it: its representation, cut where it is long."""
-    long = isinstance(value, dict | list) and len(value) > 20
-    text = f"{type(value).__name__} of {len(value)}" if long else repr(value)
-    return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def _explain(kind: type[BaseModel], source: str, error: dict) -> str:
+def _explain(kind: type[BaseModel], error: dict) -> str:
     key = ".".join(str(part) for part in error["loc"])
     value = error.get("input")
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(error["loc"][-1]), _known_keys(kind, error["loc"][:-1]), n=1, cutoff=0.4)
-        return f"{source}: unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
     if error["type"] == "missing":
-        return f"{source}: key '{key}' is missing"
+        return f"key '{key}' is missing"
     hint = ""
     if isinstance(value, str) and error["type"].startswith(("float", "int")):
         hint = _number_hint(value)
-    return f"{source}: key '{key}' is {shorten(value)}: {error['msg'].lower()}{hint}"
+    return f"key '{key}' is {shorten(value)}: {error['msg'].lower()}{hint}"
 
 
 def _known_keys(kind: type[BaseModel], path: tuple) -> list[str]:
@@ -249,7 +257,7 @@ def _number_hint(value: str) -> str:
         return ""
     mantissa, e, exponent = value.lower().partition("e")
     proper = f"{mantissa if '.' in mantissa else mantissa + '.0'}{e}{exponent}"
-    return f"; YAML reads {value} as text, write {proper} without quotes"
+    return f"; YAML reads {value} as text, write {proper} without quotes" if len(value) < 40 else ""
 
 
 def read_yaml(path: Path | str, above: tuple[Path, ...] = ()) -> dict:
@@ -339,10 +347,12 @@ def load_config(path: Path | str, settings: dict[str, object] | None = None) -> 
         settings: values by dotted key that replace the file's.
 
     Raises:
-        ConfigError: one line a problem, with file, dotted key, value and expectation.
+        ConfigError: a line with file and, of each problem, dotted key, value and expectation.
 
     Example:
         >>> config = eelib.load_config("params/exits_256.yaml", {"optim.epochs": 5})
+        >>> config.optim.epochs, config.data.size
+        (5, 256)
     """
     values = {key: value for key, value in read_yaml(path).items() if key not in NOTEBOOK_KEYS}
     return parse(override(values, settings or {}), str(path))

@@ -83,6 +83,8 @@ class DetectionDataset(Dataset):
 
     Example:
         >>> image, target = eelib.DetectionDataset("val", "data/showroom", size=320)[0]
+        >>> image.shape
+        torch.Size([3, 320, 320])
     """
 
     def __init__(

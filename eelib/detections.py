@@ -31,7 +31,8 @@ class Detections:
 
     Example:
         >>> found = eelib.Session("deploy").detect("room.jpg")
-        >>> found.boxes_xyxy[found.scores > 0.5]
+        >>> sure = found.boxes_xyxy[found.scores > 0.5]
+        >>> found.plot().save("drawn.png")
     """
 
     boxes_xyxy: np.ndarray

@@ -18,9 +18,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from eelib.files import InputError
+from eelib.files import InputError, one_line
 
-LONGEST = 1000  # characters of a line
 TRACEBACK = "EELIB_TRACEBACK"  # set to 1, it does what --traceback does
 # What goes on where Ctrl-C stopped a command.
 GO_ON = {
@@ -86,9 +85,7 @@ def _flush() -> None:
 
 def say(text: str) -> None:
     """One line on stderr, bounded in length."""
-    line = "".join(c if c.isprintable() else " " for c in "; ".join(text.splitlines()))
-    line = line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
-    print(f"eelib: {line}", file=sys.stderr, flush=True)
+    print(f"eelib: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def _verdict(error: BaseException, argv: Sequence[str]) -> tuple[int, str]:

@@ -4,7 +4,6 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import io
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 from eelib.coco import DataError, Source, open_root, open_source
 from eelib.config import Config
 from eelib.data import DetectionDataset, split_sha256
-from eelib.files import file_sha256, look_up
+from eelib.files import file_sha256, look_up, read_json
 from eelib.hub import load
 from eelib.model import EarlyExitSSDLite
 from eelib.records import detections_of_exits
@@ -127,7 +126,9 @@ def evaluate(
         DataError: no such split, or images without objects, so that AP is not defined.
 
     Example:
-        >>> eelib.evaluate("exits_256", "data/showroom", limit=50)["exit1"]["AP50"]
+        >>> measured = eelib.evaluate(model, "my", limit=8)
+        >>> 0 <= measured["exit1"]["AP50"] <= 1
+        True
     """
     model = detector if isinstance(detector, nn.Module) else load(detector)
     if not isinstance(source, DetectionDataset):
@@ -182,7 +183,7 @@ def current_metrics(path: Path | str, log: Callable[[str], None] = print, **weig
     if not path.exists():
         log(f"{path.name}: not measured yet")
         return None
-    metrics = json.loads(path.read_text())
+    metrics = read_json(path)
     other = [key for key, checkpoint in weights.items() if metrics.get(key) != file_sha256(checkpoint)]
     if other:
         log(f"{path.name}: measured with other weights ({', '.join(other)}), so it is not used")

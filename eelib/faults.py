@@ -2,16 +2,13 @@
 
 from typing import NamedTuple
 
-from eelib.files import InputError
+from eelib.files import SHOWN, InputError, shorten
 
-EXAMPLES, SHOWN = 3, 80  # places named with a problem, characters of a value in a message
+EXAMPLES = 3  # places named with a problem
 
 
 class DataError(InputError):
     """The data set is not what it should be; the message, one line, names the file and the key."""
-
-    def __init__(self, message: str):
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class Problem(NamedTuple):
@@ -52,5 +49,7 @@ class Problems(dict):
 
 def shown(value: object) -> str:
     """A value for a message: JSON text as it is, others as Python writes them, cut to :data:`SHOWN` characters."""
-    text = bytes(value[: 4 * SHOWN]).decode(errors="replace") if isinstance(value, bytes) else repr(value)
+    if not isinstance(value, bytes):
+        return shorten(value)
+    text = value[: 4 * SHOWN].decode(errors="replace")
     return text if len(text) <= SHOWN else text[:SHOWN] + " …"

@@ -5,31 +5,121 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+LONGEST = 1000  # characters of a message
+MAX_JSON_BYTES = 64 * 2**20  # of a JSON other than annotations; the largest here has 200 kB
+SHOWN = 80  # characters of a value in a message
 
 
 class InputError(ValueError):
     """Something given to eelib is not what it should be; the message, one line, names it and what was expected."""
 
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """A message as one line of printable text of at most :data:`LONGEST` characters."""
+    line = "; ".join(text[: 2 * LONGEST].splitlines())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+
+
+def shorten(value: object) -> str:
+    """A value as a message shows it: its representation, cut where it is long."""
+    if isinstance(value, dict | list | tuple) and len(value) > 20:
+        return f"{type(value).__name__} of {len(value)}"
+    try:
+        text = repr(value[: 4 * SHOWN] if isinstance(value, str) else value)
+    except (ValueError, RecursionError):  # a number of more digits than Python writes, lists in lists
+        return f"{type(value).__name__} that is too long to show"
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def read_json(path: Path | str, error: type[InputError] = InputError) -> dict:
+    """An object of a JSON file.
+
+    Args:
+        path: of the file; :class:`FileNotFoundError` where there is none.
+        error: raised where it is no JSON, is not UTF-8, is no object, or is larger than such a file can be.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+        if len(content) > MAX_JSON_BYTES:
+            raise error(f"{path}: larger than {MAX_JSON_BYTES:,} bytes; expected a JSON file of eelib")
+        values = json.loads(content.decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise
+    except OSError as reason:
+        raise error(f"{path}: cannot be read ({reason.strerror})") from None
+    except UnicodeDecodeError as reason:
+        raise error(f"{path}: not UTF-8 text ({reason.reason} at byte {reason.start})") from None
+    except RecursionError:
+        raise error(f"{path}: not valid JSON (nested too deeply)") from None
+    except json.JSONDecodeError as reason:
+        raise error(f"{path}: not valid JSON ({reason})") from None
+    except ValueError as reason:  # what was raised above, or a number of 5,000 digits
+        raise reason if isinstance(reason, InputError) else error(f"{path}: not valid JSON ({reason})") from None
+    if not isinstance(values, dict):
+        raise error(f"{path}: expected an object of JSON, got {type(values).__name__}")
+    return values
+
+
+def partial_of(target: Path) -> Path:
+    """The neighbour that a file is written to before it gets its name."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def reserve(partial: Path, wait: bool = True) -> io.BufferedWriter:
+    """Open a neighbour for writing, empty and for this process alone until it is closed.
+
+    It has the same name in every process, so that what a killed one left is written over by the next.
+
+    Raises:
+        BlockingIOError: another process writes it, and ``wait`` is false.
+    """
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = open(partial, "wb", opener=_untouched)  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.close()
+            raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+                file.truncate()
+                return file
+        file.close()  # whoever had it has renamed or removed it meanwhile
+
+
+def _untouched(path: str, flags: int) -> int:
+    """Open without truncation: the file may still be another process's."""
+    return os.open(path, flags & ~os.O_TRUNC, 0o666)
+
 
 def write_atomic(path: Path | str, write: Callable[[io.BufferedWriter], None]) -> Path:
     """Write a file whole or not at all: to a neighbour first, then renamed over the target, links followed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     target = path.resolve()
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            write(file)
-        partial.replace(target)
+        with reserve(partial_of(target)) as file:
+            try:
+                write(file)
+                file.flush()
+                partial_of(target).replace(target)
+            except BaseException:
+                partial_of(target).unlink(missing_ok=True)
+                raise
     except OSError as error:
         if error.errno and not error.filename:  # a full disk names no file by itself
             error.filename = str(path)
         raise
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -67,6 +157,22 @@ def write_json(path: Path | str, values: dict) -> Path:
     """Write JSON atomically, keys in their order, one trailing newline."""
     text = json.dumps(values, indent=2) + "\n"
     return write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def refuse_bomb(path: Path | str, ratio: int, error: type[InputError]) -> None:
+    """Before it is unpacked: refuse a zip that unpacks to more than 64 MiB and ``ratio`` times its size.
+
+    Args:
+        path: of the file, which need not be a zip.
+        ratio: that no file of its kind reaches.
+        error: raised.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        unpacked, packed = sum(part.file_size for part in file.infolist()), Path(path).stat().st_size
+    if unpacked > max(MAX_JSON_BYTES, ratio * packed):
+        raise error(f"{path}: {packed:,} bytes that unpack to {unpacked:,}; expected less than {ratio} times as many")
 
 
 @contextmanager

@@ -6,19 +6,21 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.loggers import Logger
 from torch import Tensor, nn
 
 from eelib.augment import Draw
 from eelib.batches import Batch, EpochBatches
 from eelib.checkpoints import TrainingError, load_checkpoint, save_checkpoint
 from eelib.config import OptimConfig
-from eelib.files import write_atomic
+from eelib.files import shorten, write_atomic
+from eelib.progress import draw_history
 
 Step = Callable[[nn.Module, object, float], tuple[Tensor, dict[str, Tensor]]]
 
@@ -62,6 +64,11 @@ class WeightAverage:
             yield model.eval()
         finally:
             model.load_state_dict(own)
+
+
+def warmup_of(optim: OptimConfig, total: int) -> int:
+    """Steps of warm-up in a training of so many steps: as configured, and a fifth of them at the most."""
+    return min(optim.warmup_steps, total // 5)
 
 
 def learning_rate_factor(step: int, total: int, warmup: int, end: float = 0.01) -> float:
@@ -127,6 +134,7 @@ class Trainer:
         groups: of the optimiser; None is :func:`parameter_groups`.
         rate: (step, steps an epoch) to the factor on every learning rate; None is warm-up and cosine by step.
         after_step: called after each optimiser step, to bring bounded parameters back.
+        loggers: of Fabric, which receive the numbers of every epoch.
     """
 
     def __init__(
@@ -138,10 +146,13 @@ class Trainer:
         groups: list[dict] | None = None,
         rate: Callable[[int, int], float] | None = None,
         after_step: Callable[[], None] | None = None,
+        loggers: Sequence[Logger] = (),
     ):
         self.raw, self.step_loss, self.optim, self.after_step = model, step_loss, optim, after_step
-        self.rate = rate or (lambda step, each: learning_rate_factor(step, each * optim.epochs, optim.warmup_steps))
-        self.fabric = Fabric(accelerator=optim.accelerator, devices=optim.devices, precision=optim.precision)
+        self.rate = rate or self._warm_cosine
+        self.fabric = Fabric(
+            accelerator=optim.accelerator, devices=optim.devices, precision=optim.precision, loggers=list(loggers)
+        )
         self.fabric.launch()
         self.device = self.fabric.device
         cuda = self.device.type == "cuda"
@@ -160,6 +171,10 @@ class Trainer:
         self._advance = Captured(self._step) if captured else self._step
         self.epoch_at = 0.0
         self._tensor_rates()
+
+    def _warm_cosine(self, step: int, each: int) -> float:
+        total = each * self.optim.epochs
+        return learning_rate_factor(step, total, warmup_of(self.optim, total))
 
     def _tensor_rates(self) -> None:
         """A graph reads the learning rate from memory: as a number it would stay that of the capture."""
@@ -252,7 +267,7 @@ def fit(
     Args:
         trainer: what is trained.
         batches: of an epoch; their order must depend on the seed and the epoch alone.
-        out: folder of ``last.pth``, ``best.pth`` and ``losses.csv``.
+        out: folder of ``last.pth``, ``best.pth``, ``losses.csv`` and ``losses.png``.
         identity: what the weights depend on, plain values; a resume of another one is refused.
         resume: continue from ``last.pth`` to the same weights as an uninterrupted run.
         evaluate: called on the averaged model every ``optim.eval_every`` epochs and after the last;
@@ -272,8 +287,12 @@ def fit(
     if resume and (out / "last.pth").exists():
         state = load_checkpoint(out / "last.pth")
         check_identity(state.get("identity"), identity, out / "last.pth")
-        trainer.restore(state)
-        history = state["history"]
+        try:
+            trainer.restore(state)
+            history = [dict(row) for row in state["history"]]
+            max(map(selection_score, history), default=-1.0)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+            raise TrainingError(f"{out / 'last.pth'}: cannot be resumed from ({shorten(str(error))})") from None
         log(f"resumed after epoch {len(history)} of {optim.epochs}")
     for epoch in range(len(history), optim.epochs):
         began, last = time.perf_counter(), epoch + 1 == optim.epochs
@@ -290,8 +309,10 @@ def fit(
             save_checkpoint(out / "best.pth", kept)
         if first and (evaluated or last or trainer.device.type == "cpu"):
             state = trainer.state() | {"epoch": epoch + 1, "history": history, "identity": dict(identity)}
-            save_checkpoint(out / "last.pth", state)
             write_atomic(out / "losses.csv", lambda file: file.write(as_csv(history).encode()))
+            draw_history(history, out / "losses.png")
+            save_checkpoint(out / "last.pth", state)  # last: a run that is killed before it writes the others again
+        trainer.fabric.log_dict({key: value for key, value in row.items() if key != "epoch"}, step=epoch + 1)
         log("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     trainer.fabric.barrier()  # best.pth is written by one process and read by all
     weights = trainer.average.state
@@ -299,7 +320,10 @@ def fit(
         kept = load_checkpoint(out / "best.pth")
         check_identity(kept.get("identity"), identity, out / "best.pth")
         weights = kept["model"]
-    trainer.raw.load_state_dict(weights)
+    try:
+        trainer.raw.load_state_dict(weights)
+    except RuntimeError as error:
+        raise TrainingError(f"{out / 'best.pth'}: of another architecture ({shorten(str(error))})") from None
     return history
 
 

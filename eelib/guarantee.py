@@ -1,7 +1,7 @@
 """Thresholds with a guarantee: with probability 1 - delta the mean loss stays below epsilon.
 
-The loss of an image is what leaving early costs it against full: the drop of its F1, zero where
-the early exit is as good or better, so in [0, 1]. The sequence of settings to test is fixed
+The loss of an image is what leaving early costs it against full: the drop of its F1, or of its recall, zero
+where the early exit is as good or better, so in [0, 1]. The sequence of settings to test is fixed
 before ``calibrate`` is looked at, from the one that risks least; testing stops at the first that
 cannot be shown to be safe. mAP is not a mean over images, so no such statement is made on it.
 
@@ -66,26 +66,51 @@ def betting(losses: np.ndarray, epsilon: float, delta: float = 0.1) -> float:
     return float(min(1.0, np.exp(-capital.max(initial=0.0))))
 
 
-BOUNDS: dict[str, Callable[[np.ndarray, float], float]] = {"hoeffding_bentkus": hoeffding_bentkus, "betting": betting}
+def binomial(losses: np.ndarray, epsilon: float) -> float:
+    """p-value of the same for losses that are 0 or 1: the binomial tail, the least that is valid for every mean."""
+    lost = losses.sum()
+    if not ((losses == 0) | (losses == 1)).all():
+        raise GuaranteeError("bound 'binomial': expected losses of 0 or 1")
+    return float(binom.cdf(lost, len(losses), epsilon))
 
 
-def loss_against_full(f1: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Drop of each image's F1 against full, (N,) in [0, 1]; 0 where leaving early is no worse."""
-    return np.maximum(0.0, f1[:, -1] - f1[np.arange(len(f1)), chosen])
+BOUNDS: dict[str, Callable[[np.ndarray, float], float]] = {
+    "hoeffding_bentkus": hoeffding_bentkus, "betting": betting, "binomial": binomial
+}  # fmt: skip
+Quality = Callable[[Split], np.ndarray]  # of every image at every exit, (N, E) in [0, 1]: what full may have more of
 
 
-def sequence(val: Split, steps: int = 50, evidence: Sequence[str] | None = None) -> list[Setting]:
+def f1_of(split: Split) -> np.ndarray:
+    """F1 of every image at every exit, (N, E)."""
+    return split.f1
+
+
+def recall_of(split: Split) -> np.ndarray:
+    """Recall of every image at every exit, (N, E); 1 where there is nothing to find, so that nothing is lost there."""
+    objects = split.evaluator.positives[:, None]
+    return np.where(objects > 0, split.evaluator.claims(split.cuts)[1] / np.maximum(objects, 1), 1.0)
+
+
+def loss_against_full(quality: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Drop of each image's F1 or recall (N, E) against full, (N,) in [0, 1]; 0 where leaving early is no worse."""
+    return np.maximum(0.0, quality[:, -1] - quality[np.arange(len(quality)), chosen])
+
+
+def sequence(
+    val: Split, steps: int = 50, evidence: Sequence[str] | None = None, quality: Quality = f1_of
+) -> list[Setting]:
     """Settings to test, fixed on ``val``: one threshold for all exits, from the safest down.
 
     The confidence is one less the predicted loss against full, so that it means the same at
     every exit and one threshold serves all. Its regressor, the penalty of that and the steps come
     from ``val`` alone: ``calibrate`` must not have been seen. ``evidence`` is as in
-    :func:`eelib.policies.fit_benefit`.
+    :func:`eelib.policies.fit_benefit`; ``quality`` is what the loss is the drop of.
     """
     refuse_test(val.name, "fixing the sequence")
 
     def drop(split: Split) -> np.ndarray:
-        return np.maximum(0.0, split.f1[:, -1:] - split.f1[:, :-1])
+        of_exits = quality(split)
+        return np.maximum(0.0, of_exits[:, -1:] - of_exits[:, :-1])
 
     benefit, cross_fitted = fit_benefit([val], drop, evidence)
     levels = np.unique(np.quantile(cross_fitted[val.images], np.linspace(0, 1, steps)))[::-1]
@@ -111,7 +136,7 @@ def fixed_sequence(
         losses: (S, n) in [0, 1], the settings in the order fixed beforehand.
         epsilon: mean loss to stay below.
         delta: probability of being wrong.
-        bound: ``hoeffding_bentkus`` or ``betting``; chosen beforehand, too.
+        bound: one of :data:`BOUNDS`; chosen beforehand, too.
 
     Returns:
         Index of the last safe setting, -1 when there is none and all images must take full, and
@@ -213,7 +238,7 @@ def objects_lost(thresholds: np.ndarray, split: Split) -> np.ndarray:
 
 
 def certified_gates(
-    calibrate: Split, thresholds: np.ndarray, epsilon: float, delta: float, bound: str = "hoeffding_bentkus"
+    calibrate: Split, thresholds: np.ndarray, epsilon: float, delta: float, bound: str = "binomial"
 ) -> dict:
     """The last thresholds of a sequence by which the gates are certified to lose few objects.
 

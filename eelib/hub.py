@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eelib.files import InputError, file_sha256, look_up
+from eelib.files import InputError, file_sha256, look_up, read_json, shorten
 
 if TYPE_CHECKING:
     from eelib.model import EarlyExitSSDLite
@@ -31,7 +30,9 @@ def load(name: str | Path = DEFAULT) -> EarlyExitSSDLite:
         TrainingError: the file is no checkpoint of a detector.
 
     Example:
-        >>> eelib.load("exits_256").predict("room.jpg").plot()
+        >>> model = eelib.load("exits_256")
+        >>> model.predict("room.jpg").exit_name
+        'full'
     """
     path = path_of(name)
     from eelib.checkpoints import load_released  # torch, which a missing file need not wait for
@@ -53,7 +54,7 @@ def path_of(detector: EarlyExitSSDLite | str | Path) -> Path:
         return detector.source
     path = look_up(detector)
     if path.is_file():
-        return path
+        return _checked(path)
     if path.suffix or len(path.parts) > 1:
         raise HubError(f"{path}: no such checkpoint; `eelib train` makes one, as released.pth of its folder")
     return released_path(str(detector))
@@ -67,15 +68,31 @@ def released_path(name: str) -> Path:
             f"{name}: no '{MANIFEST}' in {Path.cwd()} or a folder above it; expected the path of a checkpoint, or a "
             "working folder inside a checkout of eelib"
         )
-    try:
-        entries = json.loads(manifest.read_text())
-        hashes = {Path(file).stem: entries[file]["sha256"] for file in entries}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise HubError(f"{manifest}: not a manifest of released detectors ({error})") from None
-    path = manifest.parent / f"{name}.pth"
-    if name not in hashes or not path.exists():
-        known = [stem for stem in hashes if (manifest.parent / f"{stem}.pth").exists()]
-        raise HubError(f"{name}: not released; expected one of {', '.join(known)}, or the path of a checkpoint")
-    if file_sha256(path) != hashes[name]:
+    released, path = _hashes(manifest), manifest.parent / f"{name}.pth"
+    if path.name not in released or not path.exists():
+        known = ", ".join(Path(file).stem for file in released if (manifest.parent / file).exists())
+        raise HubError(
+            f"{name}: not released; expected one of {known}, which {manifest} lists, or the path of a checkpoint"
+        )
+    return _checked(path)
+
+
+def _hashes(manifest: Path) -> dict[str, str]:
+    """SHA-256 of each file that a manifest of releases lists."""
+    entries = read_json(manifest, HubError)
+    hashes = {file: entry.get("sha256") if isinstance(entry, dict) else None for file, entry in entries.items()}
+    for file, digest in hashes.items():
+        if not isinstance(digest, str) or Path(file).name != file:
+            raise HubError(
+                f"{manifest}: entry {shorten(file)} is not of a released file; expected its name and 'sha256'"
+            )
+    return hashes
+
+
+def _checked(path: Path) -> Path:
+    """A checkpoint that is, where a manifest of releases lies beside it and lists it, the one that was released."""
+    manifest = path.parent / Path(MANIFEST).name
+    released = _hashes(manifest) if path.parent.name == "checkpoints" and manifest.is_file() else {}
+    if path.name in released and file_sha256(path) != released[path.name]:
         raise HubError(f"{path}: not the weights that {manifest} describes; their SHA-256 differs")
     return path

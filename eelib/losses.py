@@ -53,8 +53,13 @@ class Criterion:
         exits: names of all exits of the detector, in order.
 
     Example:
-        >>> criterion = eelib.Criterion(config.loss, model.exit_names)
-        >>> loss, parts = criterion(model(images), targets)
+        >>> import torch
+        >>> from eelib.losses import Targets
+        >>> targets = Targets(torch.tensor([[[10.0, 20.0, 90.0, 80.0]]]), torch.tensor([[1]]))
+        >>> criterion = eelib.Criterion(eelib.Config(name="mine").loss, model.exit_names)
+        >>> loss, parts = criterion(list(model.exits(torch.zeros(1, 3, model.size, model.size))), targets)
+        >>> loss.shape
+        torch.Size([])
     """
 
     def __init__(self, loss: LossConfig, exits: Sequence[str]):

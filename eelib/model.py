@@ -22,6 +22,7 @@ GATE_CUTS = (7, 8)  # where the blank gates look: the last map of an eighth, and
 # Chairs of showroom are small (median 62 px of 320, 44 % under 32 x 32 px), and torchvision's
 # default scales start at 64 px: only 70 % of the objects reach IoU 0.5 with some box, 89 % with these.
 SCALES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
+EXIT_WIDTH = 96  # channels of an exit's own maps
 ASPECT_RATIOS = ((1.5, 2.2),) * 6
 SCORE_THRESHOLD = 0.001  # scores at or below it are no detections
 
@@ -33,7 +34,11 @@ class ExitOutput(NamedTuple):
     ``default_boxes`` (A, 4) xyxy in pixels of the network input.
 
     Example:
-        >>> [output.cls_logits.shape for output in eelib.load("exits_256").exits(images)]
+        >>> import torch
+        >>> image = torch.zeros(1, 3, model.size, model.size)
+        >>> outputs: list[eelib.ExitOutput] = list(model.exits(image))
+        >>> [output.name for output in outputs]
+        ['exit1', 'exit2', 'full']
     """
 
     name: str
@@ -95,7 +100,7 @@ class EarlyExit(nn.Module):
 
     MAPS = 4
 
-    def __init__(self, channels_in: int, stride: int = 1, channels: int = 96, boxes_per_cell: int = 6, classes=1):
+    def __init__(self, channels_in, stride: int = 1, channels: int = EXIT_WIDTH, boxes_per_cell: int = 6, classes=1):
         super().__init__()
         # Dilation widens the receptive field at no cost: exit1 sees 179 px of 320 without it.
         self.context = nn.Sequential(
@@ -193,6 +198,7 @@ class EarlyExitSSDLite(nn.Module):
         full: False ends the network at its last exit: a truncated detector.
         blank_gate: whether gates at :data:`GATE_CUTS` foresee an image without objects.
         classes: names of the K classes, in the order of the labels from 1.
+        exit_width: channels of each early exit's own maps.
         weights: None, ``"imagenet"`` (trunk) or ``"coco"`` (trunk and head but for the class
             layers); both are downloaded by torchvision.
         scales, aspect_ratios: default boxes of the six maps; the exits use the first ones.
@@ -207,7 +213,8 @@ class EarlyExitSSDLite(nn.Module):
 
     Example:
         >>> model = eelib.EarlyExitSSDLite(cuts=(8, 12), classes=("chair", "stool"))
-        >>> model.exit_names
+        >>> list(model.exit_names)
+        ['exit1', 'exit2', 'full']
 
     Sources: Howard et al., "Searching for MobileNetV3", ICCV 2019, section 6.3; Li et al.,
     "Improved Techniques for Training Adaptive Deep Networks", ICCV 2019, section 3.1.
@@ -220,6 +227,7 @@ class EarlyExitSSDLite(nn.Module):
         full: bool = True,
         blank_gate: bool = False,
         classes: Sequence[str] = ("chair",),
+        exit_width: int = EXIT_WIDTH,
         weights: str | None = None,
         scales: Sequence[float] = SCALES,
         aspect_ratios: Sequence[Sequence[float]] = ASPECT_RATIOS,
@@ -242,7 +250,7 @@ class EarlyExitSSDLite(nn.Module):
         for name, cut in self.cuts.items():
             boxes = 2 + 2 * len(self.aspect_ratios[0])
             stride = 2 if CHANNELS[cut] == CHANNELS[5] else 1
-            self.early[name] = EarlyExit(CHANNELS[cut], stride, boxes_per_cell=boxes, classes=columns - 1)
+            self.early[name] = EarlyExit(CHANNELS[cut], stride, exit_width, boxes, columns - 1)
         self.blank = nn.ModuleDict({str(cut): BlankGate(CHANNELS[cut]) for cut in GATE_CUTS if blank_gate})
         if not full:
             self._truncate()
@@ -353,6 +361,7 @@ class EarlyExitSSDLite(nn.Module):
             "maps": len(self.backbone.extra) + 2,
             "cuts": dict(self.cuts),
             "classes": list(self.classes),
+            **({} if self.scales == SCALES else {"scales": list(self.scales)}),
         }
 
     def forward(self, images: Tensor, last: str | None = None) -> list[ExitOutput]:
@@ -386,7 +395,8 @@ def rebuild(plan: Mapping | None, state: Mapping[str, Tensor]) -> EarlyExitSSDLi
     cuts = [int(cut) for name, cut in plan["cuts"].items() if any(key.startswith(f"early.{name}.") for key in state)]
     full, gates = (any(key.startswith(part) for key in state) for part in ("head.", "blank."))
     full = full or not cuts  # weights of anything else are then told what they lack
-    model = EarlyExitSSDLite(cuts, full=full, blank_gate=gates, classes=[str(name) for name in plan["classes"]])
+    classes, scales = [str(name) for name in plan["classes"]], [float(share) for share in plan.get("scales", SCALES)]
+    model = EarlyExitSSDLite(cuts, full=full, blank_gate=gates, classes=classes, scales=scales)
     model.size = int(plan["size"])
     if full:
         model.keep_maps(int(plan["maps"]))
@@ -443,7 +453,7 @@ def raw_evidence(scores: Tensor, classes: int) -> Tensor:
     """What an exit's scores say of an image before suppression; the exported graphs compute it, too.
 
     ``box_certainty`` is the mean of 1 - H2(p), the binary entropy in bits, over the best class score p of every
-    default box.
+    default box. Few operations: at this size one costs more by being called than by what it computes.
 
     Args:
         scores: (B, K, A) in [0, 1].
@@ -452,13 +462,11 @@ def raw_evidence(scores: Tensor, classes: int) -> Tensor:
     Returns:
         (B, F), columns :func:`eelib.deploy.evidence.raw_columns`.
     """
-    best = scores.flatten(1) if classes == 1 else scores.amax(1)  # (B, A)
-    top = best.topk(2).values  # (B, 2)
+    best = scores if classes == 1 else scores.amax(1, keepdim=True)  # (B, 1, A)
     q = best.clamp(1e-7, 1 - 1e-7)
-    certainty = 1 + (q * q.log() + (1 - q) * (1 - q).log()).mean(1, keepdim=True) / math.log(2)
-    counts = (best[:, None] > best.new_tensor(SCORE_CUTS)[:, None]).to(best.dtype).sum(2)
-    first = top[:, :1] * (top[:, :1] > SCORE_THRESHOLD)  # 0 where there is no detection
-    columns = [first, certainty, top[:, 1:], best.sum(1, keepdim=True), counts]
+    certainty = 1 + (q * q.log() + (1 - q) * (1 - q).log()).mean(2) / math.log(2)
+    counts = (best > best.new_tensor(SCORE_CUTS)[:, None]).to(best.dtype).sum(2)  # (B, 3)
+    columns = [best.topk(2).values.flatten(1), certainty, best.sum(2), counts]
     if classes > 1:
         columns.append(scores.amax(2))
     return torch.cat(columns, 1)

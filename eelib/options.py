@@ -30,7 +30,7 @@ class DataOptions:
     Attributes:
         data: COCO JSON, or a folder of splits.
         images: folder of the JSON's images; by default the one beside it that has its name.
-        category: category to look for, may be given often; by default what the detector knows, or all.
+        category: category to look for; may be given several times; by default what the detector knows, or all.
     """
 
     data: Path | None = None
@@ -72,12 +72,12 @@ class StudyOptions:
 
     Attributes:
         out: file of the router, for `eelib export --router`.
-        gates: let the blank gates end images, certified to lose this share of the images with objects at the most.
-        calibrate_on: split that thresholds come from; never test.
-        times: metrics with the time of each exit; by default they are measured now, on this machine.
+        gates: let the blank gates end images; certified is that at most this share of the images with objects is lost.
+        calibrate_on: split that the thresholds come from; never test.
+        times: metrics file with the time of each exit; by default they are measured now, on this machine.
         records: folder of exit records, which are made where there are none.
-        limit: images of each split; by default all.
-        resamples: of the bootstrap of the intervals.
+        limit: number of images of each split; by default all.
+        resamples: number of bootstrap resamples behind an interval.
         as_json: one JSON object for machines.
     """
 

@@ -1,22 +1,25 @@
 """Figures: one style, one palette, one function that saves; data in, a Figure out."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import seaborn
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 from torch import Tensor
 
 from eelib.detections import exit_colour
 from eelib.files import write_atomic
 
 TEXT_WIDTH_IN = 5.9
+# Okabe and Ito's colour-blind palette. The exits' three colours stand for exits and for nothing else.
 EXIT_COLOURS = {name: exit_colour(name) for name in ("exit1", "exit2", "full")}
-# Okabe and Ito's colour-blind palette, as the exits' colours.
-EXIT_COLOURS = {name: exit_colour(name) for name in ("exit1", "exit2", "full")}
-RECORDED_COLOUR, OURS_COLOUR, ALARM_COLOUR = "#999999", "#0072B2", "#D55E00"
+RECORDED_COLOUR, OURS_COLOUR, ALARM_COLOUR, TRUTH_COLOUR = "#999999", "#0072B2", "#D55E00", "#FFFFFF"
+PHOTO_DPI, PHOTO_QUALITY = 220, 85  # of figures that hold photographs: text stays sharp, and files small
 
 
 def style() -> None:
@@ -34,23 +37,39 @@ def save(figure: Figure, name: str, reports: Path | str) -> None:
 
 
 def save_to(figure: Figure, stem: Path) -> None:
-    """Write ``<stem>.pdf`` and ``.png``."""
-    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
-        path = stem.with_name(f"{stem.name}.{suffix}")
-        write_atomic(path, lambda file, s=suffix, m=metadata: figure.savefig(file, format=s, metadata=m))
+    """Write ``<stem>.pdf``, with photographs as one JPEG in it, and ``<stem>.png`` of 256 colours."""
+    photographs = any(axis.images for axis in figure.axes)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=PHOTO_DPI if photographs else plt.rcParams["savefig.dpi"])
+    image = Image.open(drawn).convert("RGB")
+    dates = {"creationDate": None, "modDate": None}
+
+    def as_pdf(file: BinaryIO) -> None:
+        if photographs:
+            image.save(file, "PDF", resolution=PHOTO_DPI, quality=PHOTO_QUALITY, **dates)
+        else:
+            figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+
+    small = image.resize((image.width * 2 // 3, image.height * 2 // 3)) if photographs else image
+    for suffix, write in (("pdf", as_pdf), ("png", lambda file: small.quantize(256).save(file, "PNG", optimize=True))):
+        write_atomic(stem.with_name(f"{stem.name}.{suffix}"), write)
 
 
-def image_grid(images: Sequence[Tensor], boxes: Sequence[Mapping[str, Tensor]], titles: Sequence[str]) -> Figure:
+def image_grid(
+    images: Sequence[Tensor], boxes: Sequence[Mapping[str, Tensor]], titles: Sequence[str], **legend: str
+) -> Figure:
     """Images with boxes, four in a row.
 
     Args:
         images: uint8 (3, H, W).
         boxes: for each image a colour to ``boxes_xyxy`` (N, 4) in pixels.
         titles: one per image.
+        legend: name to the colour of its boxes.
     """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(TEXT_WIDTH_IN, 1.62 * rows * 4 / columns), squeeze=False)
+    height = 1.68 * rows * 4 / columns + 0.3 * bool(legend)
+    figure, axes = plt.subplots(rows, columns, figsize=(TEXT_WIDTH_IN, height), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, by_colour, title in zip(axes.flat, images, boxes, titles, strict=False):
@@ -61,4 +80,9 @@ def image_grid(images: Sequence[Tensor], boxes: Sequence[Mapping[str, Tensor]], 
         axis.set_xlim(0, image.shape[2])
         axis.set_ylim(image.shape[1], 0)
         axis.set_title(title)
+    if legend:  # on grey, since chairs are white
+        handles = [
+            Rectangle((0, 0), 1, 1, facecolor="0.6", edgecolor=colour, linewidth=1.5) for colour in legend.values()
+        ]
+        figure.legend(handles, legend, loc="outside lower center", ncols=len(legend), frameon=False)
     return figure

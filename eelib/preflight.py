@@ -1,17 +1,33 @@
-"""What ``eelib check`` measures before a training: seconds before hours."""
+"""What ``eelib check`` measures before a training: seconds before hours.
 
+The measurements serve the recorded phases as well, with their own matching and loss (``studies.phases.preflight``).
+"""
+
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from eelib.anchors import match_iou, matching_quality
+from eelib.anchors import decode, encode, match_iou, matching_quality, pairwise_iou
+from eelib.augment import Draw, draw
+from eelib.batches import Batch, Epoch, pool_of
+from eelib.checkpoints import TrainingError
 from eelib.coco import open_source, read_split
 from eelib.config import Config, ConfigError
-from eelib.data import DetectionDataset
-from eelib.model import ExitOutput
-from eelib.train import build_model, check_budget
+from eelib.data import DetectionDataset, as_input
+from eelib.evaluate import coco_ap, detect_exits
+from eelib.fit import Trainer, parameter_groups, warmup_of
+from eelib.losses import Targets, assign, detection_loss
+from eelib.model import SCALES, EarlyExitSSDLite, ExitOutput, class_scores
+from eelib.train import WithGates, build_model, check_budget, detection_step
 
 REACHED = 0.5  # least share of objects that a default box of an exit overlaps by half
+FEW_STEPS = 150  # from a released detector 200 will do
+BY_HEART, HEART_SIZE = 8, 128  # images that are learnt by heart, and the largest side of theirs in pixels
+LEARNT = 0.5  # least AP50 of each exit on them
+APART = 0.1  # least distance of the best score with objects from that of a grey picture
 
 
 class Check(NamedTuple):
@@ -21,7 +37,7 @@ class Check(NamedTuple):
         name: what was looked at.
         measured: what it is, in words.
         holds: whether it will do.
-        advice: what helps where it does not.
+        advice: what helps where it does not, with the words for what would be seen.
     """
 
     name: str
@@ -30,12 +46,13 @@ class Check(NamedTuple):
     advice: str = ""
 
 
-def preflight(config: Config, images: int = 64) -> list[Check]:
-    """Check a configuration on a few training images; no weights are trained or downloaded.
+def preflight(config: Config, images: int = 64, steps: int = 100) -> list[Check]:
+    """Check a configuration on a few training images.
 
     Args:
         config: of the training.
         images: training images that are looked at, drawn with the configuration's seed.
+        steps: of the training on eight images that are to be learnt by heart; 0 leaves it out.
 
     Raises:
         DataError, ImageError: the data set is not what it should be.
@@ -52,40 +69,207 @@ def preflight(config: Config, images: int = 64) -> list[Check]:
     absent = [name for name, n in counts.items() if not n]
     advice = f"no object of {', '.join(absent)}; look at more with --images, or leave the category out"
     checks = [Check("objects by category", f"{seen} on {len(dataset)} images", not absent, advice)]
-    return [*checks, _budget(config, count), *_reach(config, dataset)]
+    checks.append(_budget(config, count))
+    if config.model.weights != "none":  # nothing is downloaded for a check
+        config = config.model_copy(update={"model": config.model.model_copy(update={"weights": "none"})})
+    detector = build_model(config).eval()
+    checks += _targets(config, dataset, detector)
+    return checks + (_by_heart(config, steps) if steps else [])
 
 
 def _budget(config: Config, count: int) -> Check:
-    """Steps of the training, and whether the learning rate leaves its warm-up."""
-    optim = config.optim
-    steps = count // max(1, min(optim.batch_size, count // optim.devices) * optim.devices)
-    text = f"{count} images, {steps} steps an epoch, {steps * optim.epochs} in all, {optim.warmup_steps} of warm-up"
+    """Steps of the training, and whether they are enough."""
+    optim, name = config.optim, "length of the training"
+    each = count // max(1, min(optim.batch_size, count // optim.devices) * optim.devices)
+    steps = each * optim.epochs
+    text = f"{count} images, {each} steps an epoch, {steps} in all, {warmup_of(optim, steps)} of warm-up"
     try:
         val = DetectionDataset("val", open_source(config.data), keep_crowd=True, limit=config.data.eval_limit)
         check_budget(config, count, val, log=lambda _: None)
     except ConfigError as error:
-        return Check("length of the training", text, False, str(error))
-    return Check("length of the training", text)
+        return Check(name, text, False, str(error))
+    advice = f"fewer than {FEW_STEPS} steps end near AP 0: more optim.epochs, or a smaller optim.batch_size such as 8"
+    return Check(name, text, steps >= FEW_STEPS, advice)
 
 
-def _reach(config: Config, dataset: DetectionDataset) -> list[Check]:
-    """Of each exit, how many objects a default box overlaps by half."""
-    plain = config.model.model_copy(update={"weights": "none", "start": None})
-    detector, size = build_model(config.model_copy(update={"model": plain})).eval(), config.data.size
+def matching(samples: Iterable[tuple[Tensor, Tensor]], defaults: Tensor) -> dict[str, float]:
+    """How an assignment serves images that hold objects.
+
+    Args:
+        samples: of each image the boxes (G, 4) in pixels of the input, and the index of the object of each default
+            box (A,), negative for none.
+        defaults: default boxes (A, 4).
+
+    Returns:
+        ``objects``; ``reached``: share of them with a positive of IoU 0.5; ``iou``: mean IoU of a positive;
+        ``positives`` an image.
+    """
+    rows = [matching_quality(boxes, defaults, matched) for boxes, matched in samples]
+    total = {key: sum(row[key] for row in rows) for key in ("objects", "reached", "positives", "iou_sum")}
+    return {
+        "objects": total["objects"],
+        "reached": total["reached"] / max(1, total["objects"]),
+        "iou": total["iou_sum"] / max(1, total["positives"]),
+        "positives": total["positives"] / max(1, len(rows)),
+    }
+
+
+def raised_share(samples: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Share of the positives whose score a step raises, less that of the others: 1 where the class loss is right.
+
+    Args:
+        samples: of each image the gradient of the class loss to the logit of the object's class (A,), and which
+            boxes are positives (A,).
+    """
+    raised: dict[bool, list[Tensor]] = {True: [], False: []}
+    for gradient, positive in samples:
+        for sign in raised:
+            raised[sign].append(gradient[positive == sign] < 0)
+    found, others = (torch.cat(raised[sign]).float() for sign in (True, False))
+    return float(found.mean() if len(found) else 0.0) - float(others.mean() if len(others) else 0.0)
+
+
+def _targets(config: Config, dataset: DetectionDataset, detector: EarlyExitSSDLite) -> list[Check]:
+    """Default boxes, the encoding and the class loss of each exit."""
+    size, checks = config.data.size, []
     with torch.no_grad():
-        outputs: list[ExitOutput] = detector(torch.zeros(1, 3, size, size))
-    advice = "a larger data.size helps objects that are too small, and so does an earlier cut in model.exits"
-    checks = []
+        outputs = detector(torch.zeros(1, 3, size, size))
+    samples = []
+    for index in range(len(dataset)):
+        entry = dataset.coco.imgs[dataset.image_ids[index]]
+        labels = [dataset.category_ids.index(row["category_id"]) + 1 for row in dataset.annotations[entry["id"]]]
+        boxes = dataset.objects(index) * torch.tensor([size / entry["width"], size / entry["height"]] * 2)
+        if labels:
+            samples.append((boxes, torch.tensor(labels)))
+    if not samples:
+        return []  # said before
     for output in outputs:
-        rows = []
-        for index, image_id in enumerate(dataset.image_ids):
-            entry, boxes = dataset.coco.imgs[image_id], dataset.objects(index)
-            boxes = boxes * torch.tensor([size / entry["width"], size / entry["height"]] * 2)
-            if len(boxes):
-                matched = match_iou(boxes, output.default_boxes, config.loss.iou_threshold)
-                rows.append(matching_quality(boxes, output.default_boxes, matched))
-        objects, positives = (sum(row[key] for row in rows) for key in ("objects", "positives"))
-        share = sum(row["reached"] for row in rows) / max(1, objects)
-        text = f"{share:.2f} of {objects} objects reached at IoU 0.5, {positives / max(1, objects):.1f} positives each"
-        checks.append(Check(f"default boxes of {output.name}", text, share >= REACHED, advice))
+        defaults = output.default_boxes
+        matched = [(boxes, match_iou(boxes, defaults, config.loss.iou_threshold)) for boxes, _ in samples]
+        found = matching(matched, defaults)
+        best = torch.cat([pairwise_iou(boxes[None], defaults)[0].amax(1) for boxes, _ in samples])
+        text = (
+            f"{found['reached']:.2f} of {found['objects']} objects reached at IoU 0.5 (median of the best "
+            f"{best.median():.2f}), {found['positives']:.1f} positives an image"
+        )
+        advice = "AP stays near 0 for objects that no box reaches; " + _scales(samples, detector, output, size)
+        checks.append(Check(f"default boxes of {output.name}", text, found["reached"] >= REACHED, advice))
+    wrong = max(
+        float((decode(encode(boxes[found[found >= 0]], near), near) - boxes[found[found >= 0]]).abs().max())
+        for boxes, found in matched
+        for near in [defaults[found >= 0]]
+    )
+    checks.append(Check("encoding of boxes", f"decoded {wrong:.3f} px away at the most", wrong < 0.1, "eelib.anchors"))
+    share = raised_share(_class_gradients(config, outputs[-1], samples[:BY_HEART]))
+    text = f"raises the score of {share:.2f} more of the positives than of the others, expected 0.9"
+    advice = "scores never leave 0 (confidence 0, AP 0): the layout of the logits, or loss.classification"
+    return [*checks, Check("class loss", text, share >= 0.9, advice)]
+
+
+def _scales(samples: Sequence, detector: EarlyExitSSDLite, output: ExitOutput, size: int) -> str:
+    """Scales that would reach more of the objects at an exit, if there are some."""
+    shares = torch.cat([(b[:, 2:] - b[:, :2]).prod(1).sqrt() / size for b, _ in samples])
+    low, high = (float(shares.quantile(q).clamp(0.02, 0.9)) for q in (0.1, 0.95))
+    scales = [round(float(s), 3) for s in np.geomspace(low, max(high, 2 * low), len(SCALES))]
+    other = EarlyExitSSDLite(
+        [*detector.cuts.values()], full=detector.head is not None, classes=detector.classes, scales=scales
+    ).eval()
+    with torch.no_grad():
+        boxes = next(o for o in other(torch.zeros(1, 3, size, size)) if o.name == output.name).default_boxes
+    reached = matching(((b, match_iou(b, boxes, REACHED)) for b, _ in samples), boxes)["reached"]
+    here = matching(((b, match_iou(b, output.default_boxes, REACHED)) for b, _ in samples), output.default_boxes)
+    if reached > here["reached"]:
+        return f"model.scales {scales} would reach {reached:.2f}"
+    return "a larger data.size or an earlier cut in model.exits has finer maps; or cut the images into parts"
+
+
+def _class_gradients(config: Config, output: ExitOutput, samples: Sequence) -> Iterable[tuple[Tensor, Tensor]]:
+    """Of each image the gradient of the class loss to each box's logit, less the background's, at an untrained exit."""
+    for boxes, labels in samples:
+        logits = torch.full_like(output.cls_logits, -4.6)  # 1 % of each class
+        logits[..., 0] = 0
+        logits.requires_grad_()
+        untrained = output._replace(cls_logits=logits, bbox_regression=torch.zeros_like(output.bbox_regression))
+        targets = Targets(boxes[None], labels[None])
+        matched = assign(
+            pairwise_iou(targets.boxes_xyxy, output.default_boxes), targets, untrained, config.loss.iou_threshold
+        )
+        loss = detection_loss(untrained, matched, config.loss.classification, config.loss.box)["classification"]
+        (gradient,) = torch.autograd.grad(loss, logits)
+        classes = matched.classes[0].argmax(-1, keepdim=True) + 1
+        yield gradient[0].gather(1, classes)[:, 0] - gradient[0, :, 0], matched.positive[0]
+
+
+class _WithObjects(DetectionDataset):
+    """The first images that hold an object."""
+
+    def select(self, ids: list[int], limit: int | None, seed: int) -> list[int]:
+        """As the library has it, but for the order and for those without an object."""
+        return [i for i in ids if self.annotations[i]][:limit]
+
+
+def _by_heart(config: Config, steps: int) -> list[Check]:
+    """Train on eight small images alone, and look at gradients, AP and scores: what fails here fails for hours."""
+    size = min(config.data.size, HEART_SIZE)
+    optim = {"epochs": steps, "warmup_steps": 0, "batch_size": BY_HEART, "compile": False, "devices": 1}
+    groups = {"data": {"size": size, "augment": "none"}, "optim": optim}
+    config = config.model_copy(update={k: getattr(config, k).model_copy(update=v) for k, v in groups.items()})
+    dataset = _WithObjects("train", open_source(config.data), size, limit=BY_HEART)
+    detector = build_model(config)
+    trainer = Trainer(
+        WithGates(detector), detection_step(config, detector), config.optim,
+        groups=parameter_groups(detector, config.optim),
+    )  # fmt: skip
+    drawn = draw(torch.arange(len(dataset)), len(dataset), torch.Generator())
+    batch = Batch(pool_of(dataset, trainer.device), Draw(*(part.to(trainer.device) for part in drawn)), True)
+    name, losses, checks = f"{len(dataset)} images by heart", [], []
+    try:
+        for step in range(steps):
+            losses.append(trainer.run_epoch(step, lambda _: Epoch([batch], 1), lambda *_: None)["loss"])
+            if not step:
+                checks.append(_gradients(detector))
+    except TrainingError as error:
+        return [*checks, Check(name, str(error), False, "a smaller optim.lr, or float in place of optim.precision")]
+    _settle(trainer, detector, batch)
+    found = detect_exits(detector, dataset)
+    with torch.no_grad():
+        outputs = detector(torch.full((1, 3, size, size), 0.5, device=trainer.device))
+    grey = [float(class_scores(output.cls_logits).amax()) for output in outputs]
+    ap = {exit_: coco_ap(dataset.coco, results, dataset.image_ids)["AP50"] for exit_, results in found.items()}
+    text = f"loss {losses[0]:.2f} to {losses[-1]:.2f} in {steps} steps at {size} px, AP50 "
+    text += ", ".join(f"{exit_} {value:.2f}" for exit_, value in ap.items())
+    advice = f"expected AP50 {LEARNT} of each exit; AP 0 here is AP 0 after hours: optim.lr, data.size, the boxes"
+    checks.append(Check(name, text, min(ap.values()) >= LEARNT, advice))
+    for exit_, empty in zip(found, grey, strict=True):
+        best = dict.fromkeys(dataset.image_ids, 0.0)
+        for row in found[exit_]:
+            best[row["image_id"]] = max(best[row["image_id"]], row["score"])
+        low, high = min(best.values()), max(best.values())
+        text = f"best score {low:.2f} to {high:.2f} on them, {empty:.2f} on grey"
+        advice = "it does not move with the image (confidence 0): no threshold parts them, all images take one exit"
+        checks.append(Check(f"confidence of {exit_}", text, high - empty >= APART, advice))
     return checks
+
+
+@torch.no_grad()
+def _settle(trainer: Trainer, detector: EarlyExitSSDLite, batch: Batch) -> None:
+    """Statistics of the weights as they are: the running ones lag some 30 steps behind, most of so short a training."""
+    for layer in detector.modules():
+        if isinstance(layer, nn.BatchNorm2d) and layer.training:  # those of a frozen trunk stay
+            layer.reset_running_stats()
+            layer.momentum = None
+    trainer.raw(as_input(batch.pool.images), detector.exit_names[-1])
+    detector.eval()
+
+
+def _gradients(detector: EarlyExitSSDLite) -> Check:
+    """Whether the first step's gradient came to every part that is to be trained."""
+    parts = {"trunk": detector.backbone, **detector.early} | ({"full": detector.head} if detector.head else {})
+    sizes = {}
+    for name, part in parts.items():
+        grads = [p.grad for p in part.parameters() if p.requires_grad]
+        if grads:
+            sizes[name] = sum(float(g.square().sum()) for g in grads if g is not None) ** 0.5
+    text = ", ".join(f"{name} {value:.2g}" for name, value in sizes.items())
+    sound = bool(sizes) and all(np.isfinite(value) and value > 0 for value in sizes.values())
+    return Check("gradient of each exit", text, sound, "what has none stays random: loss.exit_weights, optim.clip_norm")

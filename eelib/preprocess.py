@@ -81,8 +81,8 @@ def read_sizes(path: Path | str) -> tuple[tuple[int, int], tuple[int, int]]:
         ImageError: as :func:`read_image`.
     """
     with _opened(path, MAX_PIXELS) as image:
-        lying = image.getexif().get(ORIENTATION) in LYING
-        return (image.size[::-1] if lying else image.size), image.size
+        sizes = (image.size[::-1] if image.getexif().get(ORIENTATION) in LYING else image.size), image.size
+        return sizes[::-1] if image.format == "TIFF" else sizes  # whose size Pillow states upright
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

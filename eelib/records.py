@@ -18,9 +18,10 @@ from eelib.data import DetectionDataset, batches, split_sha256
 from eelib.deploy.evidence import EVIDENCE, OF_BOXES, check_evidence, columns_of
 from eelib.deploy.observe import MAX_DETECTIONS, evidence_of
 from eelib.detections import Detections
-from eelib.files import InputError, file_sha256, write_atomic
+from eelib.files import InputError, file_sha256, refuse_bomb, write_atomic
 from eelib.model import ExitOutput, class_scores, raw_evidence
 
+PACKED = 100  # records unpack to less than so many times their size
 FORMAT = 2  # of the files; 1 had no names of evidence
 
 
@@ -50,8 +51,10 @@ class ExitRecords:
         RecordsError: a field of another shape, type, range or order.
 
     Example:
-        >>> records: eelib.ExitRecords = eelib.record(model, dataset, "val", split_hash, checkpoint_hash)
-        >>> records.column("top_score")
+        >>> dataset = eelib.DetectionDataset("val", "my", model.size, keep_crowd=True)
+        >>> records: eelib.ExitRecords = eelib.record(model, dataset, "val", "hash of the split", "hash of the weights")
+        >>> records.column("top_score").shape == (len(dataset), len(records.exit_names))
+        True
     """
 
     split: str
@@ -256,8 +259,10 @@ def record(
         progress: called with a line every tenth of the images.
 
     Example:
-        >>> dataset = eelib.DetectionDataset("val", "data/showroom", model.size, keep_crowd=True)
-        >>> records = eelib.record(model, dataset, "val", split_hash, checkpoint_hash)
+        >>> dataset = eelib.DetectionDataset("val", "my", model.size, keep_crowd=True)
+        >>> records = eelib.record(model, dataset, "val", "hash of the split", "hash of the weights")
+        >>> len(records) == len(dataset)
+        True
     """
     names = tuple(model.exit_names)
     detections: dict[str, list[Detections]] = {name: [] for name in names}
@@ -300,6 +305,7 @@ def load_records(path: Path | str, split_hash: str, checkpoint_hash: str) -> Exi
         RecordsError: no such file, no records, or records of something else.
     """
     try:
+        refuse_bomb(path, PACKED, RecordsError)
         with np.load(path) as file:
             values = dict(file)
         ends = np.cumsum(values["counts"].sum(1))[:-1]

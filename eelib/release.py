@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from eelib.coco import Source, open_source
 from eelib.config import ROOT, resolve, saved_config
 from eelib.data import DetectionDataset, split_sha256
 from eelib.evaluate import evaluate, provenance
-from eelib.files import file_sha256, write_atomic, write_json
+from eelib.files import file_sha256, read_json, shorten, write_atomic, write_json
 from eelib.records import record
 from eelib.routed_ap import RoutedAP
 
@@ -32,10 +31,10 @@ def read_manifest(folder: Path | str = CHECKPOINTS) -> dict:
     path = Path(folder) / "manifest.json"
     if not path.exists():
         return {}
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise TrainingError(f"{path}: not valid JSON ({error})") from None
+    manifest = read_json(path, TrainingError)
+    if stray := [name for name, entry in manifest.items() if not isinstance(entry, dict)]:
+        raise TrainingError(f"{path}: entry {shorten(stray[0])} is {shorten(manifest[stray[0]])}; expected an object")
+    return manifest
 
 
 def release(
@@ -63,7 +62,8 @@ def release(
     folder = Path(folder)
     if name != Path(name).name or not name.endswith(".pth") or name.startswith("."):
         raise TrainingError(f"{name}: expected a file name that ends in .pth, such as mine.pth")
-    state, manifest, model = load_checkpoint(source), read_manifest(folder), load_released(source)
+    state, model = load_checkpoint(source), load_released(source)
+    read_manifest(folder)  # a broken one is told before the measuring
     config, content = saved_config(state, source), io.BytesIO()
     if half:
         rounded = {key: value.half() if value.is_floating_point() else value for key, value in state["model"].items()}
@@ -82,6 +82,7 @@ def release(
     hashes = split_sha256("test", data), hashlib.sha256(content.getvalue()).hexdigest()
     RoutedAP(record(model, dataset, "test", *hashes), dataset.coco).save(folder / matches, *hashes)
     target = write_atomic(folder / name, lambda file: file.write(content.getvalue()))
+    manifest = read_manifest(folder)  # as it is now: another release may have ended meanwhile
     before = manifest.get(name)
     entry = {
         "sha256": file_sha256(target),

@@ -8,7 +8,6 @@ AP of a routing is then its own accumulation over the detections of the exits ta
 import contextlib
 import copy
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from eelib.files import write_atomic
-from eelib.records import MAX_DETECTIONS, ExitRecords, RecordsError
+from eelib.files import refuse_bomb, write_atomic
+from eelib.records import MAX_DETECTIONS, PACKED, ExitRecords, RecordsError
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
@@ -38,8 +37,11 @@ class RoutedAP:
         exit_names, image_ids: of the records.
 
     Example:
+        >>> dataset = eelib.DetectionDataset("val", "my", model.size, keep_crowd=True)
+        >>> records = eelib.record(model, dataset, "val", "hash of the split", "hash of the weights")
         >>> evaluator = eelib.RoutedAP(records, dataset.coco)
-        >>> evaluator.ap([0] * len(records))  # every image leaves at the first exit
+        >>> 0 <= evaluator.ap([0] * len(records)) <= 1  # every image leaves at the first exit
+        True
     """
 
     def __init__(self, records: ExitRecords, coco: COCO, area: tuple[float, float] = ALL_AREAS):
@@ -127,28 +129,50 @@ class RoutedAP:
             RecordsError: no such file, no flags, or flags of something else.
         """
         try:
+            refuse_bomb(path, PACKED, RecordsError)
             with np.load(path) as file:
                 values = dict(file)
+            of = {key: str(values[key]) for key in ("checkpoint_sha256", "split_sha256")}
+            flags = cls._of_arrays(values)
         except FileNotFoundError:
             raise RecordsError(f"{path}: no such match flags") from None
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise RecordsError(f"{path}: not match flags ({error})") from None
+        except RecordsError:
+            raise
+        except Exception as error:  # numpy raises a different type for each way of being no archive
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            raise RecordsError(f"{path}: not match flags ({reason})") from None
         for key, what, expected in (
             ("checkpoint_sha256", "checkpoint", checkpoint_hash),
             ("split_sha256", "data set", split_hash),
         ):
-            if str(values[key]) != expected:
+            if of[key] != expected:
                 raise RecordsError(
-                    f"{path}: match flags of another {what}; {key} is {values[key]!s:.12}…, expected {expected[:12]}…"
+                    f"{path}: match flags of another {what}; {key} is {of[key]:.12}…, expected {expected[:12]}…"
                 )
+        return flags
+
+    @classmethod
+    def _of_arrays(cls, values: dict[str, np.ndarray]) -> "RoutedAP":
+        """Flags of the arrays of a file; any exception where these are not what :meth:`save` writes."""
         new, total = cls.__new__(cls), len(values["score"])
         new.exit_names, new.image_ids = tuple(values["exit_names"].tolist()), tuple(values["image_ids"].tolist())
         new.exits, new.images = len(new.exit_names), len(new.image_ids)
         new.by_class = values["positives"].reshape(new.images, -1).astype(np.int64)
         new.counts = values["counts"].tolist()
         kind = values.get("class", np.zeros(total)).astype(np.int64)  # files of one class may lack it
-        flags = (np.unpackbits(values[key], 1, total).astype(bool) for key in ("matched", "ignored"))
-        new._by_exit = values["image"].astype(np.int64), values["score"].astype(np.float64), kind, *flags
+        unpacked = (np.unpackbits(values[key], 1, total).astype(bool) for key in ("matched", "ignored"))
+        new._by_exit = values["image"].astype(np.int64), values["score"].astype(np.float64), kind, *unpacked
+        image, score, _, *flags = new._by_exit
+        for holds, what in (
+            (new.exits == len(set(new.exit_names)) == len(new.counts) and sum(new.counts) == total, "exits or counts"),
+            (len(set(new.image_ids)) == new.images and (new.by_class >= 0).all(), "image_ids or positives"),
+            (image.shape == kind.shape == score.shape == (total,), "image, class or score"),
+            (((image >= 0) & (image < new.images)).all() and ((score >= 0) & (score <= 1)).all(), "image or score"),
+            (((kind >= 0) & (kind < new.by_class.shape[1])).all(), "class"),
+            (all(flag.shape == (len(IOUS), total) for flag in flags), "matched or ignored"),
+        ):
+            if not holds:
+                raise ValueError(f"{what} of another shape or range")
         new._rank()
         return new
 

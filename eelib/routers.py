@@ -4,7 +4,6 @@ Both record the detector's exits on three splits once, time the exits on this ma
 ``calibrate`` and report what they give on ``test``. Their router is a file that :func:`eelib.export` embeds.
 """
 
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from eelib.deploy.export import export
 from eelib.deploy.router import Budget, Gate, Guarantee, Router, Times
 from eelib.deploy.runtime import Session
 from eelib.evaluate import source_for
-from eelib.files import file_sha256, look_up
+from eelib.files import file_sha256, look_up, read_json, shorten
 from eelib.hub import path_of
 from eelib.model import EarlyExitSSDLite
 from eelib.policies import check_policy, settings_of
@@ -155,7 +154,7 @@ def route(
         RecordsError: the folder's records are of another detector or data set.
 
     Example:
-        >>> system = eelib.route("exits_256", budget=0.6)
+        >>> system = eelib.route(model, "my", budget=0.6)
         >>> system.save("router.json")
     """
     check_policy(policy)
@@ -210,7 +209,9 @@ def certify(
         GuaranteeError: a level out of its range, or a split that cannot certify it.
 
     Example:
-        >>> eelib.certify("exits_256", epsilon=0.05, delta=0.1).router.promise.risk
+        >>> system = eelib.certify(model, "my", epsilon=0.05, delta=0.1)
+        >>> system.router.promise.epsilon
+        0.05
     """
     guarantee.check_level("epsilon", epsilon)
     guarantee.check_level("delta", delta)
@@ -391,16 +392,17 @@ def read_times(path: Path | str, exit_names: Sequence[str], checkpoint: Path | s
         PolicyError: the file is missing, is no JSON, is of other weights, or lacks a ratio of an exit.
     """
     try:
-        content = json.loads(Path(path).read_text())
-        both = [[float(content["exits"][name][key]) for name in exit_names] for key in ("ratio", "passed_ratio")]
+        content = read_json(path, PolicyError)
+        both = [[content["exits"][name][key] for name in exit_names] for key in ("ratio", "passed_ratio")]
     except FileNotFoundError:
         raise PolicyError(f"{path}: no such file of times; run notebook 04_exits first") from None
-    except json.JSONDecodeError as error:
-        raise PolicyError(f"{path}: not valid JSON ({error})") from None
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError):
         raise PolicyError(
-            f"{path}: no keys exits.<name>.ratio and passed_ratio for every one of {exit_names}: {error}; run 04_exits"
+            f"{path}: no keys exits.<name>.ratio and passed_ratio for every one of {exit_names}; run 04_exits"
         ) from None
+    for value in (value for values in both for value in values):
+        if type(value) not in (int, float) or not 0 <= value < 1e6:
+            raise PolicyError(f"{path}: a time in exits is {shorten(value)}; expected a share of full's from 0")
     if content.get("checkpoint_sha256") != file_sha256(checkpoint):
         raise PolicyError(f"{path}: times of other weights than {checkpoint}; run 04_exits with that checkpoint")
     return both[0], both[1]

@@ -40,7 +40,7 @@ def read(raw: bytes | msgspec.Raw, size_hw: tuple[int, int]) -> list | dict | No
         return None
     try:
         segmentation = _decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"expected polygons or run lengths ({error})") from None
     if segmentation is None or isinstance(segmentation, list):
         polygons = [polygon for polygon in segmentation or () if polygon]

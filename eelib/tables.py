@@ -1,4 +1,4 @@
-"""Tables in three formats with one rounding rule: CSV, Markdown, LaTeX (booktabs)."""
+"""Tables of results: CSV files at full precision, Markdown with one rounding rule."""
 
 from pathlib import Path
 
@@ -18,23 +18,23 @@ def rounded(value: object) -> str:
     return str(value)
 
 
+def _cell(text: object) -> str:
+    """Text that stays in its cell of a Markdown table, and is no HTML."""
+    return " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _no_formula(value: object) -> object:
+    """Text that a spreadsheet does not take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
 def markdown(frame: pd.DataFrame) -> str:
     """A Markdown table, rounded, with a trailing newline."""
-    header = "| " + " | ".join(map(str, frame.columns)) + " |"
-    rule = "|" + " --- |" * len(frame.columns)
-    lines = [header, rule, *("| " + " | ".join(row) + " |" for row in frame.map(rounded).itertuples(index=False))]
-    return "\n".join(lines) + "\n"
+    header, *rows = ("| " + " | ".join(map(_cell, row)) + " |" for row in (frame.columns, *frame.map(rounded).values))
+    return "\n".join([header, "|" + " --- |" * len(frame.columns), *rows]) + "\n"
 
 
 def write(frame: pd.DataFrame, name: str, reports: Path | str) -> None:
-    """Write ``tables/<name>.csv`` (full precision), ``.md`` and ``.tex`` (rounded)."""
-    folder = Path(reports) / "tables"
-    text = frame.map(rounded)
-    tex = text.replace("–", "--").style.hide(axis=0).format(escape="latex").format_index(escape="latex", axis=1)
-    contents = {
-        "csv": frame.to_csv(index=False),
-        "md": markdown(frame),
-        "tex": tex.to_latex(hrules=True),
-    }
-    for suffix, content in contents.items():
-        write_atomic(folder / f"{name}.{suffix}", lambda file, c=content: file.write(c.encode()))
+    """Write ``tables/<name>.csv`` in a folder of reports, at full precision."""
+    content = frame.map(_no_formula).rename(columns=_no_formula).to_csv(index=False)
+    write_atomic(Path(reports) / "tables" / f"{name}.csv", lambda file: file.write(content.encode()))

@@ -15,9 +15,10 @@ from eelib.config import Config, ConfigError, load_config, resolve
 from eelib.data import DetectionDataset, split_sha256
 from eelib.evaluate import coco_ap, detect_exits
 from eelib.files import locked
-from eelib.fit import Step, Trainer, fit, parameter_groups
+from eelib.fit import Step, Trainer, fit, parameter_groups, warmup_of
 from eelib.losses import Criterion
-from eelib.model import EarlyExitSSDLite, ExitOutput, rebuild
+from eelib.model import EXIT_WIDTH, SCALES, EarlyExitSSDLite, ExitOutput, rebuild
+from eelib.progress import tensorboard as tensorboard_in
 
 
 def build_model(config: Config) -> EarlyExitSSDLite:
@@ -34,6 +35,8 @@ def build_model(config: Config) -> EarlyExitSSDLite:
             model.exits,
             full=model.full,
             blank_gate=model.blank_gate,
+            exit_width=model.exit_width or EXIT_WIDTH,
+            scales=model.scales or SCALES,
             classes=open_source(config.data).names,
             weights=weights,
             gradient_rescaling=config.loss.gradient_rescaling,
@@ -42,7 +45,12 @@ def build_model(config: Config) -> EarlyExitSSDLite:
         problem = f"key 'model.weights' is '{weights}', but they cannot be downloaded ({error})"
         raise TrainingError(f"{problem}; expected 'none' without a network") from None
     if start:
-        detector = start_from(detector, load_checkpoint(resolve(start)), start)
+        state = load_checkpoint(resolve(start))
+        if model.exit_width:  # exits of another width are learnt anew
+            widths = {name: state["model"].get(f"early.{name}.down.0.1.0.weight", ()) for name in detector.early}
+            other = tuple(f"early.{name}." for name, weight in widths.items() if len(weight) != model.exit_width)
+            state |= {"model": {key: value for key, value in state["model"].items() if not key.startswith(other)}}
+        detector = start_from(detector, state, start)
     if model.full:
         detector.keep_maps(model.maps)
     detector.size = config.data.size
@@ -72,7 +80,8 @@ def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> Early
     if not any(key.startswith("backbone.") for key in taken):
         raise TrainingError(f"{source}: no weights of the trunk; expected a detector of eelib")
     if any(own[key].shape != value.shape for key, value in taken.items()) or "plan" in state:
-        plan = dict(state.get("plan") or {}) | {"cuts": detector.cuts, "classes": list(detector.classes)}
+        plan = dict(state.get("plan") or {}) | {"scales": detector.scales}
+        plan |= {"cuts": detector.cuts, "classes": list(detector.classes)}
         mixed = own | taken
         if detector.head is not None:  # a shortened tail stays short
             short = {key for key in own if key not in state["model"] and key.startswith(("backbone.extra", "head."))}
@@ -191,6 +200,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    tensorboard: bool = False,
     log: Callable[[str], None] = print,
 ) -> Path:
     """Train a detector and release its averaged weights: the one assembly of a training.
@@ -200,6 +210,7 @@ def train(
         out: folder of the run.
         resume: continue from the folder's last checkpoint.
         overwrite: start anew where the folder holds a run.
+        tensorboard: write the numbers of every epoch to ``out/tensorboard``, too.
         log: receives a line an epoch.
 
     Returns:
@@ -211,7 +222,8 @@ def train(
         TrainingError: the folder holds a run, the training diverges, or the start does not fit.
 
     Example:
-        >>> eelib.train("params/my.yaml", out="runs/mine")
+        >>> eelib.train("my.yaml", out="runs/mine", log=lambda line: None).name
+        'released.pth'
     """
     config = config if isinstance(config, Config) else load_config(config)
     out = Path(out)
@@ -225,7 +237,9 @@ def train(
         detector = build_model(config)
         network = WithGates(detector)
         groups = parameter_groups(detector, config.optim)
-        trainer = Trainer(network, detection_step(config, detector, log), config.optim, groups=groups)
+        loggers = [tensorboard_in(out)] if tensorboard else []
+        step = detection_step(config, detector, log)
+        trainer = Trainer(network, step, config.optim, groups=groups, loggers=loggers)
         share = Share(trainer.fabric.global_rank, trainer.fabric.world_size)
         batches = epoch_batches(config, dataset, trainer.device, share)
 
@@ -256,14 +270,11 @@ def check_budget(config: Config, images: int, val: DetectionDataset, log: Callab
     optim = config.optim
     batch = min(optim.batch_size, images // optim.devices)
     steps = optim.epochs * (images // max(1, batch * optim.devices))
-    if optim.epochs and steps <= optim.warmup_steps:
-        raise ConfigError(
-            f"key 'optim.warmup_steps' is {optim.warmup_steps}, but {images} images in {optim.epochs} epochs are "
-            f"{steps} steps: expected fewer warm-up steps, or more epochs"
-        )
     if batch < 2:
         raise ConfigError(f"key 'optim.batch_size': {batch} image a step and process; batch norm needs 2 or more")
     if optim.keep == "best" and not any(val.annotations[i] for i in val.image_ids):
         raise ConfigError(f"{val.file}: 'val' holds no object, so no epoch can be chosen; expected optim.keep 'last'")
+    if (warmup := warmup_of(optim, steps)) < optim.warmup_steps and optim.epochs:
+        log(f"optim.warmup_steps: {warmup} in place of {optim.warmup_steps}, a fifth of the {steps} steps")
     if batch < optim.batch_size:
         log(f"optim.batch_size: {images} images are fewer than a batch of {optim.batch_size}; steps of {batch}")

@@ -23,7 +23,7 @@ from PIL import Image
 from showroom import IMAGE_SIZE, ShowroomError, film, recipes, render, roles, room
 from showroom.annotate import CATEGORY_ID, annotate
 from showroom.catalogue import Entry, attribution, read_catalogue
-from showroom.files import read_json, write_atomic, write_image
+from showroom.files import locked, read_json, write_atomic, write_image
 from showroom.layout import Scene
 from showroom.view import Camera, Caster, choose_camera
 
@@ -185,20 +185,23 @@ def render_split(out: Path, furniture: Path, settings: Settings, scenes: int, wo
         ShowroomError: the extra, the furniture or LLVM is missing, or the folder holds other data.
     """
     render.start()
-    write_atomic(out / "ATTRIBUTION.csv", attribution(read_catalogue(furniture), roles.all_models()).encode())
-    todo = [scene_id for scene_id in range(scenes) if not read_part(out, settings, scene_id)]
-    print(f"{settings.split}: {scenes - len(todo)} of {scenes} scenes are done; {workers} processes", flush=True)
-    failed, started = [], time.monotonic()
-    attempt = partial(_attempt, out, furniture, settings)
-    for count, (scene_id, recipe, error) in enumerate(outcomes(attempt, todo, workers), 1):
-        left_s = (time.monotonic() - started) / count * (len(todo) - count)
-        result = f"FAILED {error}" if error else recipe
-        print(f"{count}/{len(todo)} scene {scene_id}: {result}; {left_s / 60:.1f} min left", flush=True)
-        if error:
-            failed.append(scene_id)
-    content = merge(out, settings, [scene_id for scene_id in range(scenes) if scene_id not in failed])
-    boxes = sum(not annotation["iscrowd"] for annotation in content["annotations"])
-    print(f"wrote {out / settings.split}.json: {len(content['images'])} images, {boxes} boxes, {len(failed)} failures")
+    with locked(out):
+        write_atomic(out / "ATTRIBUTION.csv", attribution(read_catalogue(furniture), roles.all_models()).encode())
+        todo = [scene_id for scene_id in range(scenes) if not read_part(out, settings, scene_id)]
+        print(f"{settings.split}: {scenes - len(todo)} of {scenes} scenes are done; {workers} processes", flush=True)
+        failed, started = [], time.monotonic()
+        attempt = partial(_attempt, out, furniture, settings)
+        for count, (scene_id, recipe, error) in enumerate(outcomes(attempt, todo, workers), 1):
+            left_s = (time.monotonic() - started) / count * (len(todo) - count)
+            result = f"FAILED {error}" if error else recipe
+            print(f"{count}/{len(todo)} scene {scene_id}: {result}; {left_s / 60:.1f} min left", flush=True)
+            if error:
+                failed.append(scene_id)
+        content = merge(out, settings, [scene_id for scene_id in range(scenes) if scene_id not in failed])
+        boxes = sum(not annotation["iscrowd"] for annotation in content["annotations"])
+        print(
+            f"wrote {out / settings.split}.json: {len(content['images'])} images, {boxes} boxes, {len(failed)} failures"
+        )
     return failed
 
 

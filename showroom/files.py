@@ -1,9 +1,11 @@
 """Files of a data set: written whole or not at all, read with checks, never looked for outside their folder."""
 
+import contextlib
+import fcntl
 import io
 import json
-import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -22,15 +24,31 @@ _KEYS = {
 
 
 def write_atomic(path: Path, content: bytes) -> Path:
-    """Write to a neighbour first, then rename it over the target."""
+    """Write to a neighbour first, then rename it over the target; what a killed process left there is written over."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A folder, created, that no other process renders into meanwhile; the lock ends with this process.
+
+    Raises:
+        ShowroomError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ShowroomError(f"{folder}: another process renders into this folder") from None
+        yield
 
 
 def write_image(path: Path, image: Image.Image, **options) -> Path:

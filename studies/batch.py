@@ -5,10 +5,22 @@ import sys
 from pathlib import Path
 
 import papermill
+from papermill.iorw import LocalHandler, papermill_io
 
-from eelib.config import NOTEBOOK_KEYS, ConfigError, merged, override, read_yaml, resolve, shorten
+from eelib.config import NOTEBOOK_KEYS, ConfigError, merged, override, read_yaml, resolve
+from eelib.files import shorten, write_atomic
 from studies.phases.config import PhaseConfig, parse
 
+
+class _Whole(LocalHandler):
+    """Executed copies, which papermill writes again after each cell, whole or not at all."""
+
+    def write(self, buf: str, path: str) -> None:
+        """Called by papermill."""
+        write_atomic(Path(self._cwd or "", path), lambda file: file.write(buf.encode()))
+
+
+papermill_io.register("", _Whole())  # of every path
 SMOKE = "base/smoke.yaml"  # what a notebook of phases runs without a phase
 
 

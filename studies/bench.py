@@ -10,6 +10,7 @@ import itertools
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from eelib.timing import UNITS, machine, measure, run_to
 from studies.goals import load_goals
 
 PLAIN = ("onnxruntime", "plain")  # what 1.00 is
+EVEN = "best score; half of what arrives at an exit leaves there, by 32 images of calibrate"  # without a router
 # Timed rounds by (threads, batch size). The quick ones fit into a minute of a two-core machine.
 ROUNDS = {(threads, batch): rounds for threads in (1, 2) for batch, rounds in ((1, 60), (8, 15), (32, 8))}
 QUICK_ROUNDS = {(1, 1): 15, (1, 8): 3, (1, 32): 2, (2, 1): 8}
@@ -132,6 +134,43 @@ def even_rule(session: Session, array: np.ndarray) -> Rule:
     return session.by_score({name: float(value) for name, value in best.items()})
 
 
+def routed_latency(session: Session, images: Sequence[np.ndarray], rule: Rule) -> list[dict]:
+    """Latency over all images of a split, one and eight at a time: the plain detector and images routed by a rule.
+
+    Both see a batch one after the other, in an order drawn anew, so that its difficulty and a drift of the machine
+    meet them alike. Images that do not fill the last batch are left out.
+
+    Args:
+        session: of one thread.
+        images: float32 (3, S, S) in [0, 1].
+        rule: that images obey.
+
+    Returns:
+        Rows of ``path`` (``plain`` or ``routed``), ``batch``, ``images``, ``median_ms``, ``p95_ms`` and ``p99_ms`` of
+        a call, ``images_per_second``, ``ratio`` of the mean times, and ``exits`` (images that left at each).
+    """
+    rows, rng = [], np.random.default_rng(0)
+    rules = {"plain": session.at_exit(session.exits[-1]), "routed": rule}
+    for batch in (1, 8):
+        spent, exits = {name: [] for name in rules}, {name: Counter() for name in rules}
+        for first in range(0, len(images) - batch + 1, batch):
+            array = np.stack(images[first : first + batch])
+            for _ in range(3 if first == 0 else 1):  # the first round warms up
+                for name in rng.permutation(list(rules)).tolist():
+                    began = time.perf_counter()
+                    found = session.detect_batch(array, rules[name])
+                    spent[name].append(1e3 * (time.perf_counter() - began))
+                    left = Counter(d.exit_name for d in found)
+                    exits[name] += left if len(spent[name]) > 2 else Counter()
+        for name, values in spent.items():
+            kept, mean = values[2:], statistics.fmean(values[2:])
+            median, p95, p99 = np.percentile(kept, (50, 95, 99)).tolist()
+            rows.append({"path": name, "batch": batch, "images": batch * len(kept), "median_ms": median,
+                         "p95_ms": p95, "p99_ms": p99, "images_per_second": 1e3 * batch / mean,
+                         "ratio": mean / statistics.fmean(spent["plain"][2:]), "exits": dict(exits[name])})  # fmt: skip
+    return rows
+
+
 def evidence_cost(folder: Path, image: np.ndarray, repeats: int = 60) -> dict[str, float]:
     """What computing and reading the evidence adds at each early exit, in % of the plain detector's time.
 
@@ -216,9 +255,16 @@ def run(checkpoint: Path | str, folder: Path, *, quick: bool, log: Callable[[str
     dataset = DetectionDataset("calibrate", source_for(model, "data/showroom"), model.size, limit=32)
     images = as_input(torch.stack([dataset[i][0] for i in range(len(dataset))]))
     times = time_grid(model, folder, images, rounds=QUICK_ROUNDS if quick else ROUNDS, log=log)
+    session = Session(folder)
+    early = session.router and session.router.early
+    rule = session.router if early else even_rule(session, np.ascontiguousarray(images.numpy()))
+    test = DetectionDataset("test", source_for(model, "data/showroom"), model.size, limit=32 if quick else None)
+    log(f"timing the routed system on {len(test)} images of test")
+    routed = routed_latency(session, [as_input(test[i][0]).numpy() for i in range(len(test))], rule)
     return {
         "quick": quick, "machine": machine(), "load_average_before": load_average, "unit": UNITS["session"],
-        "times": times, "evidence_percent": evidence_cost(folder, images[:1].numpy(), 15 if quick else 60),
+        "times": times, "router": session.router.describe() if early else EVEN, "routed": routed,
+        "evidence_percent": evidence_cost(folder, images[:1].numpy(), 15 if quick else 60),
         "goals": check_goals(times), "checkpoint_sha256": digest, "config": load_checkpoint(checkpoint).get("config"),
         "versions": versions(), "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
@@ -233,6 +279,13 @@ def table(times: Sequence[Mapping]) -> pd.DataFrame:
     alone = frame[(frame["batch"] == 1) & (frame["threads"] == 1)].set_index(["runtime", "exit"])
     wide["ms"], wide["images/s"] = alone["median_ms"].round(2), alone["images_per_second"].round(1)
     return wide.round(3).reset_index()
+
+
+def latency_table(routed: Sequence[Mapping]) -> pd.DataFrame:
+    """Rows of :func:`routed_latency` to be printed."""
+    frame = pd.DataFrame(routed)
+    frame["left at"] = [", ".join(f"{name} {count}" for name, count in sorted(e.items())) for e in frame.pop("exits")]
+    return frame.round({"median_ms": 2, "p95_ms": 2, "p99_ms": 2, "images_per_second": 1, "ratio": 3})
 
 
 def runtimes_figure(times: Sequence[Mapping], threads: int = 1) -> Figure:

@@ -30,7 +30,7 @@ def run(
         params: parameter file (YAML).
         out: executed copy; by default in runs/executed.
         limit: images to evaluate, of a notebook that has this parameter.
-        set_: KEY=VALUE in place of a parameter; may be given often.
+        set_: KEY=VALUE in place of a parameter; may be given several times.
     """
     from eelib.config import read_settings
 
@@ -68,7 +68,7 @@ def plane(config: Path, /, *, reports: Path = REPORTS, recompute: bool = False, 
         config: parameter file of the systems (YAML).
         reports: folder of metrics/, and of the match flags of each plane.
         recompute: from the times and match flags of an earlier run, without weights.
-        set_: KEY=VALUE in place of a value of the file; may be given often.
+        set_: KEY=VALUE in place of a value of the file; may be given several times.
     """
     from eelib.config import read_settings
     from eelib.files import write_json
@@ -93,7 +93,7 @@ def search(config: Path, /, *, out: Path = Path("runs/search"), set_: Set = None
     Args:
         config: parameter file with the key `search` (YAML).
         out: folder of the trials and of search.json; a search that was stopped goes on there.
-        set_: KEY=VALUE in place of a value of the file; may be given often.
+        set_: KEY=VALUE in place of a value of the file; may be given several times.
     """
     from eelib.config import read_settings
     from studies.compress import search as study
@@ -133,7 +133,7 @@ def learning_curve(
         config: parameter file with the key `curve` (YAML).
         out: folder of the checkpoints.
         reports: folder of metrics/.
-        set_: KEY=VALUE in place of a value of the file; may be given often.
+        set_: KEY=VALUE in place of a value of the file; may be given several times.
     """
     from eelib.config import read_settings
     from studies import learning_curve as study
@@ -171,17 +171,36 @@ def generalisation(*, rendered: Path, checkpoint: str = "baseline", reports: Pat
 
 @app.command
 def report(*, reports: Path = REPORTS) -> None:
-    """Write the four written reports from the measured results.
+    """Write the four written reports from the measured results, and the tables in LaTeX.
 
     Args:
-        reports: folder of metrics/ and phases/.
+        reports: folder of metrics/, phases/ and tables/.
     """
     if not (reports / "metrics").is_dir():
         raise InputError(f"{reports / 'metrics'}: no such folder; `make reproduce` makes it")
+    from studies.report import latex, thesis
     from studies.report.reports import write_all
 
     for path in write_all(reports):
         print(f"wrote {path}")
+    print(f"laid out {len(latex.write_tables(reports, thesis.captions('tables')))} tables in {reports / 'tables'}")
+
+
+@app.command
+def thesis(*, reports: Path = Path("reports"), out: Path = Path("runs/thesis")) -> None:
+    """Write one PDF of all figures and tables with their captions; needs pdflatex.
+
+    Args:
+        reports: folder of figures/ and tables/.
+        out: folder of the document.
+    """
+    if not (reports / "tables").is_dir():
+        raise InputError(f"{reports / 'tables'}: no such folder; `make reproduce` makes it")
+    from studies.report import thesis as document
+
+    print(f"wrote {document.build(reports, out)}")
+    for name in document.without_caption(reports):
+        say(f"{name}: no caption in {document.CAPTIONS}")
 
 
 @app.command
@@ -232,8 +251,13 @@ def bench(
     if export is None:
         write_export(path, folder, int8=not quick)
     result = study.run(path, folder, quick=quick, log=_flushed)
-    print("times as shares of the detector without exits in one graph, at the same batch size and threads:")
+    print("Times as shares of the plain detector's at the same batch size and threads: 1.000 is the detector without")
+    print("early exits and blank gates, from image tensor to final detections, on onnxruntime.")
     print(study.table(result["times"]).to_string(index=False))
+    print(f"All images of test, one thread, milliseconds a call. Router: {result['router']}.")
+    print(study.latency_table(result["routed"]).to_string(index=False))
+    cost = ", ".join(f"{share:.2f} % at {name}" for name, share in result["evidence_percent"].items())
+    print(f"Evidence costs, in percent of the plain detector's time: {cost}.")
     for goal in result["goals"]:
         print(f"{'met   ' if goal['met'] else 'MISSED'}  {goal['value']:6.3f} (goal {goal['limit']})  {goal['goal']}")
     print(f"wrote {write_json(reports / 'metrics' / 'bench.json', result)}")

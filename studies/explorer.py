@@ -24,12 +24,14 @@ class Explorer:
 
     Args:
         reports: folder of ``metrics/PLANE.json`` and ``PLANE/*.npz``.
-        system, seed: a network of the plane.
+        system, seed: a network of the plane, float or int8 ("exits_256 int8").
         plane: its name.
 
     Attributes:
         flags: match flags of the split that the plane reports.
         exit_names, times: of the E exits; times are shares of the plain detector's.
+        cuts: (E,) score from which a box of an exit counts as found: the best one for F1 on ``val``.
+        empty: (N,) bool, images without an object.
 
     Raises:
         ConfigError: no plane in the folder.
@@ -42,12 +44,20 @@ class Explorer:
         if (system, seed) not in rows:
             raise ValueError(f"system {system}, seed {seed}: not in the plane; it has {sorted({n for n, _ in rows})}")
         row, self.system = rows[system, seed], system
-        self.flags = RoutedAP.load(
-            flags_of(reports, system, seed, plane), self.report["split_sha256"], row["graphs_sha256"]
-        )
+
+        def flags(row: Mapping) -> RoutedAP:
+            file = flags_of(reports, row["name"], row["seed"], plane)
+            return RoutedAP.load(file, self.report["split_sha256"], row["graphs_sha256"])
+
+        self.flags = flags(row)
         self.exit_names = tuple(row["exits"])
         self.times = np.array([exit_["time_ratio"] for exit_ in row["exits"].values()])
+        self.cuts = [exit_["cut"] for exit_ in row["exits"].values()]
         self.empty = self.flags.positives == 0
+        alone = [other for (_, at), other in rows.items() if at == seed and len(other["exits"]) == 1]
+        self._static_times = np.array([next(iter(other["exits"].values()))["time_ratio"] for other in alone])
+        self._static = [flags(other) for other in alone]
+        self._hulls: dict[float | None, Hull] = {}  # a slider asks for the same shares of empty images again
 
     def evidence(self, index: int) -> dict[str, np.ndarray]:
         """What an exit shows of every image, each (N,): ``top_score``, ``score_sum``, ``count_10`` and its like."""
@@ -92,42 +102,59 @@ class Explorer:
         best = Hull(self.times, np.array([self._alone(prevalence)])).at(time)
         return None if best is None else float(best[0])
 
+    def static_hull(self, prevalence: float | None = None) -> Hull:
+        """The plane's detectors without exits, in float and int8, and the coins between any two of them."""
+        if prevalence not in self._hulls:
+            weights = self.weights(prevalence)
+            ap = np.array([[flags.of_exit(0, weights) for flags in self._static]])
+            self._hulls[prevalence] = Hull(self._static_times, ap)
+        return self._hulls[prevalence]
+
     def _alone(self, prevalence: float | None) -> list[float]:
         weights = self.weights(prevalence)
         return [self.flags.of_exit(index, weights) for index in range(len(self.exit_names))]
 
     def figure(self, points: Mapping[str, Mapping[str, float]], prevalence: float | None = None) -> Figure:
-        """Routings of :meth:`score` by name, beside each exit and the coins that join them."""
-        figure, axis = plt.subplots(figsize=(5.0, 3.0))
-        alone = self._alone(prevalence)
+        """Routings of :meth:`score` by name in the plane: beside each exit, its coins and the static detectors."""
+        figure, axis = plt.subplots(figsize=(5.9, 3.2))
+        static = self.static_hull(prevalence)
+        if len(static.times):
+            times = np.linspace(static.times.min(), max(1.05, static.times.max()), 200)
+            best = [static.at(time)[0] for time in times]
+            axis.plot(times, best, color="#4D4D4D", linewidth=1, label="hull of the static detectors")
+            axis.plot(static.times, static.samples[0], ".", color="#4D4D4D", label="static detectors, float and int8")
         times = np.linspace(self.times.min(), self.times.max(), 100)
-        axis.plot(times, [self.coin(time, prevalence) for time in times], color="#999999", label="coins of the exits")
-        for name, time, ap in zip(self.exit_names, self.times, alone, strict=True):
+        axis.plot(times, [self.coin(time, prevalence) for time in times], color="#BBBBBB", label="coins of the exits")
+        for name, time, ap in zip(self.exit_names, self.times, self._alone(prevalence), strict=True):
             axis.plot(time, ap, "D", color=exit_colour(name), label=name)
-        for (name, point), marker in zip(points.items(), "o^sPX*", strict=False):
-            axis.plot(point["time"], point["AP"], marker, color="black", markersize=8, label=name)
+        for (name, point), marker in zip(points.items(), "*os^PX", strict=False):
+            axis.plot(point["time"], point["AP"], marker, color="black", markersize=10, label=name)
         share = self.empty.mean() if prevalence is None else prevalence
         axis.set_title(
             f"{self.system}, {self.flags.images} images of {self.report['split']}, {100 * share:.0f} % empty"
         )
         axis.set_xlabel("mean time / time of the plain detector")
         axis.set_ylabel("AP[.50:.95]")
-        axis.legend(fontsize=7)
+        figure.legend(loc="outside right center", fontsize=7)
         return figure
 
-    def regretted(self, chosen: np.ndarray, cuts: Sequence[float], most: int = 8) -> list[dict]:
-        """Images that left early and on which the last exit finds most more objects.
+    def left_at(self, chosen: np.ndarray, name: str, most: int = 4) -> list[dict]:
+        """Images that left at an exit, first those on which the last exit finds most more objects.
 
         Args:
-            cuts: of each exit, score from which a box counts.
+            chosen: exit index at which each image leaves, (N,).
+            name: of the exit.
+            most: images at the most.
+
+        Returns:
+            A dict each: ``image_id``, ``objects``, ``found here`` and ``found by full`` (or the last exit's name).
         """
-        _, right = self.flags.claims(cuts)
-        rows = np.arange(self.flags.images)
-        lost = right[:, -1] - right[rows, chosen]
-        worst = [row for row in np.argsort(-lost, kind="stable")[:most] if lost[row] > 0]
+        _, right = self.flags.claims(self.cuts)
+        index, last = self.exit_names.index(name), self.exit_names[-1]
+        rows = np.flatnonzero(chosen == index)
+        lost = right[rows, -1] - right[rows, index]
         return [
-            {"image_id": self.flags.image_ids[row], "left at": self.exit_names[chosen[row]],
-             "objects": int(self.flags.positives[row]), "found here": int(right[row, chosen[row]]),
-             "found by " + self.exit_names[-1]: int(right[row, -1])}
-            for row in worst
+            {"image_id": self.flags.image_ids[row], "objects": int(self.flags.positives[row]),
+             "found here": int(right[row, index]), "found by " + last: int(right[row, -1])}
+            for row in rows[np.argsort(-lost, kind="stable")[:most]]
         ]  # fmt: skip

@@ -8,5 +8,8 @@ from eelib.config import read_yaml
 
 @functools.cache
 def load_goals() -> dict:
-    """Groups ``baseline``, ``exits``, ``routing`` and ``runtime``; the file's comments say what each number bounds."""
+    """Groups ``baseline``, ``exits``, ``routing``, ``runtime``, ``plane`` and ``blank``.
+
+    The file's comments say what each number bounds.
+    """
     return read_yaml(Path(__file__).with_name("goals.yaml"))

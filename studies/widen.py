@@ -11,7 +11,7 @@ Source: Chen et al., "Net2Net: Accelerating Learning via Knowledge Transfer", IC
 this keeps the idea, to widen and keep the function, and not the copying of units.
 """
 
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from torchvision.ops import SqueezeExcitation
 
 from eelib.checkpoints import TrainingError
 from eelib.data import DetectionDataset, batches
-from eelib.files import file_sha256
+from eelib.files import file_sha256, read_json, shorten
 from eelib.model import SIZE, EarlyExitSSDLite
 
 # How TensorFlow.js stores an array, by the `dtype` of its quantisation or of the array itself.
@@ -41,20 +41,28 @@ def read_graph(path: Path | str) -> dict[str, Tensor]:
     """
     path = Path(path)
     try:
-        manifest = json.loads(path.read_text())["weightsManifest"]
-        raw = b"".join((path.parent / name).read_bytes() for group in manifest for name in group["paths"])
-        entries = [entry for group in manifest for entry in group["weights"]]
-        kinds = [np.dtype(STORED[entry.get("quantization", entry)["dtype"]]) for entry in entries]
+        manifest = read_json(path, TrainingError)["weightsManifest"]
+        names = [name for group in manifest for name in group["paths"]]
+        if stray := [name for name in names if Path(name).name != name]:
+            raise TrainingError(f"{path}: weights in {shorten(stray[0])}; expected names of files beside it")
+        raw = b"".join((path.parent / name).read_bytes() for name in names)
+        return _weights(path, [entry for group in manifest for entry in group["weights"]], raw)
     except FileNotFoundError as error:
         raise TrainingError(f"{error.filename}: no such file; `make pretrained` fetches it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path}: not a TensorFlow.js graph model ({error!r})") from None
+    except TrainingError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError) as error:
+        raise TrainingError(f"{path}: not a TensorFlow.js graph model ({shorten(str(error))})") from None
+
+
+def _weights(path: Path, entries: list[dict], raw: bytes) -> dict[str, Tensor]:
     weights, offset = {}, 0
-    for entry, stored in zip(entries, kinds, strict=True):
+    for entry in entries:
         quantised = entry.get("quantization", {})
-        count = int(np.prod(entry["shape"]))
-        if offset + count * stored.itemsize > len(raw):
-            raise TrainingError(f"{path}: weights end within '{entry['name']}'; the file beside it is cut short")
+        stored, count = np.dtype(STORED[(quantised or entry)["dtype"]]), math.prod(entry["shape"])
+        if not 0 <= offset + count * stored.itemsize <= len(raw):
+            name = shorten(entry["name"])
+            raise TrainingError(f"{path}: weights end within {name}; the file beside it is cut short")
         values = np.frombuffer(raw, stored, count, offset).reshape(entry["shape"]).astype(np.float32)
         if "scale" in quantised:
             values = values * np.float32(quantised["scale"]) + np.float32(quantised["min"])

@@ -1,7 +1,9 @@
+import pytest
 import torch
 
 from eelib.augment import Pool
 from eelib.batches import ResidentBatches, Share, StreamedBatches, seed_of
+from eelib.preprocess import ImageError
 
 
 def pool(count):
@@ -55,6 +57,21 @@ class Items(torch.utils.data.Dataset):
             "boxes": boxes,
             "labels": torch.ones(len(boxes)).long(),
         }
+
+
+class Truncated(Items):
+    def __getitem__(self, index):
+        if index == 4:
+            raise ImageError("photos/4.jpg: image cannot be decoded (truncated)")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_that_a_worker_meets_is_one_line(workers):
+    streamed = StreamedBatches(Truncated(), 2, 0, 9, Share(), workers=workers, device=torch.device("cpu"))
+    with pytest.raises(ImageError) as caught:
+        list(streamed(0))
+    assert str(caught.value) == "photos/4.jpg: image cannot be decoded (truncated)"
 
 
 def test_streamed_images_are_those_of_the_resident_order():

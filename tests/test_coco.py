@@ -130,27 +130,29 @@ def test_a_share_of_a_larger_file_is_drawn(tmp_path):
         return Source({name: (path, tmp_path) for name in ("train", *files)})
 
     whole = source(500, 400)
-    parts = [{i["id"] for i in read_split(s, whole).content["images"]} for s in ("train", "val", "calibrate")]
-    assert list(map(len, parts)) == [460, 20, 20] and len(set.union(*parts)) == 500
-    assert len(read_split("train", source(500, 400, val=True)).content["images"]) == 480
-    with pytest.raises(DataError, match="data.files: no 'test'; given: train"):
-        read_split("test", whole)
-    with pytest.raises(DataError, match="2 images, 2 of them with an object, are too few to draw val and calibrate"):
-        read_split("train", source(2, 2))
+    parts = [{i["id"] for i in read_split(s, whole).content["images"]} for s in SPLITS]
+    assert list(map(len, parts)) == [350, 50, 50, 50] and len(set.union(*parts)) == 500
+    assert len(read_split("train", source(500, 400, val=True)).content["images"]) == 400
+    assert len(read_split("test", source(2000, 400)).content["images"]) == 80
+    assert len(read_split("test", source(60, 60)).content["images"]) == 6
+    with pytest.raises(DataError, match="data.files: no 'test'; given: val, no 'train'"):
+        read_split("test", Source({"val": whole.files["train"]}))
+    with pytest.raises(DataError, match="3 images, 3 of them with an object, are too few to draw val, calibrate, test"):
+        read_split("train", source(3, 3))
 
 
 def test_each_drawn_split_has_an_object_or_is_refused(tmp_path):
-    for objects in (3, 9):
+    for objects in (4, 9):
         path = tmp_path / "a.json"
         path.write_text(json.dumps(many(128, objects)))
         source = Source({"train": (path, tmp_path)})
-        parts = {split: read_split(split, source).content for split in ("train", "val", "calibrate")}
+        parts = {split: read_split(split, source).content for split in SPLITS}
         assert all(part["annotations"] for part in parts.values())
         assert sorted(i["id"] for part in parts.values() for i in part["images"]) == list(range(128))
-        assert len(parts["val"]["images"]) == len(parts["calibrate"]["images"]) == 5
-    for objects in (0, 2):
+        assert {len(parts[split]["images"]) for split in ("val", "calibrate", "test")} == {13}
+    for objects in (0, 3):
         path.write_text(json.dumps(many(128, objects)))
-        with pytest.raises(DataError, match="no object of 'chair'|2 of them with an object, are too few"):
+        with pytest.raises(DataError, match="no object of 'chair'|3 of them with an object, are too few"):
             read_split("train", source)
 
 

@@ -96,7 +96,7 @@ def test_a_split_that_cannot_be_drawn_is_an_error(tiny, capsys):
         path.rename(folder / "train" / path.name)
     capsys.readouterr()
     assert main(["data", "check", "--data", str(folder)]) == 2
-    assert "2 images, 1 of them with an object, are too few to draw val and calibrate" in capsys.readouterr().err
+    assert "2 images, 1 of them with an object, are too few to draw val, calibrate" in capsys.readouterr().err
 
 
 def test_fix_writes_a_sound_file_elsewhere(changed, tiny, capsys):

@@ -1,5 +1,6 @@
 """The exported graphs compute what the model computes, and the manifest says so."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from eelib.anchors import default_boxes
 from eelib.checkpoints import load_checkpoint, load_released, save_checkpoint
 from eelib.coco import DataError, Source
 from eelib.deploy.evidence import Column, Raw, RouterError
-from eelib.deploy.export import export
+from eelib.deploy.export import export, new_graphs
 from eelib.deploy.graphs import Decoder, build_stages
 from eelib.deploy.manifest import DeploymentError, read_manifest
 from eelib.deploy.router import Gate, Router, Times
@@ -176,6 +177,19 @@ def test_a_new_export_replaces_an_old_one_and_a_failed_one_leaves_it(tmp_path, c
     with pytest.raises(eelib.files.InputError):
         export(checkpoint("plain"), tmp_path, router=tmp_path / "none.json")
     assert {path.name for path in tmp_path.iterdir()} == names and Session(tmp_path).exits == ("exit1", "exit2")
+
+
+def test_one_export_at_a_time_takes_away_what_a_killed_one_left(tmp_path, checkpoint):
+    (tmp_path / ".new.partial" / ".new.partial").mkdir(parents=True)
+    (tmp_path / ".new.partial" / "exit1.onnx").write_text("half")
+    digest = hashlib.sha256(b"moved before its manifest").hexdigest()
+    (tmp_path / f"exit9-{digest[:8]}.onnx").write_text("moved before its manifest")
+    (tmp_path / "other-12345678.onnx").write_text("mine")
+    manifest = export(checkpoint("plain"), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == manifest.files | {"manifest.json", "other-12345678.onnx"}
+    with new_graphs(tmp_path), pytest.raises(BlockingIOError, match="another process writes"):
+        export(checkpoint("truncated"), tmp_path)
+    assert Session(tmp_path).exits == ("full",)
 
 
 def _changed(checkpoint, path, change):

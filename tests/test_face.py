@@ -1,7 +1,9 @@
 """The public names: documented, lazy, and a chain from a checkpoint to a deployed session."""
 
+import doctest
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 
@@ -18,17 +20,44 @@ from eelib.deploy.router import Times
 from eelib.hub import load
 
 
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory, checkpoint, rooms):
+    """A detector, in a folder as the examples take it: a picture, data, a parameter file, an export with a router."""
+    folder = tmp_path_factory.mktemp("desk")
+    Image.fromarray(room(5, 150)[0]).save(folder / "room.jpg")
+    for name in ("params", "data", "checkpoints"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "my").symlink_to(rooms)
+    optim = "{epochs: 1, batch_size: 8, warmup_steps: 0, eval_every: 1}"
+    (folder / "my.yaml").write_text(
+        f"name: my\noptim: {optim}\ndata: {{root: {rooms}, size: 96}}\nmodel: {{weights: none}}\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        times = Times((0.3, 0.5, 1.1), (0.0, 0.05, 0.1), (0.1, 0.2), "the plain detector", {})
+        patch.setattr(routers, "measured_times", lambda *_: times)  # the machine's own would differ every time
+        model = eelib.load(checkpoint("two exits"))
+        router = eelib.route(model, rooms, options=routers.RouterOptions(resamples=5, grid=5))
+        eelib.export(model, "deploy", router=router)
+        router.save("deploy/router.json")
+        yield model
+
+
 @pytest.mark.parametrize("name", eelib.__all__)
-def test_every_public_name_exists_and_has_an_example(name):
-    value = getattr(eelib, name)
-    assert value is getattr(importlib.import_module(eelib._PUBLIC[name]), name) and name in dir(eelib)
-    if name == "POLICIES":  # a table has no docstring of its own
-        return
-    documentation = inspect.getdoc(value)
-    assert "Example:" in documentation and ">>> " in documentation, name
-    example = [line.strip()[4:] for line in documentation.splitlines() if line.strip().startswith((">>> ", "... "))]
-    compile("\n".join(example), name, "exec")
-    assert "eelib." in " ".join(example), name
+def test_every_public_name_exists_and_its_example_runs(name, desk):
+    value, module = getattr(eelib, name), importlib.import_module(eelib._PUBLIC[name])
+    assert value is getattr(module, name) and name in dir(eelib)
+    text = inspect.getdoc(module if name == "POLICIES" else value)  # a table has no docstring of its own
+    assert "Example:" in text and f"eelib.{name}" in text.split("Example:")[1] or name == "Detections"
+    example = doctest.DocTestParser().get_doctest(text, {"eelib": eelib, "model": desk}, name, None, None)
+    told = []
+    doctest.DocTestRunner().run(example, out=told.append)
+    assert example.examples and not told, "".join(told)
+
+
+def test_the_page_of_the_site_holds_every_public_name():
+    headings = re.findall(r"^ +heading: eelib\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
+    assert sorted(headings) == sorted(eelib.__all__)
 
 
 def test_modules_do_not_hide_the_functions_of_their_names():

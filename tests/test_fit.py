@@ -2,9 +2,11 @@ import errno
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
-from eelib.checkpoints import TrainingError, load_weights, save_checkpoint
+from eelib.checkpoints import TrainingError, load_checkpoint, load_weights, save_checkpoint
 from eelib.config import OptimConfig
 from eelib.files import locked, write_atomic
 from eelib.fit import Trainer, check_identity, duration, fit, parameter_groups
@@ -29,9 +31,10 @@ def step(model, x, epoch):
     return loss, {"loss": loss.detach()}
 
 
-def run(out, model=None, step=step, optim=OPTIM, identity=None, **options):
+def run(out, model=None, step=step, optim=OPTIM, identity=None, loggers=(), **options):
     model = model or network()
-    history = fit(Trainer(model, step, optim), batches, out, identity=identity or {}, **(QUIET | options))
+    trainer = Trainer(model, step, optim, loggers=loggers)
+    history = fit(trainer, batches, out, identity=identity or {}, **(QUIET | options))
     return model, history
 
 
@@ -56,6 +59,26 @@ def test_resume_equals_uninterrupted(tmp_path, precision):
         assert torch.equal(a, b)
     assert [row["loss"] for row in again] == [row["loss"] for row in history]
     assert len((tmp_path / "cut" / "losses.csv").read_text().splitlines()) == 5
+
+
+def test_half_precision_survives_an_overflow_and_resumes(tmp_path, monkeypatch):
+    """A gradient scaler overflows by design in its first steps: the step is left out, and the scale is halved."""
+
+    def on_cpu(accelerator, devices, precision):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+        return Fabric(accelerator=accelerator, devices=devices, plugins=MixedPrecision(precision, "cpu", scaler))
+
+    monkeypatch.setattr("eelib.fit.Fabric", on_cpu)
+    optim = OPTIM.model_copy(update={"precision": "16-mixed"})
+    whole, history = run(tmp_path / "whole", optim=optim)
+    assert all(value.isfinite().all() for value in whole.state_dict().values())
+    scaler = load_checkpoint(tmp_path / "whole" / "last.pth")["scaler"]
+    assert 0 < scaler["scale"] < 2.0**126 and history[-1]["loss"] != history[0]["loss"]
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", step=killed, optim=optim)
+    resumed, _ = run(tmp_path / "cut", resume=True, optim=optim)
+    for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path):

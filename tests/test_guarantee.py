@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mapie.risk_control import control_fwer
+from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value
 from scipy.stats import binom
 from synthetic import noisy
 
@@ -11,6 +13,7 @@ from eelib.guarantee import (
     BOUNDS,
     GuaranteeError,
     betting,
+    binomial,
     certified,
     fixed_sequence,
     hoeffding_bentkus,
@@ -45,6 +48,35 @@ def test_a_p_value_is_valid_where_the_hypothesis_is_true(bound):
 def test_betting_certifies_small_steady_losses_sooner():
     losses = np.full(200, 0.02)
     assert betting(losses, 0.05) < hoeffding_bentkus(losses, 0.05)
+
+
+@pytest.mark.parametrize("n", [60, 200, 450])
+@pytest.mark.parametrize("epsilon", [0.02, 0.05, 0.3])
+def test_p_values_and_what_they_certify_are_those_of_mapie(n, epsilon):
+    # MAPIE certifies a classifier's own scores and takes no table of losses; its p-values and its walk do
+    rng = np.random.default_rng(n)
+    losses = rng.random((30, n)) * (rng.random((30, n)) < np.linspace(0.01, 0.4, 30)[:, None])
+    zero_one = (losses > 0).astype(float)
+    for values, bound, binary in ((losses, hoeffding_bentkus, False), (zero_one, binomial, True)):
+        # a mean times n may come out a hair above a whole number, which MAPIE counts as one loss more
+        means = np.maximum(values.mean(1) - 1e-12, 0)
+        theirs = compute_hoeffding_bentkus_p_value(means, n, epsilon, binary)[:, 0]
+        ours = np.array([bound(row, epsilon) for row in values])
+        if binary:  # theirs is the least of this tail and of Hoeffding's bound, which is never below it
+            assert ours == pytest.approx(theirs, rel=1e-6)
+        else:
+            assert ours == pytest.approx(np.minimum(theirs, 1), rel=1e-6)
+        for delta in (0.03, 0.1):
+            safe = control_fwer(theirs, delta, "fixed_sequence")
+            if n >= smallest_set(epsilon, delta):
+                assert fixed_sequence(values, epsilon, delta, bound.__name__)[0] == len(safe) - 1
+
+
+def test_the_binomial_tail_is_for_losses_of_0_or_1_and_sharper():
+    losses = np.r_[1.0, 1.0, 1.0, np.zeros(377)]
+    assert binomial(losses, 0.02) == binom.cdf(3, 380, 0.02) < hoeffding_bentkus(losses, 0.02)
+    with pytest.raises(GuaranteeError, match="bound 'binomial': expected losses of 0 or 1"):
+        fixed_sequence(np.full((1, 200), 0.5), 0.1, 0.1, "binomial")
 
 
 def test_the_walk_stops_at_the_first_failure():

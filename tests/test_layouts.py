@@ -66,7 +66,7 @@ def test_tools_that_write_one_file(annotations, images, prefix, tmp_path):
     path = write(tmp_path / annotations, *(prefix + name for name in NAMES))
     place(tmp_path / images, *NAMES)
     source = open_root(tmp_path)
-    assert len(DetectionDataset("train", source)) == 2 and len(DetectionDataset("val", source)) == 1
+    assert [len(DetectionDataset(split, source)) for split in ("train", "val", "calibrate", "test")] == [1, 1, 1, 1]
     assert whole_file(tmp_path)[0] == path
     alone = Source({"test": (path, images_beside(path))})
     assert len(DetectionDataset("test", alone)) == 4

@@ -3,6 +3,8 @@
 import errno
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -15,6 +17,7 @@ from eelib import door
 from eelib.checkpoints import save_checkpoint
 from eelib.cli import main
 from eelib.config import ROOT
+from eelib.detections import Detections
 from eelib.files import InputError, file_sha256
 from eelib.model import EarlyExitSSDLite
 
@@ -40,6 +43,8 @@ def refused(argv, message, capsys):
         (["phases", "validate", "9.9"], "phase_9_9.yaml: no such parameter file"),
         (["phases", "ablate", PHASE], "key 'base' is missing; expected the parameter file of an ablation"),
         (["phases", "ablate", PHASE, "--part", "3/2"], "expected K/N with K from 1 to N"),
+        (["evaluate", "--limit", "-2"], "--limit"),
+        (["study", "run", "notebooks/05_routing.ipynb", "--limit", "3"], "key 'limit' is not a parameter of"),
         (["bench", "none.pth"], "none.pth: no such checkpoint"),
         (["evaluate", "none"], "none: not released; expected one of"),
         (["study", "run", "notebooks/none.ipynb"], "no such notebook"),
@@ -266,6 +271,31 @@ def test_a_broken_image_ends_no_folder(detector, pictures, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "b.jpg: image cannot be decoded" in printed.err and "exit1 2 (100%)" in printed.out
     assert "1 of 3 images or videos are broken" in printed.err
+
+
+@pytest.mark.parametrize("out", ["o.json", "o.jsonl"])
+@pytest.mark.parametrize(
+    ("happens", "status"), [(lambda: signal.raise_signal(signal.SIGINT), 130), (lambda: os.close(-1), 2)]
+)
+def test_what_was_detected_is_kept_when_it_ends_early(out, happens, status, detector, pictures, tmp_path, monkeypatch):
+    """Ctrl-C, or an error as of a full disk, while the second image is drawn."""
+    plot, drawn = Detections.plot, []
+
+    def ends_early(found, *args):
+        drawn.append(found)
+        if len(drawn) == 2:
+            happens()
+        return plot(found, *args)
+
+    monkeypatch.setattr(Detections, "plot", ends_early)
+    argv = ["detect", str(pictures), "--export", str(detector / "deploy"), "--min-score", "0"]
+    assert main([*argv, "--out", str(tmp_path / out), "--draw", str(tmp_path / "drawn")]) == status
+    lines = (tmp_path / ("o.images.jsonl" if out == "o.json" else out)).read_text().splitlines()
+    assert [json.loads(line)["file_name"] for line in lines] == ["a.jpg", "a.png"]
+    assert json.loads(
+        (tmp_path / out).read_text().splitlines()[0] if out == "o.jsonl" else (tmp_path / out).read_text()
+    )
+    assert not list(tmp_path.glob(".*partial"))
 
 
 def test_ids_are_those_of_the_annotations(detector, tiny, capsys):

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import tracemalloc
 import warnings
 import zlib
 
@@ -134,6 +135,19 @@ def test_what_is_not_finite_is_black_or_white(tmp_path):
     Image.fromarray(values).save(tmp_path / "a.tif")
     pixels = np.asarray(read_image(tmp_path / "a.tif"))
     assert pixels[0, :3, 0].tolist() == [0, 255, 0] and np.array_equal(pixels[1:], GREY[1:])
+
+
+def test_a_16_bit_image_takes_little_memory(tmp_path):
+    """Once three float64 copies of it; now a few bytes a pixel."""
+    values = np.linspace(0, 60_000, 4_000_000).astype(np.uint16).reshape(4000, 1000)
+    Image.fromarray(values).save(tmp_path / "a.png", compress_level=1)
+    tracemalloc.start()
+    try:
+        read_image(tmp_path / "a.png")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * values.size
 
 
 def bomb() -> bytes:

@@ -78,6 +78,16 @@ def test_a_name_is_a_file_name(name, tmp_path, trained):
         release(trained[0], name, tmp_path)
 
 
+def test_what_is_too_large_leaves_what_has_its_name(tmp_path, trained, monkeypatch):
+    path, state = trained
+    release(path, "a.pth", tmp_path, limit=2)
+    before = (tmp_path / "a.pth").read_bytes(), read_manifest(tmp_path)
+    monkeypatch.setattr("eelib.release.LARGEST_BYTES", len(before[0]) - 1)
+    with pytest.raises(TrainingError, match="released weights must stay under 16 MiB"):
+        release(path, "a.pth", tmp_path, limit=2)
+    assert ((tmp_path / "a.pth").read_bytes(), read_manifest(tmp_path)) == before
+
+
 def test_bad_sources_change_nothing(tmp_path, trained):
     path, state = trained
     with pytest.raises(TrainingError, match="no such checkpoint"):

@@ -104,8 +104,9 @@ def test_a_file_is_read_as_it_was_saved(splits, tmp_path):
     assert Router.load(router.save(tmp_path / "router.json")) == router
     whole = (tmp_path / "router.json").read_text()
     for text, message in (
-        (whole[:-40], "router.json: not a router"), ("", "not a router"),
-        ("[]", "router.json: router: format is 'list'"),
+        (whole[:-40], "router.json: not valid JSON"), ("", "router.json: not valid JSON"),
+        ("[" * 200_000, "router.json: not valid JSON .nested too deeply"),
+        ("[]", "router.json: expected an object of JSON, got list"),
         (whole.replace('"size": 320', '"size": 320.5'), r"router.json: router.size is 320.5; expected a whole number"),
     ):  # fmt: skip
         (tmp_path / "router.json").write_text(text)

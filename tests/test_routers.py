@@ -11,6 +11,7 @@ from eelib.data import DetectionDataset, as_input
 from eelib.deploy.export import export
 from eelib.deploy.router import Budget, Gate, Guarantee, Router, Times
 from eelib.deploy.runtime import Session
+from eelib.evaluate import coco_ap
 from eelib.files import file_sha256
 from eelib.guarantee import GuaranteeError
 from eelib.policies import POLICIES
@@ -81,6 +82,21 @@ def test_a_routers_file_is_embedded_and_obeyed(checkpoint, rooms, options, tmp_p
     raw = on_test(sessions[0], rooms, sessions[0].at_exit(found[0].exit_name))[0]
     calibrator = system.router.calibrators[system.router.exits.index(found[0].exit_name)]
     np.testing.assert_allclose(found[0].scores, calibrator(raw.scores.astype(float)), atol=1e-6)
+
+
+def test_the_released_detector_keeps_its_exits_and_its_ap_when_deployed(options, tmp_path):
+    wanted = RouterOptions(**(vars(options) | {"limit": 60}))
+    system = route("exits_256", "data/showroom", "max_score", 0.75, options=wanted)
+    export("exits_256", tmp_path / "deploy", system)
+    session = Session(tmp_path / "deploy")
+    dataset = DetectionDataset("test", "data/showroom", session.size, keep_crowd=True, limit=60)
+    files = [dataset.folder / dataset.coco.imgs[i]["file_name"] for i in dataset.image_ids]
+    found = session.detect(files, min_score=0)
+    names = [d.exit_name for d in found]
+    shares = system.measured["exit_shares"]
+    assert {name: names.count(name) / 60 for name in shares} == shares and len(set(names)) > 1
+    results = [row for d, i in zip(found, dataset.image_ids, strict=True) for row in d.to_coco(i, dataset.category_ids)]
+    assert coco_ap(dataset.coco, results, dataset.image_ids)["AP"] == pytest.approx(system.measured["AP"], abs=2e-3)
 
 
 def test_two_classes_and_three_exits(tmp_path, options, monkeypatch):

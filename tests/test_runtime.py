@@ -1,6 +1,7 @@
 """The deployed detector: where images leave, bad folders, awkward images, both runtimes, no torch."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -238,16 +239,23 @@ def test_broken_folders(exported, tmp_path):
     stage.symlink_to(exported("plain") / stage.name)
     assert "is a link out of the folder" in message()
     stage.unlink()
+    os.mkfifo(stage)
+    assert f"{stage.name}: is no file; expected an ONNX graph" in message()
+    stage.unlink()
     stage.write_bytes(content)
     entry = listed["stages"][0]
     for text, expected in (
-        ("{", "manifest.json: not a manifest"),
-        ("[]", "format is 'list'; expected 2"),
+        ("{", "manifest.json: not valid JSON"),
+        ("[]", "manifest.json: expected an object of JSON, got list"),
         (json.dumps(listed | {"format": 0}), "format is 0; expected 2: export again"),
         (json.dumps(listed | {"stages": []}), "stages: expected stages that end in an exit"),
         (json.dumps(listed | {"input": {"size": "96"}}), "manifest.input.channels is missing"),
         (json.dumps(listed | {"stages": [entry | {"file": "../x.onnx"}]}), "expected the name of a file in the export"),
         (json.dumps(listed | {"stages": [entry | {"outputs": ["boxes"]}]}), "outputs of full are ('boxes',)"),
+        (json.dumps(listed | {"stages": [entry | {"exit": "x" * 5000}]}), "expected scores and boxes of xxx"),
+        (json.dumps(listed | {"stages": [entry, entry]}), "expected different exits, and gates"),
+        (json.dumps(listed | {"input": listed["input"] | {"size": 10**6}}), "and a size from 1 to 4096"),
+        (json.dumps(listed | {"postprocess": listed["postprocess"] | {"topk": -1}}), "and a topk from 1 to 10000"),
         (json.dumps(listed | {"colour": 1}), "manifest.colour is unknown; expected format, "),
     ):
         manifest.write_text(text)

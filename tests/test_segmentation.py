@@ -92,6 +92,11 @@ def test_what_is_refused(value, message):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
+def test_lists_in_lists_are_refused_however_deep():
+    with pytest.raises(ValueError, match="expected polygons or run lengths"):
+        read(b"[" * 5000 + b"]" * 5000, SIZE)
+
+
 numbers = st.one_of(st.integers(-100, 4000), st.floats(-100, 100), st.just(math.nan), st.just(1e300), st.just(2**70))
 lengths = st.lists(st.integers(-5, 3072), max_size=8)
 fitting = st.lists(st.integers(0, 3072), max_size=6).map(lambda n: [*n, 3072 - sum(n)])

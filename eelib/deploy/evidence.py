@@ -14,13 +14,13 @@ from functools import cached_property
 
 import numpy as np
 
-from eelib.files import InputError
+from eelib.files import InputError, shorten
 
 SCORE_CUTS = (0.1, 0.3, 0.5)  # scores above which boxes are counted
 # Evidence of an exit on an image that is read from the scores of all its default boxes, before suppression. It comes
 # out of the exit's graph in this order, then one `class_K` a class (its best score) where there are several.
 OF_RAW_SCORES = (
-    "top_score", "box_certainty", "raw_second", "raw_sum", *(f"raw_count_{round(100 * cut)}" for cut in SCORE_CUTS)
+    "top_score", "raw_second", "box_certainty", "raw_sum", *(f"raw_count_{round(100 * cut)}" for cut in SCORE_CUTS)
 )  # fmt: skip
 # Evidence that is read from the boxes which suppression leaves: an exit that is passed must suppress for it, too.
 # `agreement` compares with the exit before, which has run by then.
@@ -84,7 +84,7 @@ class Column(Confidence):
     def __post_init__(self):
         check_evidence("name", (self.name,))
         if self.form not in FORMS:
-            raise RouterError(f"form is {self.form!r}; expected one of {', '.join(FORMS)}")
+            raise RouterError(f"form is {shorten(self.form)}; expected one of {', '.join(FORMS)}")
 
     @property
     def evidence(self) -> tuple[str, ...]:
@@ -233,7 +233,7 @@ def check_evidence(key: str, names: Sequence[str]) -> None:
     for position, name in enumerate(names):
         if name in names[:position] or not (name in EVIDENCE or _OF_SOME_DETECTORS.fullmatch(name)):
             expected = f"{', '.join(EVIDENCE)}, blank1, class_1, …"
-            raise RouterError(f"{key}: evidence {name!r} is unknown or stands twice; expected of {expected}")
+            raise RouterError(f"{key}: evidence {shorten(name)} is unknown or stands twice; expected of {expected}")
 
 
 def first_exit(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Export: one ONNX graph a stage, and a manifest, for :mod:`eelib.deploy.runtime`."""
 
 import contextlib
-import tempfile
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ from eelib.deploy.manifest import (
 )
 from eelib.deploy.router import Router
 from eelib.evaluate import source_for, versions
-from eelib.files import InputError, file_sha256
+from eelib.files import file_sha256, locked
 from eelib.hub import path_of
 from eelib.model import SCORE_THRESHOLD, EarlyExitSSDLite
 
@@ -75,7 +75,9 @@ def export(
         DataError: ``source`` lacks a class of the detector, or has no images to calibrate int8 on.
 
     Example:
-        >>> eelib.export("exits_256", "deploy", router="router.json")
+        >>> manifest = eelib.export(model, "exported")
+        >>> [stage.exit for stage in manifest.stages]
+        ['exit1', 'exit2', 'full']
     """
     out, path = Path(out), path_of(detector)
     if out.exists() and not out.is_dir():
@@ -194,11 +196,24 @@ def _write_suppression(folder: Path) -> Graph:
 
 @contextlib.contextmanager
 def new_graphs(out: Path) -> Iterator[Path]:
-    """A folder for graphs that :func:`install` moves to ``out``: inside it, so that moving is renaming."""
-    out.mkdir(parents=True, exist_ok=True)
+    """A folder for graphs that :func:`install` moves to ``out``: inside it, so that moving is renaming.
+
+    One export at a time builds there, and takes away what a killed one left.
+
+    Raises:
+        BlockingIOError: another process exports to ``out``.
+    """
     try:
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=out) as folder:
-            yield Path(folder)
+        with locked(out / ".new.partial") as folder:
+            try:
+                for path in folder.iterdir():
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    elif path.name != ".lock":
+                        path.unlink()
+                yield folder
+            finally:
+                shutil.rmtree(folder)
     except BaseException:
         with contextlib.suppress(OSError):
             out.rmdir()  # if there is nothing else in it
@@ -206,12 +221,11 @@ def new_graphs(out: Path) -> Iterator[Path]:
 
 
 def install(folder: Path, out: Path) -> Manifest:
-    """Move new graphs to an export's folder, then their manifest, then drop the graphs that only the old one listed."""
-    new, old = read_manifest(folder), set()
-    with contextlib.suppress(InputError):
-        old = read_manifest(out).files
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
+    """Move new graphs to an export's folder, then their manifest, then drop the graphs of earlier or killed exports."""
+    new = read_manifest(folder)
+    for path in (*folder.glob("*.onnx"), folder / MANIFEST):
         path.replace(out / path.name)
-    for name in old - new.files - {MANIFEST}:
-        (out / name).unlink(missing_ok=True)
+    for path in out.glob("*-????????.onnx"):
+        if path.name not in new.files and file_sha256(path).startswith(path.stem[-8:]):  # named as we name them
+            path.unlink()
     return new

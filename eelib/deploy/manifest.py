@@ -1,14 +1,13 @@
 """The manifest of an export: what its files are, what they compute, and where images leave. numpy alone."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from eelib.deploy.evidence import EVIDENCE
 from eelib.deploy.plain import from_plain, to_plain
 from eelib.deploy.router import KINDS, Router
-from eelib.files import InputError, write_json
+from eelib.files import InputError, read_json, shorten, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -28,7 +27,7 @@ class Graph:
 
     def __post_init__(self):
         if Path(self.file).name != self.file or self.file in ("", "."):
-            raise DeploymentError(f"file is {self.file!r}; expected the name of a file in the export's folder")
+            raise DeploymentError(f"file is {shorten(self.file)}; expected the name of a file in the export's folder")
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,10 @@ class Postprocess:
     score_threshold: float
     nms_threshold: float
     topk: int
+
+    def __post_init__(self):
+        if not (0 <= self.score_threshold <= 1 and 0 <= self.nms_threshold <= 1 and 1 <= self.topk <= 10_000):
+            raise DeploymentError("postprocess: expected thresholds from 0 to 1, and a topk from 1 to 10000")
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,19 @@ class Manifest:
     versions: dict[str, str]
 
     def __post_init__(self):
-        if not self.stages or self.stages[-1].gate or not self.categories or self.input.size < 1:
-            raise DeploymentError("stages: expected stages that end in an exit, categories, and a size above 0")
+        if not self.stages or self.stages[-1].gate or not self.categories or not 1 <= self.input.size <= 4096:
+            raise DeploymentError("stages: expected stages that end in an exit, categories, and a size from 1 to 4096")
+        names, gates = [stage.exit for stage in self.stages], sum(stage.gate for stage in self.stages)
+        named = [stage.exit for stage in self.stages if stage.gate] == [f"blank{k + 1}" for k in range(gates)]
+        if len(set(names)) < len(names) or not named:
+            raise DeploymentError(f"stages: of {shorten(names)}; expected different exits, and gates blank1, blank2")
+        if self.stages_int8 and [stage.exit for stage in self.stages_int8] != names:
+            raise DeploymentError("stages_int8: expected none, or the exits of stages")
+        for plain in (self.plain, *([self.plain_int8] if self.plain_int8 else ())):
+            if plain.exit != names[-1] or plain.outputs[:2] != ("scores", "boxes"):
+                raise DeploymentError(f"plain: is {shorten(plain.exit)}; expected scores and boxes of {names[-1]}")
+        if bool(self.stages_int8) != bool(self.plain_int8):
+            raise DeploymentError("plain_int8: expected where there are stages_int8, and only there")
         for stage in (*self.stages, *self.stages_int8):
             last = stage.exit == self.exits[-1]
             needed = ("holds_object",) if stage.gate else ("scores", "boxes") + ("evidence",) * (not last)
@@ -166,17 +180,16 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        values = json.loads(path.read_text())
-        version = values.get("format") if isinstance(values, dict) else type(values).__name__
-        if version != FORMAT:
-            raise DeploymentError(f"format is {version!r}; expected {FORMAT}: export again")
-        return from_plain(Manifest, values, "manifest", KINDS)
+        values = read_json(path, DeploymentError)
     except FileNotFoundError:
         raise DeploymentError(f"{path}: no such manifest; write one with `eelib export --out {folder}`") from None
+    if values.get("format") != FORMAT:
+        version = shorten(values.get("format"))
+        raise DeploymentError(f"{path}: format is {version}; expected {FORMAT}: export again")
+    try:
+        return from_plain(Manifest, values, "manifest", KINDS)
     except InputError as error:
         raise DeploymentError(f"{path}: {error}") from None
-    except (ValueError, OSError, RecursionError) as error:  # broken JSON, bytes that are no text, a file as folder
-        raise DeploymentError(f"{path}: not a manifest ({error})") from None
 
 
 def read_graph(folder: Path, graph: Graph) -> bytes:
@@ -188,6 +201,8 @@ def read_graph(folder: Path, graph: Graph) -> bytes:
     path = folder / graph.file
     if path.resolve().parent != folder.resolve():
         raise DeploymentError(f"{path}: is a link out of the folder; expected a file in it")
+    if path.exists() and not path.is_file():  # a pipe or a device has no end
+        raise DeploymentError(f"{path}: is no file; expected an ONNX graph")
     try:
         content = path.read_bytes()
     except OSError as error:

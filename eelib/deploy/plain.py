@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import get_args, get_origin, get_type_hints
 
-from eelib.files import InputError
+from eelib.files import InputError, shorten
 
 
 def to_plain(value: object, kinds: Mapping[str, type]) -> object:
@@ -41,7 +41,7 @@ def from_plain(kind: object, value: object, key: str, kinds: Mapping[str, type])
         content = dict(value) if isinstance(value, dict) else {}
         name = content.pop("kind", None)
         if not isinstance(name, str) or name not in choices:
-            raise InputError(f"{key}.kind is {name!r}; expected one of {', '.join(choices)}")
+            raise InputError(f"{key}.kind is {shorten(name)}; expected one of {', '.join(choices)}")
         return _fields(choices[name], content, key, kinds)
     if origin is tuple and isinstance(value, list):
         return tuple(from_plain(inner[0], item, f"{key}[{position}]", kinds) for position, item in enumerate(value))
@@ -56,19 +56,19 @@ def from_plain(kind: object, value: object, key: str, kinds: Mapping[str, type])
         return value
     expected = {float: "a finite number", int: "a whole number", str: "text"}.get(kind)
     expected = expected or {tuple: "a list", dict: "an object"}[origin]
-    raise InputError(f"{key} is {value!r}; expected {expected}")
+    raise InputError(f"{key} is {shorten(value)}; expected {expected}")
 
 
 def _fields(kind: type, value: object, key: str, kinds: Mapping[str, type]) -> object:
     """An object of JSON as a dataclass with exactly its fields."""
     if not isinstance(value, dict):
-        raise InputError(f"{key} is {value!r}; expected an object")
+        raise InputError(f"{key} is {shorten(value)}; expected an object")
     types = get_type_hints(kind)
     names = [field.name for field in fields(kind)]
     for name in (*names, *value):
         if name not in value or name not in names:
             state = "missing" if name not in value else f"unknown; expected {', '.join(names)}"
-            raise InputError(f"{key}.{name} is {state}")
+            raise InputError(f"{key}.{shorten(name)[1:-1]} is {state}")
     content = {name: from_plain(types[name], value[name], f"{key}.{name}", kinds) for name in names}
     try:
         return kind(**content)

@@ -1,6 +1,5 @@
 """A router as a file: all that decides where an image leaves, as plain values of JSON, checked when it is read."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from eelib.deploy.evidence import (
     first_exit,
 )
 from eelib.deploy.plain import from_plain, to_plain
-from eelib.files import InputError, write_json
+from eelib.files import InputError, read_json, shorten, write_json
 
 FORMAT = 1
 
@@ -66,7 +65,7 @@ class Rule:
     def __post_init__(self):
         count = len(self.exits)
         if not count or len(set(self.exits)) < count or not all(self.exits):
-            raise RouterError(f"exits is {list(self.exits)}; expected different names")
+            raise RouterError(f"exits is {shorten(list(self.exits))}; expected different names")
         lengths = {"thresholds": (self.thresholds, count - 1), "calibrators": (self.calibrators, count)}
         if isinstance(self.confidence, Benefit):
             lengths["confidence.regressors"] = self.confidence.regressors, count - 1
@@ -222,7 +221,7 @@ class Guarantee:
 
     def __post_init__(self):
         if self.loss not in LOSSES:
-            raise RouterError(f"loss is {self.loss!r}; expected one of {', '.join(LOSSES)}")
+            raise RouterError(f"loss is {shorten(self.loss)}; expected one of {', '.join(LOSSES)}")
         for key in ("epsilon", "delta", "p_value", "risk"):
             _check_range(key, getattr(self, key))
         for position, cut in enumerate(self.cuts):
@@ -247,7 +246,7 @@ class Router(Rule):
         data_sha256: of each split that shaped the router, by name.
 
     Example:
-        >>> eelib.Router.load("router.json").describe()
+        >>> text = eelib.Router.load("deploy/router.json").describe()
     """
 
     times: Times
@@ -276,7 +275,7 @@ class Router(Rule):
         hashes |= {f"data_sha256.{split}": value for split, value in self.data_sha256.items()}
         for key, value in hashes.items():
             if not re.fullmatch("[0-9a-f]{64}", value):
-                raise RouterError(f"{key} is {value!r}; expected a SHA-256 of 64 hexadecimal digits")
+                raise RouterError(f"{key} is {shorten(value)}; expected a SHA-256 of 64 hexadecimal digits")
         if "test" in self.data_sha256:
             raise RouterError("data_sha256.test: nothing is ever tuned on test")
 
@@ -303,7 +302,7 @@ class Router(Rule):
         """
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             version = values.get("format") if isinstance(values, dict) else type(values).__name__
-            raise RouterError(f"router: format is {version!r}; expected {FORMAT}")
+            raise RouterError(f"router: format is {shorten(version)}; expected {FORMAT}")
         try:
             return from_plain(cls, {k: v for k, v in values.items() if k != "format"}, "router", KINDS)
         except InputError as error:
@@ -321,13 +320,13 @@ class Router(Rule):
             RouterError: no such file, no JSON, or what :meth:`from_dict` refuses; the message names the file.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
+            values = read_json(path, RouterError)
         except FileNotFoundError:
             raise RouterError(f"{path}: no such router; `eelib route --out {path}` writes one") from None
+        try:
+            return cls.from_dict(values)
         except RouterError as error:
             raise RouterError(f"{path}: {error}") from None
-        except (ValueError, OSError) as error:  # broken JSON, or bytes that are no text
-            raise RouterError(f"{path}: not a router ({error})") from None
 
 
 # What is stored under one key may be of several types; each is stored with its name.

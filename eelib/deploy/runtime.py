@@ -49,7 +49,7 @@ class Session:
 
     Example:
         >>> session = eelib.Session("deploy")
-        >>> session.detect("room.jpg").plot()
+        >>> session.detect("room.jpg").plot().save("drawn.png")
     """
 
     def __init__(self, folder: Path | str, threads: int = 1, int8: bool = False, runtime: str = "onnxruntime"):
@@ -173,7 +173,7 @@ class Session:
         seen, holds = np.zeros((len(rows), len(self.exits), len(columns))), np.ones((len(rows), len(self.gates)))
         going = _Going(features, rows, holds, seen, [None] * len(rows))
         for stage in self.stages if early else (self._plain,):
-            outputs = dict(zip(stage.outputs, self._run(stage)(going.features), strict=True))
+            outputs = self._outputs(stage, going.features)
             found: list[Detections | None] = [None] * len(going.rows)
             if stage.gate:
                 gate = int(stage.exit.removeprefix("blank")) - 1
@@ -196,6 +196,31 @@ class Session:
             going.features = outputs.get("next_features", going.features)
             if leaves.any():  # no copy while all images go on
                 going.keep(np.flatnonzero(~leaves))
+
+    def _outputs(self, stage: Stage, features: np.ndarray) -> dict[str, np.ndarray]:
+        """What a graph answers, by name; :class:`DeploymentError` where it is not what the manifest says of it."""
+        try:
+            values = self._run(stage)(features)
+        except DeploymentError:
+            raise
+        except Exception as error:  # the runtimes raise types of their own
+            raise _refused(self.folder / stage.file, self.runtime, error) from None
+        outputs, images = dict(zip(stage.outputs, values, strict=False)), len(features)
+        places = outputs["scores"].shape[-1:] if "scores" in outputs else ()
+        shapes = {
+            "scores": (images, len(self.classes), *places), "boxes": (images, 4, *places),
+            "evidence": (images, len(self.manifest.evidence)), "holds_object": (images,),
+        }  # fmt: skip
+        for name in stage.outputs:
+            shape = outputs[name].shape if name in outputs else None
+            if name == "scores" and shape == shapes[name] and not shape[-1]:
+                shape = None  # not one box
+            if shape is None or shape[:1] != (images,) or shape != shapes.get(name, shape):
+                expected = shapes.get(name, f"({images}, ...)")
+                raise DeploymentError(f"{self.folder / stage.file}: output '{name}' is {shape}; expected {expected}")
+        if "scores" in outputs and (outputs["scores"].min() < 0 or outputs["scores"].max() > 1.001):
+            raise DeploymentError(f"{self.folder / stage.file}: output 'scores' leaves [0, 1]")
+        return outputs
 
     def _columns(self, rule: Rule) -> list[int]:
         """Places of a rule's evidence among the columns of :meth:`_observed`."""
@@ -252,9 +277,12 @@ class Session:
         if len(kept) > 1:
             # far apart, so that boxes of different classes never overlap
             apart = candidates + (labels * 2 * self.size).astype(np.float32)[:, None]
-            (chosen,) = self._suppress(None, {"boxes": apart[None], "scores": best[None, None]})
-            chosen = chosen[:, 2]
-            candidates, best, labels = candidates[chosen], best[chosen], labels[chosen]
+            try:
+                (chosen,) = self._suppress(None, {"boxes": apart[None], "scores": best[None, None]})
+                chosen = chosen[:, 2]
+                candidates, best, labels = candidates[chosen], best[chosen], labels[chosen]
+            except Exception as error:  # a graph that is none of suppression
+                raise _refused(self.folder / self.manifest.suppression.file, "onnxruntime", error) from None
         return Detections(candidates, best, labels + 1, exit_name, self.classes)
 
     def _check(self, images: np.ndarray) -> None:

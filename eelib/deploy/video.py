@@ -1,7 +1,6 @@
 """Videos and cameras, a frame at a time, by PyAV (``pip install '.[video]'``)."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -10,7 +9,7 @@ from pathlib import Path
 import av
 from PIL import Image
 
-from eelib.files import InputError
+from eelib.files import InputError, reserve
 from eelib.preprocess import MAX_PIXELS
 
 RATE = Fraction(25)  # frames a second of a drawing where the source does not state its own
@@ -30,12 +29,12 @@ class Video:
     def __init__(self, source: Path | int):
         self.name = f"camera:{source}" if isinstance(source, int) else str(source)
         try:
-            self.container = _camera(source) if isinstance(source, int) else av.open(source, options=_FILE)
+            self.container = _camera(source) if isinstance(source, int) else av.open(source, **_FILE)
             self.stream = self.container.streams.video[0]
         except IndexError:
             raise VideoError(f"{self.name}: holds no video") from None
-        except av.FFmpegError as error:
-            raise VideoError(f"{self.name}: cannot be opened ({error.strerror})") from None
+        except (av.FFmpegError, ValueError, OverflowError) as error:
+            raise VideoError(f"{self.name}: cannot be opened ({getattr(error, 'strerror', error)})") from None
         self.rate = self.stream.average_rate or RATE
         self.frames = self.stream.frames  # as the file states it, 0 where it does not
 
@@ -54,11 +53,14 @@ class Video:
                     raise VideoError(f"{self.name}: frames of {size}; expected at most {most}")
                 image = frame.to_image()
                 yield (image.rotate(frame.rotation, expand=True) if frame.rotation else image), frame.time
-        except av.FFmpegError as error:
-            raise VideoError(f"{self.name}: cannot be decoded further ({error.strerror})") from None
+        except VideoError:
+            raise
+        except (av.FFmpegError, ValueError, OverflowError) as error:
+            raise VideoError(f"{self.name}: cannot be decoded further ({getattr(error, 'strerror', error)})") from None
 
 
-_FILE = {"protocol_whitelist": "file"}  # a playlist must not make it fetch something
+# a playlist must not make it fetch something, and what is said of the video need not be text
+_FILE = {"options": {"protocol_whitelist": "file"}, "metadata_errors": "replace"}
 
 
 def _camera(number: int) -> av.container.InputContainer:
@@ -83,8 +85,11 @@ class VideoWriter:
     def __init__(self, path: Path, rate: Fraction):
         self.path, self.rate, self.stream = path, rate, None
         target = path.resolve()
-        self.partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.partial = target.with_name(f".{target.stem}.partial{target.suffix}")  # the suffix names the format
+        try:
+            self.reserved = reserve(self.partial, wait=False)
+        except BlockingIOError:
+            raise VideoError(f"{path}: another process writes this file") from None
         try:
             self.container = av.open(self.partial, "w")
         except av.FFmpegError as error:
@@ -115,3 +120,4 @@ class VideoWriter:
                 self.partial.replace(self.path.resolve())
         finally:
             self.partial.unlink(missing_ok=True)
+            self.reserved.close()

@@ -1,8 +1,8 @@
 """What ``eelib detect`` writes: results as they come, and drawings."""
 
 import fcntl
+import io
 import json
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from PIL import Image
 
 from eelib.deploy.inputs import VIDEOS, Inputs
 from eelib.detections import Detections
-from eelib.files import InputError, write_atomic
+from eelib.files import InputError, partial_of, reserve, write_atomic
 
 LARGEST_JPEG = 65_500  # pixels a side
 
@@ -51,21 +51,23 @@ def results(item: Item, found: Detections, category_ids: list[int]) -> list[dict
 class Lines:
     """Results as JSON Lines, a line an image, boxes or none; each is on the disk at once.
 
+    What the file held is replaced by the first line, not before: a run that finds nothing to do loses nothing.
+
     Raises:
         InputError: another process writes the same file.
     """
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.file = path, path.open("a", encoding="utf-8", buffering=1)
+        self.path, self.file, self.begun = path, path.open("a", encoding="utf-8", buffering=1), False
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"--out {path}: another process writes this file") from None
-        self.file.truncate(0)
 
     def add(self, item: Item, found: Detections, category_ids: list[int]) -> None:
         """Write an image's line."""
+        self._begin()
         rows = zip(results(item, found, category_ids), found.labels.tolist(), strict=True)
         listed = [
             {"category": found.classes[label - 1]} | {key: row[key] for key in ("category_id", "bbox", "score")}
@@ -73,10 +75,17 @@ class Lines:
         ]
         self.file.write(json.dumps(about(item, found) | {"detections": listed}) + "\n")
 
+    def _begin(self) -> None:
+        if not self.begun:
+            self.file.truncate(0)
+            self.begun = True
+
     def close(self, keep: bool) -> None:
-        """Close the file, or drop it."""
+        """Close the file; where nothing was written and nothing is to be kept, leave what was there before."""
+        if keep:
+            self._begin()
         self.file.close()
-        if not keep:
+        if not keep and not self.path.stat().st_size:
             self.path.unlink()
 
 
@@ -84,31 +93,39 @@ class Coco:
     """Results as a COCO list, and beside it every image with its exit as JSON Lines; named once they are whole."""
 
     def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.targets = path.resolve(), path.with_suffix(".images.jsonl").resolve()
-        self.partials = [target.with_name(f".{target.name}.{os.getpid()}.partial") for target in self.targets]
-        self.rows, self.lines = (partial.open("w", encoding="utf-8") for partial in self.partials)
+        self.partials = [partial_of(target) for target in self.targets]
+        try:
+            self.rows, self.lines = (reserve(partial, wait=False) for partial in self.partials)
+        except BlockingIOError:
+            raise InputError(f"--out {path}: another process writes this file") from None
         self.between = "[\n"
 
     def add(self, item: Item, found: Detections, category_ids: list[int]) -> None:
         """Write an image's boxes, and its line."""
         for row in results(item, found, category_ids):
-            self.rows.write(self.between + json.dumps(row | {"exit": found.exit_name, "file_name": item.name}))
+            text = json.dumps(row | {"exit": found.exit_name, "file_name": item.name})
+            self.rows.write((self.between + text).encode())
             self.between = ",\n"
-        self.lines.write(json.dumps(about(item, found) | {"detections": len(found)}) + "\n")
+        self.lines.write((json.dumps(about(item, found) | {"detections": len(found)}) + "\n").encode())
 
     def close(self, keep: bool) -> None:
         """Complete both files and give them their names, or drop them."""
         try:
             if keep:
-                self.rows.write("[]\n" if self.between == "[\n" else "\n]\n")
-            self.rows.close()
-            self.lines.close()
+                self.rows.write(b"[]\n" if self.between == "[\n" else b"\n]\n")
+            self.rows.flush()
+            self.lines.flush()
             for partial, target in zip(self.partials, self.targets, strict=True) if keep else ():
                 partial.replace(target)
+        except BaseException:
+            keep = False
+            raise
         finally:
-            for partial in self.partials:
+            for partial in () if keep else self.partials:
                 partial.unlink(missing_ok=True)
+            self.rows.close()
+            self.lines.close()
 
 
 class Drawings:
@@ -141,7 +158,9 @@ class Drawings:
         drawn = found.plot(self.min_score, item.image)
         if item.frame is None:
             kind = "JPEG" if max(drawn.size) < LARGEST_JPEG else "PNG"
-            write_atomic(self._place(item.name, ".jpg"), lambda file: drawn.save(file, kind, quality=90))
+            whole = io.BytesIO()  # into a file Pillow writes by itself, and takes no notice of a disk that is full
+            drawn.save(whole, kind, quality=90)
+            write_atomic(self._place(item.name, ".jpg"), lambda file: file.write(whole.getbuffer()))
             return
         if item.frame == 0:
             from eelib.deploy.video import VideoWriter

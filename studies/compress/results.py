@@ -19,6 +19,11 @@ STATIC_COLOUR = "black"
 MARKERS = {"plain": "*", "input": "^", "width": "s", "search": "X", "truncated": "v"}
 KINDS = {"plain": "plain detector", "input": "smaller input", "width": "fewer channels", "search": "searched"}
 KINDS |= {"truncated": "truncated at an exit"}
+ROUTERS = {  # markers of routed points, and their colours
+    "no chair": ("P", "#0072B2"), "benefit": ("D", "#E69F00"), "best score": ("X", "#56B4E9"),
+    "gates and benefit": ("h", "#D55E00"), "gates alone": (">", "#CC79A7"), "best score ends": ("<", "#999999"),
+    "certified router": ("d", "#F0E442"), "certified best score": ("p", "#F0E442"), "certified coin": ("8", "#F0E442"),
+}  # fmt: skip
 NETWORKS = (OURS_COLOUR, "-"), ("#CC79A7", "--"), ("#D55E00", "-.")  # colour and line of each network with exits
 MEMBERS = {"peers": "widths and sizes", "static": "all static detectors"}  # of each hull; all: truncated ones, too
 
@@ -146,12 +151,38 @@ def _goals(report: Mapping) -> Iterator[tuple[str, Sequence[float], str, float]]
             yield name, [row["above"]], ">=", goals["latencies_above"]
 
 
-def plane_figure(report: Mapping, prevalence: float | None = None) -> Figure:
+def alone_table(report: Mapping, prevalence: float | None = None) -> pd.DataFrame:
+    """Each exit beside the detector that was trained for it alone: AP less its AP, and time as a share of its time."""
+    rows = rows_of(report, "alone", prevalence, None)
+    return pd.DataFrame(
+        {"system": row["system"], "exit": row["exit"], "seed": row["seed"], "alone": row["peer"]}
+        | {"AP minus alone": row["AP_minus_peer"], "from": row["interval"][0], "to": row["interval"][1]}
+        | {"time / alone": row["time_to_peer"]}
+        for row in rows
+    )
+
+
+def routed_points(blank: Mapping, guarantees: Mapping, epsilon: float = 0.05) -> list[dict]:
+    """Routers, gates and certified systems of 05f_blank, as :func:`plane_figure` draws them.
+
+    Args:
+        epsilon: F1 that the certified ones may lose.
+    """
+    certified = [
+        row | {"system": f"certified {row['system']}"}
+        for row in guarantees["curves"]
+        if row["loss"] == "F1" and row["epsilon"] == epsilon and row["certified"]
+    ]
+    return [row for row in blank["worth"] if row["system"] in ROUTERS] + certified
+
+
+def plane_figure(report: Mapping, prevalence: float | None = None, routed: Sequence[Mapping] = ()) -> Figure:
     """AP against time, float on the left and int8 on the right: static detectors, their hulls, and networks with exits.
 
     Coins of a network's exits lie on the line that joins them. Bars and bands are 95 % intervals over scenes, each
     system's own: a verdict is about the difference, which is paired. The hulls are those of all static detectors,
-    float and int8, so they are the same in both panels.
+    float and int8, so they are the same in both panels. ``routed`` are points of the float 256 px network, of
+    :func:`routed_points`, each without its interval, which stands in the table.
     """
     rows = rows_of(report, "exits", prevalence)
     static = [row for row in rows if row["kind"] != "exits"]
@@ -162,6 +193,11 @@ def plane_figure(report: Mapping, prevalence: float | None = None) -> Figure:
         drawn = [row for row in rows if row["system"].endswith(INT8) == int8]
         _draw_static(axis, [row for row in drawn if row["kind"] != "exits"])
         _draw_networks(axis, [row for row in drawn if row["kind"] == "exits"])
+        for row in () if int8 else routed:
+            if abs(row["prevalence"] - (prevalences(report)[0] if prevalence is None else prevalence)) < 5e-3:
+                marker, colour = ROUTERS[row["system"]]
+                axis.plot(row["time"], row["AP"], marker=marker, color=colour, markersize=4, linestyle="", zorder=4,
+                          markeredgecolor="black", markeredgewidth=0.3, label=f"router: {row['system']}")  # fmt: skip
         axis.set_title("int8" if int8 else "float")
         axis.grid(color="#E5E5E5", linewidth=0.5)
         axis.set_axisbelow(True)

@@ -16,7 +16,7 @@ from eelib.coco import open_source
 from eelib.config import NOTEBOOK_KEYS, ConfigError, override, read_yaml, resolve
 from eelib.data import split_sha256
 from eelib.evaluate import provenance
-from eelib.files import write_json
+from eelib.files import read_json, write_json
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
 from studies.phases.config import EXIT_NAMES, PhaseConfig, parse
 from studies.phases.scorecard import measure_phase
@@ -114,7 +114,7 @@ def run_job(
     for name, config in job:
         path, run_of = out / f"{config.phase}.json", identity(config)
         run_of |= {"resamples": resamples, "test_sha256": split_sha256("test", open_source(config.data))}
-        if path.exists() and (row := json.loads(path.read_text()))["identity"] == run_of:
+        if path.exists() and (row := read_json(path)).get("identity") == run_of:
             rows.append(row | {"variant": name})
             continue
         if detector is None:

@@ -238,11 +238,11 @@ def tautologies(config: PhaseConfig) -> list[str]:
 
 
 def parse(values: object, source: str = "configuration") -> PhaseConfig:
-    """Validate a mapping; :class:`ConfigError` with one line a problem."""
+    """Validate a mapping; :class:`ConfigError` which tells all problems."""
     config = validate(PhaseConfig, values, source)
     problems = [*idle_switches(config), *tautologies(config)]
     if problems:
-        raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
+        raise ConfigError(f"{source}: {'; '.join(problems)}")
     return config
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 
 from eelib.plots import ALARM_COLOUR, EXIT_COLOURS, OURS_COLOUR, RECORDED_COLOUR, TEXT_WIDTH_IN
 from studies.phases import analysis as record
@@ -194,8 +195,20 @@ def rule_curves(rules: Mapping[str, ConfidenceConfig], rows: pd.DataFrame) -> Fi
         axis.set_ylim(0, 1.04)
         axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axis.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-    figure.supxlabel("chair probability of every box", fontsize=9)
+    axes[-1, columns // 2].set_xlabel("chair probability of every box")
     figure.supylabel("confidence of exit1", fontsize=9)
+    handles = [
+        Line2D([], [], color="0.2", linewidth=1.2, label="rule"),
+        Line2D([], [], color="0.45", linestyle="--", linewidth=0.8, label="threshold"),
+        Patch(color=EXIT_COLOURS["exit1"], alpha=0.18, label="all leave at exit1"),
+        *(
+            Line2D(
+                [], [], color=EXIT_COLOURS[name], marker="o", linestyle="", markersize=5.5, label=f"recorded: {name}"
+            )
+            for name in ("exit1", "full")
+        ),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, columnspacing=1.2)
     return figure
 
 
@@ -216,7 +229,7 @@ def rate_of_1_7(trajectory: pd.DataFrame) -> Figure:
     left.set_ylabel("rate of exit1")
     left.legend(loc="center left", bbox_to_anchor=(0, 0.42))
     right.semilogy(epoch, trajectory["confidence_exit1"] - 0.5, "o-", markersize=3, color=EXIT_COLOURS["exit1"])
-    right.set_ylabel("confidence of exit1 minus 0.5")
+    right.set_ylabel("confidence of exit1 minus 0.5\n(logarithmic)")
     _by_epoch(left, right)
     return figure
 
@@ -238,7 +251,7 @@ def gap_of_1_6(trajectory: pd.DataFrame) -> Figure:
     )  # fmt: skip
     left.set_xlabel("confidence minus threshold, exit1")
     left.set_ylabel("rate of exit1")
-    left.legend(loc="lower right")
+    left.legend(loc=(0.53, 0.1), handlelength=1)
     for name, target in (("exit1", gap1), ("exit2", gap2)):
         gap = trajectory[f"confidence_{name}"] - trajectory[f"threshold_{name}"]
         right.plot(gap.index, gap, "o-", markersize=3, color=EXIT_COLOURS[name], label=name)
@@ -256,7 +269,6 @@ def gate_of_1_9(trajectory: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(TEXT_WIDTH_IN, 2.4), width_ratios=(1, 1.5))
     count = np.arange(7)
     left.bar(count, record.gate_factor(count), color="0.8", width=0.7)
-    left.bar(0, record.gate_factor(0), color=EXIT_COLOURS["full"], width=0.7)
     for n in (0, 1, 2, 3):
         left.text(n, record.gate_factor(n) + 0.02, f"{record.gate_factor(n):.3f}", ha="center", fontsize=8)
     left.set_xlabel("boxes above 0.60")
@@ -267,7 +279,8 @@ def gate_of_1_9(trajectory: pd.DataFrame) -> Figure:
     right.semilogy(epoch, trajectory["threshold_exit1"], color="0.45", linestyle="--", label="threshold of exit1")
     shut = epoch >= 5
     mean = (c / record.gate_factor(0))[shut]
-    right.semilogy(epoch[shut], mean, color=OURS_COLOUR, linewidth=1, label="confidence / 0.018")
+    right.semilogy(epoch[shut], mean, color=OURS_COLOUR, linewidth=1, label="mean probability implied")
+    right.set_ylabel("confidence (logarithmic)")
     right.axvspan(0.5, 3.5, color=RECORDED_COLOUR, alpha=0.18, linewidth=0)
     right.text(2, 0.006, "untrained exits", ha="center", va="bottom", rotation=90, fontsize=8)
     right.set_xlim(0.5, 20.5)
@@ -293,7 +306,54 @@ def beside_record(recorded: pd.DataFrame, ours: pd.DataFrame | None, panels: lis
             axis.plot(ours.index, ours[new], color=OURS_COLOUR, linewidth=1.4, label="ours")
         if label.endswith("(log)"):
             axis.set_yscale("log")
-        axis.set_ylabel(label.removesuffix(" (log)"))
+        axis.set_ylabel(label.replace(" (log)", "\n(logarithmic)"))
     _by_epoch(*axes[-1])
     axes.flat[0].legend()
+    return figure
+
+
+def phase_page(phase: str, history: pd.DataFrame | None) -> Figure:
+    """A phase by epoch, ours as lines beside the record as dots: confidence and threshold, loss, where images leave.
+
+    Args:
+        phase: ``"1.1"`` to ``"1.9"``.
+        history: ours by epoch, or None when the phase was not run.
+    """
+    figure, (confidences, losses, shares) = plt.subplots(1, 3, figsize=(TEXT_WIDTH_IN, 2.2))
+    final = record.final_values().loc[phase]
+    path = record.trajectory(phase) if (record.FOLDER / f"epochs_{phase.replace('.', '_')}.csv").exists() else None
+    for name in ("exit1", "exit2"):
+        colour = {"color": EXIT_COLOURS[name]}
+        for axis, key, last in (
+            (confidences, f"confidence_{name}", final[f"train_confidence_{name}"]),
+            (losses, f"loss_{name}", final[f"loss_{name}"]),
+        ):
+            dots = path[key] if path is not None and key in path else pd.Series({record.EPOCHS: last})
+            axis.plot(dots.index, dots, "o", markersize=3, markerfacecolor="white", clip_on=False, **colour)
+            if history is not None:
+                axis.plot(history.index, history[key], linewidth=1.2, **colour)
+        if history is not None:
+            threshold = history.get(f"threshold_{name}")
+            if threshold is None or threshold.isna().all():
+                confidences.axhline(final[f"{name}_threshold_epoch20"], linestyle="--", linewidth=0.8, **colour)
+            else:
+                confidences.plot(history.index, threshold, linestyle="--", linewidth=0.8, **colour)
+    if history is not None:
+        values = history[[f"val_share_{name}" for name in EXIT_COLOURS]].T
+        shares.stackplot(history.index, values, colors=EXIT_COLOURS.values(), step="mid", linewidth=0)
+    small = final["loss_exit2"] < 1  # of 1.1 alone
+    losses.set_yscale("log" if small else "linear")
+    scale = "loss (logarithmic)" if small else "loss"
+    for axis, label in ((confidences, "confidence"), (losses, scale), (shares, "share of val, ours")):
+        axis.set_ylabel(label)
+    confidences.set_ylim(bottom=0)
+    shares.set(xlim=(0.5, 20.5), ylim=(0, 1))
+    _by_epoch(confidences, losses, shares)
+    handles = [Patch(color=colour, label=name) for name, colour in EXIT_COLOURS.items()]
+    handles += [
+        Line2D([], [], color="0.3", linewidth=1.2, label="ours"),
+        Line2D([], [], color="0.3", linestyle="--", linewidth=0.8, label="threshold"),
+        Line2D([], [], color="0.3", marker="o", markerfacecolor="white", markersize=3, linestyle="", label="recorded"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, columnspacing=1.2)
     return figure

@@ -11,12 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eelib.anchors import match_iou, matching_quality, pairwise_iou
+from eelib.anchors import match_iou, pairwise_iou
 from eelib.coco import open_source
 from eelib.config import Config, load_config, read_yaml
 from eelib.data import DetectionDataset
 from eelib.losses import Targets, assign, detection_loss
 from eelib.model import EarlyExitSSDLite, ExitOutput
+from eelib.preflight import matching, raised_share
 from studies.phases.confidence import confidence
 from studies.phases.config import PhaseConfig
 from studies.phases.config import load as load_phase
@@ -116,27 +117,23 @@ def _matched(config: PhaseConfig, target: dict, output: ExitOutput, generator: t
 def _targets(config: PhaseConfig, samples: list[dict]) -> Iterator[Check]:
     """Defects 3 and 4: positives must lie on the objects that they are asked for."""
     output, generator = _untrained(config), torch.Generator().manual_seed(config.seed)
-    rows = [matching_quality(t["boxes"], output.default_boxes, _matched(config, t, output, generator)) for t in samples]
-    objects, positives = sum(r["objects"] for r in rows), sum(r["positives"] for r in rows)
-    reached = sum(r["reached"] for r in rows) / max(1, objects)
-    iou = sum(r["iou_sum"] for r in rows) / max(1, positives)
+    matched = ((t["boxes"], _matched(config, t, output, generator)) for t in samples)
+    found = matching(matched, output.default_boxes)
+    reached, iou = found["reached"], found["iou"]
     yield Check("objects are reached", "share with a positive of IoU 0.5", reached, "at least 0.5", reached >= 0.5)
     yield Check("positives lie on objects", "mean IoU of a positive", iou, "at least 0.4", iou >= 0.4)
 
 
 def _class_path(config: PhaseConfig, samples: list[dict]) -> Iterator[Check]:
     """Defects 1 and 2: the class loss must raise the chair logit of positives, as the confidence reads it."""
-    raised = {True: [], False: []}
-    for target in samples[:8]:
-        output, generator = _untrained(config), torch.Generator().manual_seed(config.seed)
-        positive = _matched(config, target, output, generator) >= 0
-        gradient = _class_gradient(config, output, target, generator.manual_seed(config.seed))
-        for sign in (True, False):
-            raised[sign].append(gradient[positive == sign] < 0)
-    rates = [
-        float(torch.cat(raised[sign]).float().mean()) if torch.cat(raised[sign]).numel() else 0.0 for sign in raised
-    ]
-    advantage = rates[0] - rates[1]
+
+    def rows() -> Iterator[tuple[Tensor, Tensor]]:
+        for target in samples[:8]:
+            output, generator = _untrained(config), torch.Generator().manual_seed(config.seed)
+            positive = _matched(config, target, output, generator) >= 0
+            yield _class_gradient(config, output, target, generator.manual_seed(config.seed)), positive
+
+    advantage = raised_share(rows())
     question = "share of positives whose chair logit is raised, less that of the others"
     yield Check("class loss trains the confidence", question, advantage, "at least 0.9", advantage >= 0.9)
 

@@ -4,7 +4,6 @@
 ``reports/metrics/phases.json`` joins all of them (:func:`join_runs`).
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from eelib.checkpoints import TrainingError
 from eelib.coco import open_source
 from eelib.data import DetectionDataset, as_input, batches
 from eelib.evaluate import decision, precision_recall, provenance
-from eelib.files import write_json
+from eelib.files import read_json, shorten, write_json
 from eelib.model import SIZE, class_scores, keep_best
 from eelib.routed_ap import RoutedAP
 from eelib.routing import exit_shares
@@ -150,11 +149,15 @@ def validate(config: PhaseConfig, folder: Path | str, *, compute: bool, score: f
         ap = RoutedAP(run.records, run.coco).scores(run.chosen.numpy())
         ap |= precision_recall(run.coco, routed_results(run), run.records.image_ids, score)
     elif summary.exists():
-        content = json.loads(summary.read_text())
-        ap = content | content["at_score"]
+        content = read_json(summary, TrainingError)
+        ap = content | content["at_score"] if isinstance(content.get("at_score"), dict) else content
     else:
         raise TrainingError(f"{summary}: nothing measured yet; add --compute-map or run `make reproduce`")
     keys = ("AP", "AP50", "precision", "recall", "score", "detections_per_image")
+    for key in keys:
+        if type(ap.get(key)) not in (int, float) or not -1 <= ap[key] < 1e6:
+            value = shorten(ap.get(key))
+            raise TrainingError(f"{summary}: '{key}' is {value}; expected a number: run the phase again")
     return {"phase": config.phase, "split": "test", **{k: ap[k] for k in keys}, "decision": decision(ap["AP"])}
 
 
@@ -249,7 +252,7 @@ def join_runs(paths: Sequence[Path]) -> dict:
     Raises:
         ValueError: no file, or runs that were measured on different test data.
     """
-    rows = [json.loads(path.read_text()) for path in sorted(paths)]
+    rows = [read_json(path) for path in sorted(paths)]
     if not rows:
         raise ValueError("no run of a recorded phase found; expected phase_1_N_seedS.json files")
     for path, row in zip(sorted(paths), rows, strict=True):

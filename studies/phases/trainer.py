@@ -1,7 +1,6 @@
 """Train, route and measure one recorded phase, under the record's file names."""
 
 import functools
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from eelib.config import resolve
 from eelib.data import DetectionDataset, as_input, batches, split_sha256
 from eelib.detections import Detections
 from eelib.evaluate import coco_ap, detect_exits
-from eelib.files import file_sha256, write_atomic, write_json
+from eelib.files import file_sha256, read_json, write_atomic, write_json
 from eelib.fit import Trainer, fit, learning_rate_factor
 from eelib.model import SIZE, ExitOutput
 from eelib.records import ExitRecords, detections_of_exits
@@ -137,7 +136,7 @@ def identity(config: PhaseConfig) -> dict:
 def _continues(config: PhaseConfig, out: Path, log: Callable) -> bool:
     """Whether the folder holds the same run; marks it as this run's otherwise."""
     path, run = out / "identity.json", identity(config)
-    if path.exists() and json.loads(path.read_text()) == run:
+    if path.exists() and read_json(path, TrainingError) == run:
         return True
     if path.exists():
         log(f"{out}: configuration, start weights or data changed: training starts over")

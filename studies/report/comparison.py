@@ -1,10 +1,10 @@
-"""The eight tables of the phase comparison, the recorded value beside the reproduced one.
+"""The eight tables of the phase comparison, the recorded value beside the reproduced one, and what the two say.
 
-Recorded values come from ``data/record``, ours from ``phases.json``: the first seed of each
-phase. A phase that was not run has a dash. Judging words are chosen from the numbers.
+Recorded values come from ``data/record``, ours from ``phases.json``: the run with most images, or the first seed. A
+phase that was not run has a dash. Judging words are chosen from the numbers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +17,13 @@ TEMPERATURE_BOUNDS = (0.5, 3.0)  # of 1.8 and 1.9's clamp
 WARM_UP_EPOCHS = {"1-3": (1, 3), "4": (4, 4), "5-20": (5, 20)}
 
 
+def reported(entry: Mapping) -> dict:
+    """The run of a phase that tables and reports show: the serious one, with most images, or else the first seed."""
+    return entry.get("serious") or entry["runs"][0]
+
+
 def _run(entries: Mapping[str, dict], phase: str) -> dict | None:
-    return entries[phase]["runs"][0] if phase in entries else None
+    return reported(entries[phase]) if phase in entries else None
 
 
 def _value(run: dict | None, group: str, name: str) -> float | None:
@@ -67,12 +72,37 @@ def quick_reference(entries: Mapping[str, dict]) -> pd.DataFrame:
         lines.append({
             "phase": phase, "goal": record.narrative()["phases"][phase]["goal"],
             "thresholds recorded": f"{row['exit1_threshold_epoch20']:.3f}, {row['exit2_threshold_epoch20']:.3f}",
-            "ours": None if run is None else ", ".join(f"{v:.3f}" for v in run["thresholds"].values()),
+            "thresholds ours": None if run is None else ", ".join(f"{v:.3f}" for v in run["thresholds"].values()),
             "exits % recorded": shares_text(old), "exits % ours": shares_text(new),
             "ms of four recorded": row["latency_ms_per_batch_of_4"],
-            "ms of four ours": _value(run, "time", "four_images_ms"),
+            "ms of four ours": None if run is None else entries[phase]["runs"][0]["time"]["four_images_ms"],
             "outcome recorded": outcome(old), "outcome ours": outcome(new),
             "seeds that agree": None if run is None else f"{entries[phase]['agree']} of {entries[phase]['seeds']}",
+        })  # fmt: skip
+    return _object(lines)
+
+
+def _levels(confidence: float, thresholds: Iterable[float], shares: Mapping[str, float]) -> str:
+    first, second = thresholds
+    return f"exits {shares_text(shares)}; confidence {confidence:.3f} against {first:.4g} and {second:.4g}"
+
+
+def said_and_shown(entries: Mapping[str, dict]) -> pd.DataFrame:
+    """What the comparison says of each phase, what the record says, what ours gave, and the mechanism in a line."""
+    lines = []
+    for phase, row in record.final_values().iterrows():
+        story, run, shares = record.narrative()["phases"][phase], _run(entries, phase), _recorded_shares(row)
+        first, second = row["exit1_threshold_in_seed_table"], row["exit2_threshold_in_seed_table"]
+        told = "gates, no thresholds" if pd.isna(first) else f"thresholds {first} and {second}"
+        in_force, ms = (row[f"{name}_threshold_epoch20"] for name in EXIT_NAMES[:2]), row["latency_ms_per_batch_of_4"]
+        shown = _levels(row["train_confidence_exit1"], in_force, shares)
+        ours = run and _levels(run["confidence_mean"]["exit1"], run["thresholds"].values(), run["exit_shares"])
+        lines.append({
+            "phase": phase,
+            "the comparison says": f"{story['status']}; exits {shares_text(shares)}; {told}; {ms:.1f} ms an inference",
+            "the record says": f"{shown}; {ms:.1f} ms a batch of four",
+            "ours": run and f"{ours}; AP {run['AP']:.3f} after {run['steps']:,} steps",
+            "mechanism": story["mechanism"],
         })  # fmt: skip
     return _object(lines)
 
@@ -113,14 +143,14 @@ def temperatures(entries: Mapping[str, dict]) -> pd.DataFrame:
 
 
 def timeline(entries: Mapping[str, dict]) -> pd.DataFrame:
-    """Date, attempt, outcome and the cause of each phase."""
+    """Date, attempt, outcome and the mechanism of each phase."""
     lines = []
     for phase, row in record.final_values().iterrows():
         story, run = record.narrative()["phases"][phase], _run(entries, phase)
         lines.append({
             "phase": phase, "date": story["date"], "attempt": story["attempt"],
             "recorded": outcome(_recorded_shares(row)), "ours": outcome(run and run["exit_shares"]),
-            "cause": story["cause"],
+            "mechanism": story["mechanism"],
         })  # fmt: skip
     return _object(lines)
 
@@ -137,7 +167,7 @@ def patterns(entries: Mapping[str, dict]) -> pd.DataFrame:
         forced = [
             p for p in phases if record.attainable_range(rules[p])[0] >= rows.loc[p, "exit1_threshold_epoch20"] - 1e-6
         ]
-        runs = [entries[p]["runs"][0] for p in phases if p in entries]
+        runs = [reported(entries[p]) for p in phases if p in entries]
         below = rows["train_confidence_exit1"] - rows["exit1_threshold_epoch20"]
         lines.append({
             "recorded outcome": text, "phases": ", ".join(phases),
@@ -197,18 +227,19 @@ def _range(values: pd.Series) -> str:
 
 
 def read_history(folder: Path | str, phase: str, seed: int = 0) -> pd.DataFrame | None:
-    """A published run by epoch, training and validation joined; None when it is not there."""
+    """A published run by epoch, training and validation joined: the serious one first; None when there is none."""
     name = phase.replace(".", "_")
-    stem = Path(folder) / f"phase_{name}_seed{seed}"
-    paths = [stem / f"{split}_metrics_phase{name}.csv" for split in ("train", "val")]
-    if not all(path.exists() for path in paths):
-        return None
-    train, val = (pd.read_csv(path).set_index("epoch") for path in paths)
-    return train.join(val)
+    run = f"phase_{name}_seed{seed}"
+    for stem in (Path(folder) / "serious" / run, Path(folder) / run):
+        paths = [stem / f"{split}_metrics_phase{name}.csv" for split in ("train", "val")]
+        if all(path.exists() for path in paths):
+            train, val = (pd.read_csv(path).set_index("epoch") for path in paths)
+            return train.join(val)
+    return None
 
 
 def all_tables(entries: Mapping[str, dict], history: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
-    """The eight tables by file name.
+    """The eight tables by file name, and the ninth that puts comparison, record and ours side by side.
 
     Args:
         entries: of :func:`studies.report.metrics_files.load_entries`.
@@ -223,4 +254,5 @@ def all_tables(entries: Mapping[str, dict], history: pd.DataFrame | None) -> dic
         "phases_patterns": patterns(entries),
         "phases_problems": problems(entries),
         "phases_warm_up_1_9": warm_up(history),
+        "phases_said_and_shown": said_and_shown(entries),
     }

@@ -1,9 +1,9 @@
 """Metrics files whose missing keys are named with the file."""
 
-import json
 from pathlib import Path
 
 from eelib.config import ConfigError
+from eelib.files import read_json
 
 
 class Values(dict):
@@ -29,11 +29,11 @@ def _wrap(value: object, file: Path | str, path: str) -> object:
 def read_metrics(path: Path) -> Values:
     """A metrics file; :class:`ConfigError` when it is missing or not JSON."""
     try:
-        return Values(json.loads(path.read_text()), path)
+        return Values(read_json(path, ConfigError), path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such metrics file; run `make reproduce`") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply; expected metrics") from None
 
 
 def load_entries(path: Path) -> dict[str, Values]:

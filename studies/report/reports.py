@@ -5,6 +5,7 @@ sentence that judges an outcome is chosen by a number. A key that a template ask
 metrics file lacks is an error that names both.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -14,12 +15,10 @@ from eelib import tables
 from eelib.config import ConfigError
 from eelib.evaluate import decision
 from eelib.files import write_atomic
-from studies.compress import results
 from studies.goals import load_goals
 from studies.phases import analysis as record
-from studies.phases.ablation import ablation_table, ladder_table
 from studies.phases.config import EXIT_NAMES
-from studies.report import comparison
+from studies.report import comparison, facts
 from studies.report.metrics_files import Values, load_entries, read_metrics
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -51,25 +50,6 @@ def planes_of(metrics: Path, baseline_sha256: str | None) -> dict[str, Values]:
         "equal trainings": read_metrics(equal) if equal.exists() else None,
     }
     return {title: plane for title, plane in planes.items() if plane}
-
-
-def paying(planes: dict[str, Values]) -> list[dict]:
-    """What planes say of networks with exits beside static detectors, a row each.
-
-    Returns:
-        ``title``; ``figure``: its file's name; ``verdicts``: rows of share of empty images (in per cent), system, hull
-        and ``text``; ``judged``: a table of the split's own share; ``goals``: a table.
-    """
-    rows = []
-    for title, plane in planes.items():
-        verdicts = [
-            {"empty": round(100 * share)} | row
-            for share in results.prevalences(plane)
-            for row in results.verdicts(plane, share)
-        ]
-        row = {"title": title, "figure": plane["plane"]["name"], "verdicts": verdicts}
-        rows.append(row | {"judged": results.judged_table(plane), "goals": results.check_goals(plane)})
-    return rows
 
 
 def seeds_beside_goals(training: Values) -> list[dict]:
@@ -124,17 +104,14 @@ def _plural(count: int, singular: str, plural: str) -> str:
     return f"{count} {singular if count == 1 else plural}"
 
 
+def _listed(words: Sequence[str]) -> str:
+    """Words as a list in a sentence."""
+    words = list(words)
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def _table(rows: object) -> str:
     return tables.markdown(pd.DataFrame(rows))
-
-
-def causal_means(causal: Values) -> pd.DataFrame:
-    """Means over seeds of each variant of the causal ladder, a row a variant."""
-    frame = ladder_table(causal["runs"]).drop(columns="seed")
-    means = frame.groupby("variant", sort=False).mean().reset_index()
-    shares = [{name: row[f"{name} %"] / 100 for name in EXIT_NAMES} for _, row in means.iterrows()]
-    means.insert(1, "outcome", [comparison.outcome(s) for s in shares])
-    return means
 
 
 def _phases(metrics: Path) -> dict:
@@ -146,6 +123,7 @@ def _phases(metrics: Path) -> dict:
         "nine": nine,
         "agreeing": [phase for phase, entry in nine.items() if entry["agree"] == entry["seeds"]],
         "holding": [phase for phase, entry in nine.items() if entry["mechanism_holds"] == entry["seeds"]],
+        "serious": [phase for phase, entry in nine.items() if entry.get("serious")],
         "stories": record.narrative()["phases"],
     }
 
@@ -173,16 +151,13 @@ def _measured(metrics: Path) -> dict:
     causal = _of_weights(metrics, "causal", weights["phases"])
     training = _of_weights(metrics, "training", weights["exits"])
     planes, goals = planes_of(metrics, weights["baseline"]), load_goals()
-    studies = ("routing", "guarantee", "predictability")
-    routing, guarantee, foreseen = (_of_weights(metrics, name, weights["exits"]) for name in studies)
+    studies = {"routing": "routing", "guarantee": "guarantee", "foreseen": "predictability", "blank": "blank"}
     return {
-        "causal_rows": causal and causal_means(causal).to_dict("records"),
-        "ablation": _of_weights(metrics, "ablation", weights["phases"]),
-        "routing": routing,
-        "guarantee": guarantee,
-        "foreseen": foreseen,
+        **{name: _of_weights(metrics, file, weights["exits"]) for name, file in studies.items()},
+        "ladder": facts.ladder(causal),
+        "defects": facts.defects(_of_weights(metrics, "ablation", weights["phases"])),
         "repeated": training and seeds_beside_goals(training),
-        "paying": paying(planes),
+        "planes": facts.paying(planes),
         "exit_goals": {name: goal for name, goal in goals["exits"].items() if "time" in goal},
         "full_goal": goals["exits"]["full"]["AP_share"],
         "routing_goals": goals["routing"],
@@ -197,23 +172,22 @@ def _comparison(metrics: Path, published: Path) -> dict:
 
 def _summary(metrics: Path, _: Path) -> dict:
     phases = _phases(metrics)
-    best = max((entry["runs"][0]["AP"] for entry in phases["nine"].values()), default=None)
+    best = max((comparison.reported(entry)["AP"] for entry in phases["nine"].values()), default=None)
     return phases | _record() | _measured(metrics) | {"best_phase_ap": best}
 
 
 def _analysis(metrics: Path, _: Path) -> dict:
-    final, narrative, measured = record.final_values(), record.narrative(), _measured(metrics)
-    ablation = measured["ablation"]
+    final, narrative = record.final_values(), record.narrative()
     analysis = {
         "claims": narrative["claims"],
         "slips": narrative["slips"],
         "weights": record.recovered_weights(final.drop(index="1.9")),
         "weight_full_1_9": float(record.recovered_full_weight(final)["1.9"]),
         "floor": record.column_pair_floor(6),
-        "ablation_rows": ablation and ablation_table(ablation["variants"]),
+        "counts": facts.counts(metrics.parent),
         "exit_names": EXIT_NAMES,
     }
-    return _phases(metrics) | _record() | measured | analysis
+    return _phases(metrics) | _record() | _measured(metrics) | analysis
 
 
 def _detector(metrics: Path, _: Path) -> dict:
@@ -232,13 +206,14 @@ REPORTS = {
 def environment() -> jinja2.Environment:
     """Templates with strict names; a filter formats, a function judges."""
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
+        loader=jinja2.FileSystemLoader([TEMPLATES, TEMPLATES.parent]), undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
     env.filters |= {"num": tables.rounded, "pct": _per_cent, "signed": _signed, "shares": comparison.shares_text}
-    env.filters["table"] = _table
+    env.filters |= {"table": _table, "listed": _listed}
     env.globals |= {"gate": _gate, "share_gate": _share_gate, "at_most": _at_most, "seeds": _seeds}
     env.globals |= {"plural": _plural, "decision": decision, "outcome": comparison.outcome}
+    env.globals |= {"reported": comparison.reported, "checks": facts.check_lines}
     return env
 
 

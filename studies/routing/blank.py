@@ -1,11 +1,11 @@
-"""Ending images that show no object: what blank gates and scores tell, and what that is worth by prevalence.
+"""Ending images that show no object: what blank gates and other views tell.
 
-A *view* is one number an image, small where no object is seen: the probability of a blank gate, or the best score of
-an exit. An image whose number lies below a threshold ends there without a box, all others go on to full.
+A *view* is one number an image, small where no object is seen: the probability of a blank gate, the best score of an
+exit, the sum of its raw scores as a count of objects, or the gain that a regressor expects of full. An image whose
+number lies below a threshold ends there without a box, all others go on to full.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -13,21 +13,39 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from eelib.guarantee import fixed_sequence
+from eelib.guarantee import certified_gates, fixed_sequence, gate_sequence
 from eelib.plots import TEXT_WIDTH_IN
-from eelib.routed_ap import RoutedAP, bootstrap, interval, resample
+from eelib.policies import fit_benefit
 from eelib.routing import Split
-from studies.compress.plane import HULLS, flags_of
-from studies.hull import Hull, above, at_prevalence
+from studies.routing.worth import Beside, Times
 
 STEPS, WORST = 100, 0.1  # thresholds that are tried, and the share of val's images with objects that the last one ends
+BOTH = "both gates"
+COLOURS = ("#009E73", "#CC79A7", "#D55E00", "#E69F00", "#56B4E9", "#0072B2")
 
 
-def views(split: Split) -> dict[str, np.ndarray]:
-    """Views of every image of a split, (N,) each: the gates in their order, then the exits' best scores."""
-    top = split.columns(("top_score",))[..., 0]
-    gates = {gate: split.holds[:, k] for k, gate in enumerate(split.records.gates)}
-    return gates | {f"best score, {name}": top[:, k] for k, name in enumerate(split.records.exit_names)}
+def raw_evidence(split: Split) -> tuple[str, ...]:
+    """The evidence that costs next to nothing in a detector whose blank gates are not computed."""
+    return tuple(name for name in split.records.raw_names if name not in split.records.gates)
+
+
+def views(val: Split, splits: Sequence[Split]) -> list[dict[str, np.ndarray]]:
+    """Views of every image of each split, (N,) each: the gates in their order, then those of each exit.
+
+    The benefit is fitted on ``val``: ``calibrate`` is looked at once, for the threshold.
+    """
+    gain, cross_fitted = fit_benefit([val], lambda split: split.gains, raw_evidence(val))
+    answers = []
+    for split in splits:
+        seen = {gate: split.holds[:, k] for k, gate in enumerate(split.records.gates)}
+        score, count = np.moveaxis(split.columns(("top_score", "raw_sum")), -1, 0)
+        needed = 1 - cross_fitted.get(split.images, gain(split.columns(gain.evidence)))
+        for k, name in enumerate(split.records.exit_names):
+            seen |= {f"best score, {name}": score[:, k], f"count, {name}": count[:, k]}
+            if k < needed.shape[1]:
+                seen[f"benefit, {name}"] = needed[:, k]
+        answers.append(seen)
+    return answers
 
 
 def certified_threshold(val: np.ndarray, calibrate: np.ndarray, epsilon: float, delta: float) -> float:
@@ -50,107 +68,110 @@ def certified_threshold(val: np.ndarray, calibrate: np.ndarray, epsilon: float, 
         (np.linspace(0, least, STEPS, endpoint=False), np.quantile(val, np.linspace(0, WORST, STEPS)))
     )
     losses = (calibrate < sequence[:, None]).astype(float)
-    index, _ = fixed_sequence(losses, epsilon, delta, "hoeffding_bentkus")
+    index, _ = fixed_sequence(losses, epsilon, delta, "binomial")
     return float(sequence[index]) if index >= 0 else 0.0
 
 
 def ended(val: Split, calibrate: Split, test: Split, epsilon: float, delta: float) -> dict[str, dict]:
-    """What each view does on ``test`` with its certified threshold.
+    """What each view does on ``test`` with its certified threshold, and both gates together.
 
     Returns:
-        View to ``AUROC`` (images with objects against empty ones), ``threshold``, ``lost`` (share of the images with
-        objects that end) and ``blank_ended`` (share of the empty ones), each with its 95 % Wilson interval, and
-        ``ends`` (N,) bool.
+        View to ``AUROC`` (images with objects against empty ones; both gates have none), ``threshold``, ``lost`` (share
+        of the images with objects that end) and ``blank_ended`` (share of the empty ones), each with its 95 % Wilson
+        interval, ``objects_lost`` (share of all objects), and ``ends`` (N,) bool.
     """
-    objects = {split.name: split.evaluator.positives > 0 for split in (val, calibrate, test)}
-    on_val, on_calibrate, rows = views(val), views(calibrate), {}
-    for name, values in views(test).items():
-        seen = on_val[name][objects[val.name]], on_calibrate[name][objects[calibrate.name]]
-        threshold = certified_threshold(*seen, epsilon, delta)
-        ends, shows = values < threshold, objects[test.name]
-        row = {"AUROC": float(roc_auc_score(shows, values)), "threshold": threshold, "ends": ends}
-        for key, of in (("lost", shows), ("blank_ended", ~shows)):
-            share = binomtest(int(ends[of].sum()), int(of.sum()))
-            bounds = share.proportion_ci(method="wilson")
-            row |= {key: float(share.statistic), f"{key}_interval": [float(bounds.low), float(bounds.high)]}
-        rows[name] = row
+    shows = [split.evaluator.positives > 0 for split in (val, calibrate)]
+    on_val, on_calibrate, on_test = views(val, (val, calibrate, test))
+    rows = {}
+    for name, values in on_test.items():
+        threshold = certified_threshold(on_val[name][shows[0]], on_calibrate[name][shows[1]], epsilon, delta)
+        auroc = float(roc_auc_score(test.evaluator.positives > 0, values))
+        rows[name] = {"AUROC": auroc, "threshold": threshold} | _effect(values < threshold, test)
+    both = certified_gates(calibrate, gate_sequence(val), epsilon, delta)["thresholds"]
+    rows[BOTH] = {"AUROC": None, "threshold": both} | _effect((test.holds < both).any(1), test)
     return rows
 
 
-def static_flags(reports: Path | str, plane: Mapping) -> dict[str, tuple[float, RoutedAP]]:
-    """Time and match flags of every static system of a plane, int8 ones too."""
-    flags = {}
-    for row in plane["systems"]:
-        if row["kind"] in HULLS["static"] and row["seed"] == 0:
-            path = flags_of(reports, row["name"], 0, plane["plane"]["name"])
-            time = next(iter(row["exits"].values()))["time_ratio"]
-            flags[row["name"]] = time, RoutedAP.load(path, plane["split_sha256"], row["graphs_sha256"])
-    return flags
+def _effect(ends: np.ndarray, test: Split) -> dict:
+    positives = test.evaluator.positives
+    row = {"ends": ends, "objects_lost": float(positives[ends].sum() / positives.sum())}
+    for key, of in (("lost", positives > 0), ("blank_ended", positives == 0)):
+        share = binomtest(int(ends[of].sum()), int(of.sum()))
+        bounds = share.proportion_ci(method="wilson")
+        row |= {key: float(share.statistic), f"{key}_interval": [float(bounds.low), float(bounds.high)]}
+    return row
 
 
-def worth(
-    test: Split,
-    ends: Mapping[str, np.ndarray],
-    times: Mapping[str, float],
-    prevalences: Sequence[float],
-    static: Mapping[str, tuple[float, RoutedAP]],
-    resamples: int,
+def gate_curve(
+    splits: Mapping[str, Split], times: Times, epsilons: Sequence[float], delta: float, beside: Sequence[Beside]
 ) -> list[dict]:
-    """AP and mean time of full behind each view, under several shares of empty images.
+    """What gates save for each share epsilon of the images with objects that they may end, with certainty 1 - delta.
+
+    Beside them a threshold of exit1's best score, and a coin that ends an epsilon of all images without looking: it
+    needs no certificate. The certificate is of images with objects, so it holds for every share of empty images.
 
     Args:
-        ends: view to the images that end there, (N,) bool; none ends in full alone.
-        times: time of ending at each view, and of ``full``.
-        prevalences: shares of empty images; the split's own comes first by itself.
-        static: time and match flags of the systems to compare with, on the same images.
-
-    Returns:
-        Rows of ``prevalence``, ``system``, ``time``, ``AP``, intervals, AP ``minus_full`` and, where a static system is
-        as fast, ``minus_static`` with ``above``.
+        splits: ``val``, ``calibrate`` and ``test`` under raw scores.
+        beside: of ``test``, one for each share.
     """
-    empty, last = test.evaluator.positives == 0, test.evaluator.exits - 1
-    ones, drawn = np.ones((1, len(empty)), np.int64), resample(test.scenes, resamples, seed=0)
-    alone, rows = {"full alone": np.zeros(len(empty), bool)}, []
-    for prevalence in (None, *prevalences):
-        once, weights = ones[0], drawn
-        if prevalence is not None:
-            once, weights = at_prevalence(ones, empty, prevalence)[0], at_prevalence(drawn, empty, prevalence)
-        share = float(once @ empty / once.sum())
-        peers = None
-        if static:
-            samples = [bootstrap(flags, [np.zeros(len(empty), int)], weights)[:, 0] for _, flags in static.values()]
-            peers = Hull(np.array([time for time, _ in static.values()]), np.stack(samples, 1))
-        routings = {name: np.where(of, last + 1, last) for name, of in (alone | dict(ends)).items()}
-        samples = bootstrap(test.evaluator, list(routings.values()), weights)
-        for k, (name, chosen) in enumerate(routings.items()):
-            leaving = float(once @ (chosen > last) / once.sum())
-            time = leaving * times.get(name, 0.0) + (1 - leaving) * times["full"]
-            row = {"prevalence": share, "system": name, "time": time, "AP": test.evaluator.ap(chosen, once)}
-            row |= {"AP_interval": interval(samples[:, k]), "minus_full": interval(samples[:, k] - samples[:, 0])}
-            gap = None if peers is None else peers.gap(time, samples[:, k])
-            if gap is not None:
-                row |= {"minus_static": interval(gap), "above": above(gap)}
-            rows.append(row)
+    val, calibrate, test = (splits[name] for name in ("val", "calibrate", "test"))
+    shows, sequence = calibrate.evaluator.positives > 0, gate_sequence(val)
+    scores = [split.columns(("top_score",))[:, 0, 0] for split in (val, calibrate, test)]
+    seen = scores[0][val.evaluator.positives > 0], scores[1][shows]
+    rows, last = [], len(times.exits) - 1
+    for epsilon in epsilons:
+        both = np.array(certified_gates(calibrate, sequence, epsilon, delta)["thresholds"])
+        at_gate = test.holds < both
+        behind = np.where(at_gate.any(1), last + 1 + at_gate.argmax(1), last)
+        low = scores[2] < certified_threshold(*seen, epsilon, delta)
+        routed = {
+            BOTH: (behind, np.append(times.gated, times.gates)),
+            "best score, exit1": (np.where(low, last + 1, last), np.append(times.exits, times.exits[0])),
+        }
+        for case in beside:
+            told = {"loss": "objects", "epsilon": epsilon, "delta": delta, "n": int(shows.sum())}
+            for name, (chosen, costs) in routed.items():
+                effect = _effect(chosen > last, test)
+                row = told | {"system": name, "certified": bool(effect["lost"] + effect["blank_ended"] > 0)}
+                row |= {"risk_on_test": effect["lost"], "blank_ended": effect["blank_ended"]}
+                rows.append(row | {"objects_lost": effect["objects_lost"]} | case.routed(chosen, costs))
+            row = told | {"system": "coin", "certified": True, "risk_on_test": epsilon, "blank_ended": epsilon}
+            left = (1 - epsilon) * case.exits[:, -1]
+            coin = case.row((1 - epsilon) * float(times.exits[-1]), (1 - epsilon) * float(case.stated[-1]), left)
+            rows.append(row | {"objects_lost": epsilon} | coin)
     return rows
 
 
-def worth_figure(rows: Sequence[Mapping], plane: Mapping | None) -> Figure:
-    """A panel for each share of empty images: full behind each view, and the static systems of a plane."""
+def worth_figure(
+    rows: Sequence[Mapping], plane: Mapping | None, coin: Mapping[float, Sequence] | None = None
+) -> Figure:
+    """A panel for each share of empty images: routings by their family, static systems and the coin of the exits.
+
+    Args:
+        rows: of :meth:`studies.routing.worth.Beside.row`, with ``system``, by which they are joined and coloured.
+        plane: metrics of the plane, whose static systems are drawn.
+        coin: share of empty images to times and AP of the exits alone.
+    """
     shares = list(dict.fromkeys(row["prevalence"] for row in rows))
-    names = [name for name in dict.fromkeys(row["system"] for row in rows)]
-    colours = dict(zip(names, ("#009E73", "#CC79A7", "#D55E00", "#E69F00", "#56B4E9", "#0072B2"), strict=False))
-    figure, axes = plt.subplots(1, len(shares), figsize=(TEXT_WIDTH_IN, 3.2), sharey=True, squeeze=False)
+    names = list(dict.fromkeys(row["system"] for row in rows))
+    styles = {name: (COLOURS[k % 6], "os^vDPX*"[k // 6 * 3 + k % 3]) for k, name in enumerate(names)}
+    figure, axes = plt.subplots(1, len(shares), figsize=(TEXT_WIDTH_IN, 3.6), squeeze=False)
     for axis, share in zip(axes[0], shares, strict=True):
         for row in plane["exits"] if plane else ():
-            if row["kind"] in HULLS["static"] and abs(row["prevalence"] - share) < 5e-3 and row["seed"] == 0:
-                axis.plot(row["time_ratio"], row["AP"], ".", color="#999999", label="static systems")
-        for row in (row for row in rows if row["prevalence"] == share):
-            low, high = row["AP_interval"]
-            axis.errorbar(row["time"], row["AP"], [[row["AP"] - low], [high - row["AP"]]], marker="o", markersize=5,
-                          color=colours[row["system"]], elinewidth=0.7, linestyle="", label=row["system"])  # fmt: skip
+            if row["kind"] != "exits" and abs(row["prevalence"] - share) < 5e-3 and row["seed"] == 0:
+                axis.plot(row["time_ratio"], row["AP"], ".", color="#999999", label="static detectors")
+        if coin:
+            axis.plot(*coin[share], color="black", linewidth=0.8, label="exits alone, and their coin")
+        for name in names:
+            points = [row for row in rows if (row["prevalence"], row["system"]) == (share, name)]
+            points.sort(key=lambda row: row["time"])
+            ap = np.array([row["AP"] for row in points])
+            reach = np.abs(np.array([row["AP_interval"] for row in points]).T - ap)
+            colour, marker = styles[name]
+            axis.errorbar([row["time"] for row in points], ap, reach, color=colour, marker=marker, markersize=4,
+                          elinewidth=0.5, linewidth=0.8, label=name)  # fmt: skip
         axis.set_title(f"{100 * share:.0f} % empty")
-        axis.set_xlabel("mean time / plain detector")
-        axis.set_xlim(0)
+        axis.set_xlabel("mean time / plain")
     axes[0, 0].set_ylabel("AP[.50:.95] on test, 95 % interval")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))

@@ -4,7 +4,7 @@ The *coin* chooses one exit of the same network at random for a whole run, so it
 between two exits (:mod:`studies.hull`). All comparisons are paired over the same resamples of scenes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,7 +26,7 @@ class Judge:
         static: time and match flags of static detectors on the same images; none are compared where there are none.
     """
 
-    def __init__(self, test: Split, resamples: int, static: Mapping[str, tuple[float, RoutedAP]] | None = None):
+    def __init__(self, test: Split, resamples: int, static: Sequence[tuple[float, RoutedAP]] = ()):
         self.test, self.whole = test, len(test.records) == len(test.coco.imgs)
         self.weights = resample(test.scenes, resamples, seed=0)
         exits = [np.full(len(test.records), k) for k in range(test.evaluator.exits)]
@@ -35,10 +35,8 @@ class Judge:
         self.coin = Hull(test.costs, np.stack([self.samples(exit_) for exit_ in exits], 1))
         self.static = None
         if static and self.whole:
-            firsts = [
-                bootstrap(flags, [np.zeros(flags.images, int)], self.weights)[:, 0] for _, flags in static.values()
-            ]
-            self.static = Hull(np.array([time for time, _ in static.values()]), np.stack(firsts, 1))
+            firsts = [flags.resampled(np.zeros(flags.images, int), self.weights) for _, flags in static]
+            self.static = Hull(np.array([time for time, _ in static]), np.stack(firsts, 1))
 
     def samples(self, chosen: np.ndarray) -> np.ndarray:
         """AP of a routing on every resample, (R,)."""

@@ -11,9 +11,9 @@ from eelib.model import EarlyExitSSDLite
 from eelib.routed_ap import RoutedAP
 from eelib.routers import load_study
 from eelib.routing import Split, prepare
-from studies.compress.plane import HULLS, flags_of
 from studies.routing.bounds import Judge
 from studies.routing.times import Times, common_times
+from studies.routing.worth import static_flags
 
 SPLITS = "train", "val", "calibrate", "test"
 
@@ -63,17 +63,6 @@ def smoke_of(splits: dict[str, Split], times: Times) -> str | None:
     return None
 
 
-def static_flags(reports: Path, plane: dict) -> dict[str, tuple[float, RoutedAP]]:
-    """Time and match flags of every static detector of a plane, int8 and truncated ones too; of seeds the first."""
-    flags = {}
-    for row in plane["systems"]:
-        if row["kind"] in HULLS["static"] and row["seed"] == 0:
-            path = flags_of(reports, row["name"], 0, plane["plane"]["name"])
-            time = next(iter(row["exits"].values()))["time_ratio"]
-            flags[row["name"]] = time, RoutedAP.load(path, plane["split_sha256"], row["graphs_sha256"])
-    return flags
-
-
 def opened(
     checkpoint: str,
     root: str,
@@ -107,7 +96,8 @@ def opened(
         for method in (calibration, "none")
     )
     smoke = smoke_of(splits, taken)
-    judge = Judge(splits["test"], resamples, static_flags(folder, plane) if plane and not smoke else None)
+    static = [(peer.time, peer.flags) for peer in static_flags(folder, plane)] if plane and not smoke else []
+    judge = Judge(splits["test"], resamples, static)
     origin: dict = {"images": {name: len(records[name]) for name in SPLITS[1:]}, "smoke": smoke, "resamples": resamples}
     origin |= {"times": dict(zip(model.exit_names, taken.costs.tolist(), strict=True))}
     origin |= {"passing": dict(zip(model.exit_names, taken.passing.tolist(), strict=True))}

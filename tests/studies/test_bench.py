@@ -62,6 +62,19 @@ def test_evidence_is_timed_against_stages_without_it(exported, images, monkeypat
     assert cost == {"exit1": pytest.approx(1.0), "exit2": pytest.approx(2.0)}
 
 
+def test_routed_latency_counts_every_image_once(exported, images):
+    session, arrays = bench.sessions_of(exported("two exits"), 1)["onnxruntime"], list(images[:11].numpy())
+    rule = bench.even_rule(session, images[:11].numpy())
+    rows = {(row["path"], row["batch"]): row for row in bench.routed_latency(session, arrays, rule)}
+    assert list(rows) == [("plain", 1), ("routed", 1), ("plain", 8), ("routed", 8)]
+    assert [rows["routed", batch]["images"] for batch in (1, 8)] == [11, 8]  # three do not fill a batch
+    left = [found.exit_name for found in session.detect_batch(images[:11].numpy(), rule)]
+    assert rows["routed", 1]["exits"] == {name: left.count(name) for name in set(left)}
+    assert rows["plain", 8]["exits"] == {"full": 8} and rows["plain", 8]["ratio"] == 1
+    assert all(row["median_ms"] <= row["p95_ms"] <= row["p99_ms"] for row in rows.values())
+    assert list(bench.latency_table(list(rows.values()))["left at"])[0] == "full 11"
+
+
 def test_goals_by_hand():
     times = {("eager", "exit1"): 20, ("eager", "exit2"): 22, ("eager", "full"): 30, ("onnxruntime", "exit1"): 5,
              ("onnxruntime", "exit2"): 8, ("onnxruntime", "full"): 12, ("onnxruntime monolithic", "full"): 11.5,

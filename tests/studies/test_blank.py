@@ -10,11 +10,13 @@ from synthetic import noisy
 
 from eelib.deploy.evidence import EVIDENCE
 from eelib.guarantee import GuaranteeError
+from eelib.policies import settings_of
 from eelib.routed_ap import RoutedAP
 from eelib.routing import prepare
-from studies.routing import blank
+from studies.routing import blank, worth
 
 TIMES = (0.3, 0.5, 1.0)
+AXIS = worth.Times(np.array(TIMES), np.array(TIMES) + 0.02, np.array([0.2]), {}, "none")
 
 
 @pytest.fixture(scope="module")
@@ -41,30 +43,84 @@ def test_a_threshold_ends_what_can_be_certified_and_no_more():
 
 def test_views_end_few_images_with_objects(splits):
     rows = blank.ended(splits["val"], splits["calibrate"], splits["test"], 0.1, 0.1)
-    assert list(rows) == ["blank1", "best score, exit1", "best score, exit2", "best score, full"]
+    early = [f"{view}, {name}" for name in ("exit1", "exit2") for view in ("best score", "count", "benefit")]
+    assert list(rows) == ["blank1", *early, "best score, full", "count, full", blank.BOTH]
     shows = splits["test"].evaluator.positives > 0
+    (seen,) = blank.views(splits["val"], [splits["test"]])
     for name, row in rows.items():
-        values = blank.views(splits["test"])[name]
         assert row["lost"] == row["ends"][shows].mean() and row["blank_ended"] == row["ends"][~shows].mean()
-        ranks = rankdata(values)[shows].sum() - shows.sum() * (shows.sum() + 1) / 2  # Mann and Whitney's U
-        assert row["AUROC"] == pytest.approx(ranks / (shows.sum() * (~shows).sum()))
         assert row["lost_interval"][0] <= row["lost"] <= row["lost_interval"][1]
+        if name != blank.BOTH:
+            ranks = rankdata(seen[name])[shows].sum() - shows.sum() * (shows.sum() + 1) / 2  # Mann and Whitney's U
+            assert row["AUROC"] == pytest.approx(ranks / (shows.sum() * (~shows).sum()))
     assert rows["blank1"]["blank_ended"] > 0.5 and rows["blank1"]["lost"] < 0.1
+    assert rows["blank1"]["objects_lost"] <= 0.1
 
 
 def test_ending_empty_images_saves_time_and_costs_no_ap(splits):
     test = splits["test"]
     empty = test.evaluator.positives == 0
-    static = {"small": (0.15, test.evaluator)}  # its first exit
-    rows = blank.worth(test, {"gate": empty}, {"gate": 0.1, "full": 1.0}, [0.9], static, 50)
-    assert [(row["system"], round(row["prevalence"], 2)) for row in rows] == [
-        ("full alone", round(empty.mean(), 2)), ("gate", round(empty.mean(), 2)), ("full alone", 0.9), ("gate", 0.9)
-    ]  # fmt: skip
-    own, gated, _, rare = rows
-    assert own["time"] == 1 and own["AP"] == test.evaluator.of_exit(2)
-    assert gated["time"] == pytest.approx(empty.mean() * 0.1 + 1 - empty.mean())
-    assert rare["time"] == pytest.approx(0.9 * 0.1 + 0.1) and gated["AP"] >= own["AP"]
-    assert gated["minus_full"][0] >= 0 and rare["minus_static"][0] > 0 and rare["above"]
-    figure = blank.worth_figure(rows, None)
-    assert [axis.get_title() for axis in figure.axes] == [f"{100 * empty.mean():.0f} % empty", "90 % empty"]
+    static = [worth.Static("truncated", 0.15, test.evaluator)]  # its first exit
+    cases = [worth.Beside(test, TIMES, static, share, 50) for share in (None, 0.9)]
+    assert [round(case.prevalence, 2) for case in cases] == [round(empty.mean(), 2), 0.9]
+    ends, paid = np.where(empty, 3, 2), np.array([*TIMES, 0.1])
+    own, rare = (case.routed(ends, paid) for case in cases)
+    assert own["time"] == pytest.approx(empty.mean() * 0.1 + 1 - empty.mean()) and own["minus_full"][0] >= 0
+    assert rare["time"] == pytest.approx(0.9 * 0.1 + 0.1) and rare["above_static"] and rare["minus_coin"] is None
+    assert own["AP"] == test.evaluator.ap(ends) and own["above_coin"]
+
+
+def test_a_coin_is_on_the_line_and_above_nothing(splits):
+    case = worth.Beside(splits["test"], TIMES, [], None, 50)
+    row = case.mixed(np.array([0.5, 0.0, 0.5]), np.array(TIMES))
+    assert row["time"] == 0.65 and row["AP"] == pytest.approx((case.stated[0] + case.stated[2]) / 2)
+    assert not row["above_coin"] and "above_static" not in row
+
+
+def test_a_router_is_chosen_for_its_share_of_empty_images(splits):
+    calibrate = splits["calibrate"]
+    settings = settings_of("no_chair", calibrate, splits["val"], {"grid": 5})
+    for share in (None, 0.9):
+        for setting, budget in zip(worth.best_within(settings, calibrate, (0.4, 0.8), share), (0.4, 0.8), strict=True):
+            case = worth.Beside(calibrate, TIMES, [], share, 2)
+            assert case.routed(setting.route(calibrate), calibrate.paid(False))["time"] <= budget + 1e-9
+    assert worth.best_within(settings, calibrate, (0.1,), None) == []
+
+
+def test_gates_are_promised_beside_a_coin(splits):
+    cases = [worth.Beside(splits["test"], TIMES, [], share, 20) for share in (None, 0.9)]
+    rows = blank.gate_curve(splits, AXIS, (0.1, 0.2), 0.1, cases)
+    gates = [row for row in rows if row["system"] == blank.BOTH]
+    assert len(rows) == 12 and gates[0]["blank_ended"] <= gates[-1]["blank_ended"]
+    own, rare = gates[0], gates[1]
+    assert rare["time"] < own["time"] and own["risk_on_test"] == rare["risk_on_test"]
+    coin = next(row for row in rows if row["system"] == "coin")
+    assert coin["time"] == 0.9 and coin["AP"] == pytest.approx(0.9 * cases[0].stated[-1]) and not coin["above_coin"]
+    figure = blank.worth_figure(rows, None, {case.prevalence: (TIMES, case.stated) for case in cases})
+    assert [axis.get_title()[-7:] for axis in figure.axes] == ["% empty"] * 2
     plt.close(figure)
+
+
+def test_goals_are_judged_by_the_metrics(splits):
+    row = {"prevalence": 0.15, "above_coin": True, "above_static": False, "AP": 0.4, "time": 0.5}
+    rare = row | {"prevalence": 0.89, "AP": 0.3}
+    rows = [row | {"system": "benefit"}, rare | {"system": "full alone", "time": 0.8}]
+    rows += [rare | {"system": "gates and benefit", "AP": 0.298, "time": 0.44, "above_static": True}]
+    blank_metrics = {"epsilon": 0.02, "delta": 0.1, "views": {"blank1": {"blank_ended": 0.51}}, "worth": rows}
+    met = worth.check_goals(blank_metrics)["met"].tolist()
+    assert met == [True, True, False, False, False, True]
+    assert not worth.check_goals(blank_metrics | {"epsilon": 0.05})["met"].iloc[0]  # another promise than the goal's
+
+
+def test_times_with_gates_come_from_04_and_those_without_from_the_plane():
+    plain = {"name": "baseline", "kind": "plain", "int8": False, "seed": 0, "input_px": 320, "checkpoint_sha256": "b"}
+    exit_ = {"median_ms": 10.0, "p95_ms": 11.0, "p99_ms": 12.0, "time_ratio": 1.0}
+    half = {"median_ms": 6.0, "p95_ms": 7.0, "p99_ms": 8.0, "time_ratio": 0.6}
+    systems = [plain | {"exits": {"full": exit_}}]
+    systems += [plain | {"name": "static_256", "kind": "input", "input_px": 256, "exits": {"full": half}}]
+    network = {"name": "e", "kind": "exits", "checkpoint_sha256": "e"}
+    systems += [plain | network | {"exits": {"exit1": half, "full": exit_}}]
+    measured = {"exits": {"exit1": {"ratio": 0.9}, "full": {"ratio": 2.0}}, "gates": {"blank1": 0.5}}
+    times = worth.common_times({"systems": systems, "machine": {"processor": "p"}}, measured, "e", 256)
+    assert times.exits.tolist() == [0.6, 1.0] and times.told["exit1"] == {"median": 0.6, "p95": 0.7, "p99": 0.8}
+    assert times.gated.tolist() == pytest.approx([0.54, 1.2]) and times.gates.tolist() == pytest.approx([0.3])

@@ -21,9 +21,12 @@ def written(tmp_path_factory):
     coco, records = noisy(60, empty=0.25)
     RoutedAP(records, coco).save(reports / "plane_released" / "exits_256_seed0.npz", "data", "graphs")
     system = {"name": "exits_256", "seed": 0, "graphs_sha256": "graphs"}
-    system["exits"] = {name: {"time_ratio": time} for name, time in TIMES.items()}
+    system["exits"] = {name: {"time_ratio": time, "cut": 0.1} for name, time in TIMES.items()}
+    alone = RoutedAP(*reversed(noisy(60, empty=0.25, sigma=(9.0,))))
+    alone.save(reports / "plane_released" / "static_seed0.npz", "data", "graphs")
+    static = system | {"name": "static", "exits": {"full": {"time_ratio": 0.9, "cut": 0.1}}}
     (reports / "metrics").mkdir()
-    report = {"split": "test", "split_sha256": "data", "systems": [system]}
+    report = {"split": "test", "split_sha256": "data", "systems": [system, static]}
     (reports / "metrics" / "plane_released.json").write_text(json.dumps(report))
     return reports, records, RoutedAP(records, coco)
 
@@ -62,16 +65,27 @@ def test_more_empty_images_cost_ap_by_false_alarms(written):
     assert explorer.score(chosen, float(explorer.empty.mean()))["AP"] == pytest.approx(explorer.score(chosen)["AP"])
 
 
-def test_regretted_images_left_early_and_hold_more(written):
+def test_images_that_left_somewhere_come_by_what_they_lost(written):
     explorer = Explorer(written[0])
-    rows = explorer.regretted(explorer.by_score([0, 0]), [0.1, 0.1, 0.1])
-    assert rows and all(row["found by full"] > row["found here"] and row["left at"] == "exit1" for row in rows)
+    rows = explorer.left_at(explorer.by_score([0, 0]), "exit1", most=60)
+    lost = [row["found by full"] - row["found here"] for row in rows]
+    assert len(rows) == 60 and lost == sorted(lost, reverse=True) and lost[0] > 0
+    assert explorer.left_at(explorer.by_score([0, 0]), "exit2") == []
+
+
+def test_the_hull_holds_the_static_detectors_under_any_share_of_empty_images(written):
+    explorer = Explorer(written[0])
+    alone = RoutedAP(*reversed(noisy(60, empty=0.25, sigma=(9.0,)))).of_exit(0)
+    assert explorer.static_hull().times.tolist() == [0.9] and explorer.static_hull().at(0.95)[0] == pytest.approx(alone)
+    assert explorer.static_hull(0.9).at(0.95) < explorer.static_hull(0.1).at(0.95)
 
 
 def test_the_figure_shows_every_exit_and_the_point(written):
     explorer = Explorer(written[0])
     figure = explorer.figure({"mine": explorer.score(explorer.by_score([0.8, 0.6]))})
-    assert figure.axes[0].get_legend_handles_labels()[1] == ["coins of the exits", "exit1", "exit2", "full", "mine"]
+    static = ["hull of the static detectors", "static detectors, float and int8"]
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == [*static, "coins of the exits", "exit1", "exit2", "full", "mine"]
     plt.close(figure)
 
 

@@ -138,6 +138,23 @@ def test_tables_verdicts_and_goals(judged):
         assert results.plane_figure(report, prevalence).axes
 
 
+def test_routed_and_certified_points_stand_in_the_plane(judged):
+    report, _ = judged
+    point = {"prevalence": results.prevalences(report)[0], "time": 0.5, "AP": 0.3}
+    certified = point | {"system": "router", "loss": "F1", "epsilon": 0.05, "certified": True}
+    curves = [certified, certified | {"epsilon": 0.1}, certified | {"certified": False}, certified | {"loss": "recall"}]
+    worth = [point | {"system": "benefit"}, point | {"system": "full alone"}]
+    points = results.routed_points({"worth": worth}, {"curves": curves})
+    assert [row["system"] for row in points] == ["benefit", "certified router"]
+    figure = results.plane_figure(report, None, points)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"router: benefit", "router: certified router"} <= set(labels)
+    other = results.plane_figure(report, 0.9, points)  # they are of another share of empty images
+    assert not any(text.get_text().startswith("router") for text in other.legends[0].get_texts())
+    beside = results.alone_table(report).set_index("exit")
+    assert beside.loc["exit1", "time / alone"].tolist() == pytest.approx([0.3 / 0.29] * 2)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

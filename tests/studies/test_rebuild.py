@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from eelib.config import ROOT
-from studies import rebuild
+from studies import batch, rebuild
 
 
 @pytest.fixture
@@ -90,6 +90,13 @@ def test_the_lock_of_a_dead_process_is_removed_and_that_of_a_living_one_stays(ch
     with open("alive") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the caller counts as living from now on
     file.close()
+
+
+def test_executed_notebooks_are_written_whole_or_not_at_all(tmp_path):
+    """What a kill left beside one is taken over by the next write, as with every file of the library."""
+    (tmp_path / ".a.ipynb.partial").write_text("{ half")
+    batch.papermill_io.write("{}", str(tmp_path / "a.ipynb"))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.ipynb", "{}")]
 
 
 def test_no_output_of_a_rule_is_tracked():

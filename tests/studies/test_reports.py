@@ -10,7 +10,7 @@ from eelib.config import ConfigError
 from studies.phases import analysis as record
 from studies.phases.config import EXIT_NAMES
 from studies.phases.scorecard import recorded_card
-from studies.report import comparison, reports
+from studies.report import comparison, facts, reports
 from studies.report.metrics_files import load_entries
 
 FINAL = record.final_values()
@@ -86,14 +86,14 @@ def test_all_four_reports_are_written_and_repeatable(results):
 def test_judging_sentences_follow_the_numbers(results):
     name = "EXECUTIVE_SUMMARY.md"
     before = reports.render(name, results / "metrics", results / "phases")
-    assert "of 0.400 is missed by 0.300" in before
-    assert "Train the baseline until it meets its gate" in before
-    assert "8 of 9 phases give the recorded exit shares" in before
+    assert "gate of 0.400 is missed by 0.300" in before
+    assert "Train the plain detector until it meets its gate" in before
+    assert "8 of 9 phases send their images where the record sent them" in before
     change(results, "baseline", lambda c: c.update(AP=0.45))
     change(results, "exits", lambda c: c["exits"]["exit1"].update(AP_share_of_full=0.8))
     after = reports.render(name, results / "metrics", results / "phases")
-    assert "of 0.400 is met" in after
-    assert "goal 75 %: met" in after
+    assert "gate of 0.400 is met" in after
+    assert "75 %: met" in after
     assert "The foundation stands" in after
 
 
@@ -133,14 +133,14 @@ def test_causal_means_state_the_outcome_of_the_mean():
         for s in (0, 1)
     ]
     runs.append(run | {"variant": "all", "seed": 0, "exit_shares": {"exit1": 0.5, "exit2": 0.2, "full": 0.3}})
-    rows = reports.causal_means({"runs": runs}).to_dict("records")
+    rows = facts.causal_means({"runs": runs}).to_dict("records")
     assert [(r["variant"], r["outcome"]) for r in rows] == [("as recorded", "all at exit1"), ("all", "mixed")]
 
 
-def test_eight_tables_hold_recorded_beside_ours(results):
+def test_nine_tables_hold_recorded_beside_ours(results):
     entries = load_entries(results / "metrics" / "phases.json")
     built = comparison.all_tables(entries, None)
-    assert len(built) == 8
+    assert len(built) == 9
     quick = built["phases_quick_reference"].set_index("phase")
     assert quick.loc["1.7", ["exits % recorded", "exits % ours"]].tolist() == ["100 / 0 / 0", "100 / 0 / 0"]
     assert quick.loc["1.2", "outcome recorded"] == "all at exit1" and quick.loc["1.2", "outcome ours"] == "none early"
@@ -149,9 +149,30 @@ def test_eight_tables_hold_recorded_beside_ours(results):
     assert (
         built["phases_patterns"].set_index("recorded outcome").loc["all at exit1", "cannot do otherwise"] == "1.2, 1.7"
     )
-    for name, table in built.items():
-        tables.write(table, name, results)
-        assert "toprule" in (results / "tables" / f"{name}.tex").read_text()
+    said = built["phases_said_and_shown"].set_index("phase").loc["1.2"]
+    assert said["the comparison says"].startswith("too aggressive; exits 100 / 0 / 0; thresholds 0.40 and 0.50")
+    assert "confidence 0.479 against 0.35 and 0.5" in said["the record says"] and "exits 0 / 0 / 100" in said["ours"]
+
+
+def test_the_run_with_most_images_is_the_one_that_is_reported(results):
+    change(results, "phases", lambda c: c["phases"][3].update(serious=c["phases"][3]["runs"][0] | {"steps": 10980}))
+    entries = load_entries(results / "metrics" / "phases.json")
+    assert comparison.reported(entries["1.4"])["steps"] == 10980 and comparison.reported(entries["1.5"])["steps"] == 320
+    text = reports.render("PHASE_COMPARISON_TABLE.md", results / "metrics", results / "phases")
+    assert "the training with most images of 1.4" in text and "after 10,980 steps" in text
+
+
+def test_checks_are_told_in_words_and_a_value_of_many_parts_is_left_out():
+    check = {"prediction": "It shuts.", "holds": False, "predicted": {"rate_exit1": [0.0, 0.1]}}
+    check["measured"] = {"rate_exit1": 0.25, "shut_from_epoch_exit2": None, "path": [1.0, 2.0, 3.0]}
+    (line,) = facts.check_lines({"mechanisms": [check]})
+    assert line["numbers"] == "rate of exit1 0.250 (predicted 0.000 to 0.100); shut from epoch of exit2 never"
+
+
+def test_systems_are_told_in_words():
+    assert facts.named("time of exits_256 int8 exit2 / truncated_256_exit2 int8") == (
+        "time of exits at 256 px, int8, exit2 / exit2 alone at 256 px, int8"
+    )
 
 
 def test_a_phase_that_was_not_run_has_a_dash():
@@ -173,15 +194,19 @@ ABLATED = {
     "spread": 0.01, "destroys_detection": False, "all_or_nothing": True,
 }  # fmt: skip
 BESIDE = {"minus_static": [-0.02, -0.01], "above_static": False}
+ROW = {"prevalence": 0.16, "seed": 0, "exit": "full", "AP50": 0.6, "precision": 0.7, "recall": 0.6, "false_alarms": 0.3}
+MEASURED = {"median_ms": 10.0, "p95_ms": 11.0, "p99_ms": 12.0, "macs": 4e8}
+SYSTEM = {"seed": 0, "size_mib": 8.0, "parameters": 2e6, "exits": {"full": MEASURED}}
 PLANE = {
-    "plane": {"name": "plane_released"},
+    "plane": {"name": "plane_released"}, "machine": {"processor": "some processor"}, "images": 450,
+    "systems": [SYSTEM | {"name": "baseline", "kind": "plain"}, SYSTEM | {"name": "exits_9", "kind": "exits"}],
     "exits": [
-        {"prevalence": 0.16, "system": "baseline", "kind": "plain", "seed": 0, "exit": "full", "AP": 0.45},
-        {"prevalence": 0.16, "system": "net", "kind": "exits", "seed": 0, "exit": "full", "AP": 0.4, "time_ratio": 0.7}
+        ROW | {"system": "baseline", "kind": "plain", "AP": 0.45, "AP_interval": [0.4, 0.5], "time_ratio": 1.0},
+        ROW | {"system": "exits_9", "kind": "exits", "AP": 0.4, "AP_interval": [0.35, 0.45], "time_ratio": 0.7}
         | {"minus_peers": [-0.02, 0.01], "above_peers": False} | BESIDE,
     ],
     "coins": [
-        {"prevalence": 0.16, "system": "net", "seed": seed, "time_ratio": 0.5, "AP": 0.3}
+        {"prevalence": 0.16, "system": "exits_9", "seed": seed, "time_ratio": 0.5, "AP": 0.3}
         | {"minus_peers": [0.01, 0.02], "above_peers": True} | BESIDE
         for seed in (0, 1)
     ],
@@ -195,7 +220,7 @@ SEEDS = [
 ]
 # Metrics files of studies to the released weights that they are of, and their content.
 STUDIES = {
-    "ablation": ("p", {"variants": [ABLATED], "answer": "Alone destroys detection: none."}),
+    "ablation": ("p", {"variants": [ABLATED, ABLATED], "common": {"optim.epochs": 10}}),
     "training": ("e", {"seeds": SEEDS}),
     "routing": ("e", {
         "goal": {"policy": "benefit", "time_ratio": 0.7, "AP_minus_full": -0.006},
@@ -223,11 +248,11 @@ def add_studies(results, weights: dict[str, str] | None = None) -> None:
 @pytest.mark.parametrize(
     ("name", "title"),
     [
-        ("EXECUTIVE_SUMMARY.md", "**Routing.**"),
-        ("EXECUTIVE_SUMMARY.md", "- With 16 % empty images net is above widths and sizes at 1 of 1 latencies"),
+        ("EXECUTIVE_SUMMARY.md", "## Can a router choose the exit?"),
+        ("EXECUTIVE_SUMMARY.md", "| exits at 9 px | 2 | 1 of 1 | 0 of 1 |"),
         ("COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md", "### One defect at a time"),
         ("COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md", "### What a router can see"),
-        ("COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md", "The goals, a value for each seed"),
+        ("COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md", "goals are met. Missed, with a value for each seed"),
     ],
 )
 def test_a_study_is_reported_where_it_is_of_the_present_weights(results, name, title):
@@ -248,7 +273,7 @@ def test_numbers_of_the_studies_stand_in_the_summary(results):
         "goal 0.750: met",
         "-2.0 %",
         "goal 0.600: missed by 0.400",
-        "0.9 an image's F1 falls by 0.05",
+        "probability 0.9, that an image's F1 falls by 0.05",
         "0.800",
     ):
         assert part in text
@@ -274,11 +299,14 @@ def test_a_plane_that_is_missing_is_said_to_be(results, name):
 
 
 def test_what_pays_is_counted_over_seeds():
-    (paying,) = reports.paying({"released detectors": PLANE})
-    assert [row["text"] for row in paying["verdicts"]] == [
-        "net is above widths and sizes at 1 of 1 latencies with 2 of 2 seeds",
-        "net is above all static detectors at 0 of 1 latencies with 2 of 2 seeds",
-    ]
-    assert paying["judged"]["at"].tolist() == ["full", "coin"]
-    goals = paying["goals"].set_index("goal")["met"]
-    assert goals["AP of baseline full"] and not goals.filter(like="latencies").item()
+    (paying,) = facts.paying({"released detectors": PLANE})
+    assert paying["verdicts"] == [
+        {
+            "network": "exits at 9 px", "seeds": 2,
+            "widths and sizes, 16 % empty": "1 of 1", "all static detectors, 16 % empty": "0 of 1",
+        }
+    ]  # fmt: skip
+    assert paying["above"] == {"peers": 1, "static": 0}
+    assert not any(goal.startswith("AP of plain detector") for goal in paying["goals"]["goal"])  # met, so not listed
+    assert paying["goals"]["goal"].str.startswith("latencies").sum() == 1 and paying["met"] == 1
+    assert paying["alternatives"]["AP"].tolist() == ["0.450 [0.400, 0.500]", "0.400 [0.350, 0.450]"]

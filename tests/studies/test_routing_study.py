@@ -33,7 +33,7 @@ def splits():
     return prepare({s: r for s, (_, r) in made.items()}, {s: c for s, (c, _) in made.items()}, COSTS)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS.keys() - {"dynamic_det"})
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS.keys() - {"dynamic_det"}))
 def test_every_experiment_gives_settings_that_route(name, splits, monkeypatch):
     monkeypatch.setitem(POLICIES, name, EXPERIMENTS[name])
     settings = settings_of(name, splits["calibrate"], splits["val"], OPTIONS)
@@ -122,10 +122,10 @@ def test_the_coin_lies_on_the_line_between_two_exits(splits):
 
 def test_above_is_said_of_a_whole_split_alone(splits):
     test = splits["test"]
-    oracle = oracle_curve(Judge(test, 30, {"worst": (0.1, test.evaluator)}), [0.6])
+    oracle = oracle_curve(Judge(test, 30, [(0.1, test.evaluator)]), [0.6])
     assert oracle.points[0]["above_coin"] is True and oracle.points[0]["above_static"] is True
     part = replace(test, records=test.records.rows(range(40)), evaluator=test.evaluator.rows(range(40)))
-    judge = Judge(part, 30, {"worst": (0.1, part.evaluator)})
+    judge = Judge(part, 30, [(0.1, part.evaluator)])
     assert judge.static is None and judge.point(np.zeros(40, int))["above_coin"] is None
 
 

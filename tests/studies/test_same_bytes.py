@@ -1,0 +1,35 @@
+"""The same metrics give the same files, byte for byte, whatever order a process keeps its sets in."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+from eelib.config import ROOT
+
+DRAW = """
+import json, sys
+from pathlib import Path
+import matplotlib
+matplotlib.use("agg")
+from eelib import plots, tables
+from studies.compress import results
+out, report = Path(sys.argv[1]), json.loads(Path("reports/metrics/plane_released.json").read_text())
+plots.style()
+plots.save(results.plane_figure(report), "plane", out)
+tables.write(results.exits_table(report), "exits", out)
+tables.write(results.judged_table(report), "judged", out)
+"""
+
+
+def test_two_processes_write_the_same_bytes(tmp_path):
+    drawn = []
+    for seed in ("1", "2"):
+        out = tmp_path / seed
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", DRAW, str(out)], cwd=ROOT, env=environment, check=True)
+        files = sorted(path for path in out.rglob("*") if path.is_file())
+        drawn.append({str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
+    kinds = {name.rsplit(".", 1)[1] for name in drawn[0]}
+    assert drawn[0] == drawn[1] and kinds == {"pdf", "png", "csv", "tex"}
+    assert all(b"CreationDate" not in path.read_bytes() for path in tmp_path.rglob("*.pdf"))
