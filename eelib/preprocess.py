@@ -31,7 +31,8 @@ def _opened(path: Path | str, max_pixels: int) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's: of large images, which are bounded here, and of odd metadata
-            with Image.open(path) as image:
+            # an open file, because Pillow reads a grey TIFF that is turned wrongly where it may map the file's memory
+            with Path(path).open("rb") as file, Image.open(file) as image:
                 if image.width * image.height > max_pixels:
                     size = f"{image.width} x {image.height} px"
                     raise ImageError(f"{path}: image of {size}; expected at most {max_pixels / 1e6:g} million pixels")

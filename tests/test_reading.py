@@ -199,13 +199,20 @@ def test_times_are_numbers(tmp_path, value):
     assert read_times(times, ("full",), weights) == ([1], [0])
 
 
+KINDS = (("TIFF", "RGB"), ("TIFF", "L"), ("TIFF", "I;16"), ("JPEG", "L"), ("PNG", "RGB"))
+
+
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-@pytest.mark.parametrize("kind", ["TIFF", "JPEG", "PNG"])
-def test_the_head_tells_the_size_that_decoding_gives(tmp_path, kind, orientation):
+@pytest.mark.parametrize(("kind", "mode"), KINDS)
+def test_the_head_tells_the_size_that_decoding_gives(tmp_path, kind, mode, orientation):
     image, path = Image.fromarray(room(1)[0]).resize((48, 40)), tmp_path / "a.img"
+    image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16)) if mode == "I;16" else image.convert(mode)
     exif = image.getexif()
     exif[0x0112] = orientation
     image.save(path, kind, exif=exif)
+    turned = np.rot90(np.asarray(read_image(path)), {1: 0, 3: 2, 6: 1, 8: 3}[orientation])
+    if kind == "TIFF" and mode != "I;16":
+        np.testing.assert_array_equal(turned, image.convert("RGB"))
     upright, stored = read_sizes(path)
     assert upright == read_image(path).size == ((40, 48) if orientation > 4 else (48, 40)) and stored == (48, 40)
 

@@ -675,7 +675,7 @@ def _(case: Case, folder: Path) -> object:
     return check_parameters(path, None, {})
 
 
-@target("graph of TensorFlow.js", "case.")
+@target("graph of TensorFlow.js", "")  # a file of weights that is missing is named itself
 def _(case: Case, folder: Path) -> object:
     from studies.widen import read_graph
 

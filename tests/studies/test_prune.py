@@ -96,5 +96,5 @@ def test_fewer_maps_another_size_and_other_cuts_are_kept(whole, tmp_path):
 def test_a_plan_that_is_none_is_refused(whole, tmp_path):
     weights = load_checkpoint(whole)["model"]
     save_checkpoint(tmp_path / "p.pth", {"model": weights, "plan": {"size": None}})
-    with pytest.raises(TrainingError, match="key 'plan' is {'size': None}; expected size, maps and cuts"):
+    with pytest.raises(TrainingError, match="key 'plan' is {'size': None}; expected size, maps, cuts"):
         load_released(tmp_path / "p.pth")
