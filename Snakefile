@@ -65,8 +65,9 @@ STAGES = {
         caches=["runs/causal/*/*.json"], priority=1,  # one long job: it starts first
     ),
     "ablation": stage("05e_ablation", "ablation.csv", LONG + made("causal"), READ),  # trained by `ablation_trained`
-    "policies": stage(
-        "05d_policies", "routing calibration guarantee predictability", [*RELEASED, *LONG, TIMES], f"times={TIMES}"
+    "policies": stage(  # reads the committed planes
+        "05d_policies", "routing calibration guarantee predictability", settings=f"times={TIMES}",
+        needs=[*RELEASED, *LONG, TIMES, *[f"reports/metrics/{name}.json" for name in PLANES]],
     ),
     "blank": stage(  # reads the committed plane
         "05f_blank", "blank guarantees", settings=f"times={TIMES}",

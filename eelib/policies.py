@@ -22,15 +22,17 @@ from eelib.routing import PolicyError, Setting, Split
 
 BEST_SCORE = Column("top_score")
 NO_CHAIR = Column("top_score", "complement")  # how surely an image holds no chair
-FEW_UNDECIDED = Column("undecided", "inverse")  # high when the boxes' summed entropy is low
-AGREEMENT = Column("agreement")  # how far an exit repeats the one before. Source: PABEE, Zhou et al. 2020
+# High when the boxes' summed entropy is low: the entropy of the exit's answer, if its boxes are independent. Source of
+# a threshold on entropy: Teerapittayanon et al., "BranchyNet", ICPR 2016.
+FEW_UNDECIDED = Column("undecided", "inverse")
+AGREEMENT = Column("agreement")  # how far an exit repeats the one before
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4)  # of the ridge
 
 Policy = Callable[[Split, Split, Mapping], list[Setting]]  # of calibrate, val and options such as `grid`
 Features = Callable[[Split, int], np.ndarray]  # what an exit, by its index, knows of each image: (N, F)
 
 
-def _swept(
+def swept(
     confidence: Confidence, calibrate: Split, grid: int, cross_fitted: Mapping[tuple, np.ndarray] | None = None
 ) -> list[Setting]:
     """Quantiles of the confidences on ``calibrate``, first to last exit, in all combinations."""
@@ -41,9 +43,9 @@ def _swept(
     return [Setting(tuple(row), confidence, cross_fitted or {}) for row in mesh.tolist()]
 
 
-def _sweep_of(confidence: Confidence) -> Policy:
+def sweep_of(confidence: Confidence) -> Policy:
     """The policy that sweeps the thresholds of a confidence which is not fitted."""
-    return lambda calibrate, _, options: _swept(confidence, calibrate, options["grid"])
+    return lambda calibrate, _, options: swept(confidence, calibrate, options["grid"])
 
 
 def _fixed(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
@@ -53,7 +55,11 @@ def _fixed(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
 
 
 def _percentile(calibrate: Split, _: Split, __: Mapping) -> list[Setting]:
-    """Geometric exit shares, thresholds at their percentiles. Source: MSDNet, Huang et al. 2018."""
+    """Exit shares in a geometric series, thresholds at the percentiles of the best score that give them.
+
+    Source: the budgeted batch of Huang et al., "Multi-Scale Dense Networks for Resource Efficient Image
+    Classification" (MSDNet), ICLR 2018.
+    """
     settings, scores = [], Setting((), BEST_SCORE).on(calibrate)
     for ratio in np.geomspace(0.05, 20, 25):
         shares = ratio ** np.arange(len(calibrate.costs))
@@ -67,7 +73,11 @@ def _percentile(calibrate: Split, _: Split, __: Mapping) -> list[Setting]:
 
 
 def _patience(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
-    """Leave once two exits agree, so never at the first."""
+    """Leave once two exits agree, so never at the first: a patience of one, which is all that three exits allow.
+
+    Agreement of two classes is that of two sets of boxes here, and takes a threshold as for a regression there.
+    Source: Zhou et al., "BERT Loses Patience: Fast and Robust Inference with Early Exit" (PABEE), NeurIPS 2020.
+    """
     agreement = Setting((), AGREEMENT).on(calibrate)
     levels = np.append(np.quantile(agreement[:, -1], np.linspace(0, 1, 4 * options["grid"])), 1.0)
     return [Setting((1.0, *[float(level)] * (agreement.shape[1] - 1)), AGREEMENT) for level in levels]
@@ -161,16 +171,16 @@ def _benefit(calibrate: Split, val: Split, options: Mapping) -> list[Setting]:
     """Leave where full is predicted to add little to AP."""
     fitted_on = [calibrate] if val.name == calibrate.name else [val, calibrate]
     benefit, cross_fitted = fit_benefit(fitted_on, lambda split: split.gains, options.get("evidence"))
-    return _swept(benefit, calibrate, options["grid"], cross_fitted)
+    return swept(benefit, calibrate, options["grid"], cross_fitted)
 
 
 # Those that can be deployed. A study adds its experiments where it uses them.
 POLICIES: dict[str, Policy] = {
     "fixed": _fixed,
     "percentile": _percentile,
-    "max_score": _sweep_of(BEST_SCORE),
-    "count_entropy": _sweep_of(FEW_UNDECIDED),
-    "no_chair": _sweep_of(NO_CHAIR),
+    "max_score": sweep_of(BEST_SCORE),
+    "count_entropy": sweep_of(FEW_UNDECIDED),
+    "no_chair": sweep_of(NO_CHAIR),
     "patience": _patience,
     "benefit": _benefit,
 }
@@ -201,5 +211,5 @@ def settings_of(name: str, calibrate: Split, val: Split, options: Mapping) -> li
         refuse_test(split.name, f"choosing thresholds of '{name}'")
     if ":" in name:
         own = Function(name, tuple(options.get("evidence") or calibrate.records.raw_names))
-        return _swept(own, calibrate, options["grid"])
+        return swept(own, calibrate, options["grid"])
     return POLICIES[name](calibrate, val, options)

@@ -21,6 +21,7 @@ from eelib.records import MAX_DETECTIONS, PACKED, ExitRecords, RecordsError
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 ALL_AREAS = (0.0, 1e10)  # pycocotools' ranges, in square pixels
+MOST_CELLS = 10**7  # of a table that a bootstrap keeps
 AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 
 
@@ -205,32 +206,51 @@ class RoutedAP:
                 of_classes.append([_average_precision(count, rank, *pair, float(positives)) for pair in flags])
         return np.mean(of_classes, 0) if of_classes else np.full(len(IOUS), -1.0)
 
-    def resampled(self, chosen: Sequence[int], weights: np.ndarray, block: int = 50) -> np.ndarray:
-        """:meth:`ap` of one routing under many weights: what :meth:`per_iou` gives, some times as fast.
+    def resampled(self, chosen: Sequence[int], weights: np.ndarray) -> np.ndarray:
+        """:meth:`ap` of one routing under many weights, to rounding, at a fifth of the time.
 
         Args:
             chosen: as in :meth:`per_iou`.
             weights: (R, N), under each of which some object counts.
-            block: resamples at a time, which bounds the memory.
 
         Returns:
             (R,).
         """
-        kind = np.int32 if np.issubdtype(weights.dtype, np.integer) else np.float64
-        weights, objects = weights.astype(kind), weights @ self.by_class
-        sums = np.zeros(len(weights))
-        for positives, (pair, *flags) in zip(objects.T, self._of_class, strict=True):
+        total, classes = np.zeros(len(weights)), np.zeros(len(weights))
+        counts = self.by_class.T @ weights.T  # objects of each class in each resample, (K, R)
+        for positives, (pair, *flags) in zip(counts, self._of_class, strict=True):
             image, exit_ = np.divmod(pair, self.exits)
-            taken = np.asarray(chosen)[image] == exit_
-            place, image = np.cumsum(taken) - 1, image[taken]
-            matched, ignored = ([place[rows[taken[rows]]] for rows in flag] for flag in flags)
-            for start in range(0, len(weights), block):
-                rows = slice(start, start + block)
-                count = weights[rows, image]
-                rank = np.cumsum(count, 1, dtype=kind)
-                for pair in zip(matched, ignored, strict=True):
-                    sums[rows] += _average_precisions(count, rank, *pair, positives[rows].astype(float))
-        return sums / (len(IOUS) * (objects > 0).sum(1))
+            inside = exit_ == np.asarray(chosen)[image]
+            place = np.cumsum(inside) - 1
+            matched, ignored = ([place[row[inside[row]]] for row in rows] for rows in flags)
+            places, image = np.unique(np.concatenate(matched)), image[inside]
+            before, at = self._before(image, places), [np.searchsorted(places, hits) for hits in matched]
+            for start in range(0, len(weights), 64):  # so many resamples stay in the processor's cache
+                rows = slice(start, start + 64)
+                drawn = weights[rows].T.astype(float)  # (N, R)
+                rank = drawn[image].cumsum(0)[places] if before is None else before @ drawn
+                taken = drawn[image[places]]
+                for index, hits, skipped in zip(at, matched, ignored, strict=True):
+                    retrieved = rank[index]
+                    if len(skipped):
+                        passed = np.concatenate((np.zeros((1, drawn.shape[1])), drawn[image[skipped]].cumsum(0)))
+                        retrieved = retrieved - passed[np.searchsorted(skipped, hits)]
+                    found = _average_precisions(taken[index].cumsum(0), retrieved, positives[rows])
+                    total[rows] += np.where(positives[rows] > 0, found / len(IOUS), 0)
+            classes += positives > 0
+        return total / classes
+
+    def _before(self, image: np.ndarray, places: np.ndarray) -> np.ndarray | None:
+        """Detections, of image (D,) in their order, up to each place in it: (P, N); None where that is too large.
+
+        Times the weights of the images these are the ranks of the places.
+        """
+        if len(places) * self.images > MOST_CELLS:
+            return None
+        segment = np.searchsorted(places, np.arange(len(image)))
+        cells = (segment * self.images + image)[segment < len(places)]
+        counts = np.bincount(cells, minlength=len(places) * self.images).reshape(-1, self.images)
+        return counts.cumsum(0).astype(float)
 
     def ap(self, chosen: Sequence[int], weights: np.ndarray | None = None) -> float:
         """AP[.50:.95] of a routing; arguments as in :meth:`per_iou`."""
@@ -315,18 +335,19 @@ def _average_precision(count, rank, hits, ignored, positives) -> float:
     return float(np.append(precision, 0.0)[at].sum() / len(RECALLS))
 
 
-def _average_precisions(count, rank, hits, ignored, positives) -> np.ndarray:
-    """:func:`_average_precision` of many resamples, a row each; a hit that counts 0 times changes nothing."""
-    right, retrieved = np.cumsum(count[:, hits], 1), rank[:, hits]
-    if len(ignored):
-        before = np.cumsum(count[:, ignored], 1)
-        retrieved = retrieved - np.pad(before, ((0, 0), (1, 0)))[:, np.searchsorted(ignored, hits)]
-    precision = right / (retrieved + np.spacing(1))
-    precision = np.pad(np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1], ((0, 0), (0, 1)))
-    with np.errstate(invalid="ignore"):
-        recall = right / positives[:, None]
-    sums = [row[of.searchsorted(RECALLS)].sum() for row, of in zip(precision, recall, strict=True)]
-    return np.where(positives > 0, np.array(sums) / len(RECALLS), 0.0)
+def _average_precisions(right: np.ndarray, retrieved: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """101-point AP of several resamples, (R,), from right and retrieved detections at every right one, (H, R).
+
+    A detection that a resample leaves out retrieves nothing new and has no more precision than the one before.
+    """
+    if not len(right):
+        return np.zeros(len(positives))
+    precision = np.maximum.accumulate((right / (retrieved + np.spacing(1)))[::-1])[::-1]
+    recall = right / np.maximum(positives, np.spacing(1))
+    reached = np.minimum(100 * recall + 1e-6, 100).astype(np.intp)  # the last of the 101 points that is reached,
+    reached -= RECALLS[reached] > recall  # by the comparison that pycocotools makes
+    steps = np.diff(reached, axis=0, prepend=-1)
+    return (steps * precision).sum(0) / len(RECALLS)
 
 
 def _match(records: ExitRecords, index: int, coco: COCO, area: tuple[float, float]) -> tuple:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import annotations, noisy, records
 
+from eelib import routed_ap
 from eelib.evaluate import coco_ap
 from eelib.routed_ap import AREAS, RoutedAP, bootstrap, interval, resample, scenes_of
 
@@ -104,12 +105,17 @@ def test_scenes_are_drawn_with_all_their_views():
     assert len(set(scenes_of(annotations({1: [], 2: []}), (1, 2)))) == 2
 
 
-def test_a_bootstrap_is_paired():
+def test_a_bootstrap_is_paired(monkeypatch):
     coco, made = noisy(20)
     evaluator = RoutedAP(made, coco)
     same = np.full(20, 2)
     samples = bootstrap(evaluator, [same, same, np.zeros(20, int)], resample(np.arange(20), 40, 0))
     assert (samples[:, 0] == samples[:, 1]).all()
+    weights, mixed = resample(np.arange(20), 9, 1), np.arange(20) % 4  # from 3 on an image has no detections
+    one_by_one = [evaluator.ap(mixed, row) for row in weights]
+    for cells in (routed_ap.MOST_CELLS, 0):  # with a table of ranks, and without it
+        monkeypatch.setattr(routed_ap, "MOST_CELLS", cells)
+        assert bootstrap(evaluator, [mixed], weights)[:, 0] == pytest.approx(one_by_one, abs=1e-12)
     low, high = interval(samples[:, 0] - samples[:, 2])
     assert 0 < low < high and low < evaluator.of_exit(2) - evaluator.of_exit(0) < high
 
@@ -139,6 +145,9 @@ def test_ap_of_several_classes_is_pycocotools_mean_over_them(tmp_path):
         expected = coco_ap(coco, results, made.image_ids)["AP"]
         assert evaluator.ap(chosen) == pytest.approx(expected, abs=1e-9) and expected > 0
         assert loaded.ap(chosen) == pytest.approx(expected, abs=1e-6)
+        weights = resample(np.arange(30), 5, 0)
+        one_by_one = [evaluator.ap(chosen, row) for row in weights]
+        assert bootstrap(evaluator, [chosen], weights)[:, 0] == pytest.approx(one_by_one, abs=1e-12)
         some = coco_ap(coco, results, [made.image_ids[row] for row in half])["AP"]
         assert evaluator.rows(half).ap(chosen[half]) == pytest.approx(some, abs=1e-9)
     assert evaluator.positives.tolist() == [len(coco.imgToAnns[i]) for i in made.image_ids]

@@ -60,27 +60,6 @@ def exits_table(report: Mapping, prevalence: float | None = None) -> pd.DataFram
     return pd.DataFrame(lines)
 
 
-def peers_of(report: Mapping, size: int) -> list[dict]:
-    """Float static detectors beside the exits of a network at some input: ``name``, ``AP`` and ``time_ratio``.
-
-    Args:
-        size: side of the network's input; the time of the plain detector at this input is 1. Without such a detector
-            there are no peers.
-    """
-    systems = {row["name"]: row for row in report["systems"] if row["seed"] == 0 and not row["int8"]}
-    static = [row for row in rows_of(report, "exits") if row["kind"] != "exits" and row["system"] in systems]
-    units = [
-        row["time_ratio"]
-        for row in static
-        if row["kind"] in ("plain", "input") and systems[row["system"]]["input_px"] == size
-    ]
-    return [
-        {"name": row["system"], "AP": row["AP"], "time_ratio": row["time_ratio"] / unit}
-        for unit in units[:1]
-        for row in static
-    ]
-
-
 def seeds_table(report: Mapping) -> pd.DataFrame:
     """AP of every exit that was trained with several seeds, a column each, and their mean."""
     by_exit: dict[tuple, dict[str, float]] = {}

@@ -58,9 +58,10 @@ def study_sentences(metrics: Path) -> list[str]:
     if (metrics / "routing.json").exists():
         policies = read_metrics(metrics / "routing.json")["policies"]
         best = max(policies, key=lambda name: policies[name]["recovered"])
-        share = f"{policies[best]['recovered']:.2f}"
+        share, (low, high) = policies[best]["recovered"], policies[best]["recovered_interval"]
         sentences.append(
-            f"The best router, {best}, recovers {share} of what lies between a random routing and an oracle"
+            f"The best router, {best}, recovers {share:.2f} ({low:.2f} to {high:.2f}) of what lies between a coin of "
+            "the exits and an oracle"
         )
     if (metrics / "blank.json").exists():
         views = read_metrics(metrics / "blank.json")["views"]

@@ -1,73 +1,111 @@
-"""What a policy is worth: AP against time, between the random and the oracle bound, and beside static detectors."""
+"""What a policy is worth: AP against time beside a coin, between it and an oracle, and beside static detectors.
 
-from collections.abc import Mapping, Sequence
+The *coin* chooses one exit of the same network at random for a whole run, so its AP and time lie on the straight line
+between two exits (:mod:`studies.hull`). All comparisons are paired over the same resamples of scenes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
-from eelib.plots import EXIT_COLOURS, OURS_COLOUR, TEXT_WIDTH_IN
-from eelib.routed_ap import bootstrap, interval
-from eelib.routing import Setting, Split, choose, full_samples, hull_mixture, point
-from studies.hull import Hull
+from eelib.routed_ap import RoutedAP, bootstrap, interval, resample
+from eelib.routing import Setting, Split, choose, exit_shares
+from studies.hull import Hull, above
 
-BOUND_COLOUR = "#4D4D4D"
-# What the plane tells apart: Okabe and Ito again, none of them an exit's.
-HIGHLIGHTS = {"benefit": OURS_COLOUR, "gumbel": "#D55E00", "max_score": "#CC79A7"}
-OTHER_COLOUR = "#BBBBBB"
-MARKERS = ("o", "s", "^", "v", "D", "P", "X", "<", ">", "*")
+STEPS = 201  # of the area between two curves
 
 
-def policy_curve(
-    settings: Sequence[Setting], calibrate: Split, test: Split, budgets: Sequence[float], weights: np.ndarray
-) -> list[dict]:
-    """AP–time points of a policy: thresholds from ``calibrate``, everything else from ``test``."""
-    full, points = full_samples(test, weights), []
-    measured: dict[bytes, dict] = {}  # several budgets may get one routing
-    for budget, setting in zip(budgets, choose(settings, calibrate, budgets), strict=True):
-        chosen = setting.route(test)
-        if chosen.tobytes() not in measured:
-            measured[chosen.tobytes()] = point(test, chosen, weights, full, setting.confidence.reads_boxes)
-        row = {"budget": float(budget), "thresholds": list(setting.thresholds)}
-        points.append(row | measured[chosen.tobytes()])
-    return points
+class Judge:
+    """Measures routings of ``test`` beside the coin of the same exits and the hull of static detectors.
 
-
-def random_curve(
-    calibrate: Split, test: Split, budgets: Sequence[float], weights: np.ndarray, draws: int = 20, seed: int = 0
-) -> list[dict]:
-    """The lower bound: exits drawn without looking, in the mixture that ``calibrate`` favours.
-
-    AP is the mean over the draws; the interval holds the draws and the scenes.
+    Args:
+        test: split, all of it or a part; a part is never called above anything.
+        resamples: bootstrap draws of scenes.
+        static: time and match flags of static detectors on the same images; none are compared where there are none.
     """
-    rng, points, last = np.random.default_rng(seed), [], test.evaluator.exits - 1
-    ap = np.array([calibrate.evaluator.of_exit(k) for k in range(last + 1)])
-    full = np.full(len(test.records), last)
-    draws = min(draws, len(weights))
-    for budget in budgets:
-        shares = hull_mixture(calibrate.costs, ap, budget)
-        # the shares are kept to the image, so that a draw differs in who leaves and not in how many
-        ends = np.floor(np.cumsum(shares) * len(full) + 1e-9).astype(int)
-        base = np.searchsorted(ends, np.arange(len(full)), side="right").clip(max=last)
-        drawn = [rng.permutation(base) for _ in range(draws)]
-        samples = np.concatenate(
-            [bootstrap(test.evaluator, [chosen, full], weights[k::draws]) for k, chosen in enumerate(drawn)]
-        )
-        per_iou = np.mean([test.evaluator.per_iou(chosen) for chosen in drawn], 0)
-        counts = np.bincount(base, minlength=last + 1) / len(full)
-        points.append(
-            {
-                "budget": float(budget),
-                "time_ratio": test.time(base),
-                "exit_shares": dict(zip(test.records.exit_names, counts.tolist(), strict=True)),
-                "AP": float(per_iou.mean()),
-                "AP_interval": interval(samples[:, 0]),
-                "AP50": float(per_iou[0]),
-                "AP_minus_full": float(per_iou.mean()) - test.evaluator.ap(full),
-                "AP_minus_full_interval": interval(samples[:, 0] - samples[:, 1]),
-            }
-        )
-    return points
+
+    def __init__(self, test: Split, resamples: int, static: Sequence[tuple[float, RoutedAP]] = ()):
+        self.test, self.whole = test, len(test.records) == len(test.coco.imgs)
+        self.weights = resample(test.scenes, resamples, seed=0)
+        exits = [np.full(len(test.records), k) for k in range(test.evaluator.exits)]
+        self.ap = np.array([test.evaluator.ap(exit_) for exit_ in exits])
+        self._samples: dict[bytes, np.ndarray] = {}
+        self.coin = Hull(test.costs, np.stack([self.samples(exit_) for exit_ in exits], 1))
+        self.static = None
+        if static and self.whole:
+            firsts = [flags.resampled(np.zeros(flags.images, int), self.weights) for _, flags in static]
+            self.static = Hull(np.array([time for time, _ in static]), np.stack(firsts, 1))
+
+    def samples(self, chosen: np.ndarray) -> np.ndarray:
+        """AP of a routing on every resample, (R,)."""
+        key = chosen.astype(np.int64).tobytes()
+        if key not in self._samples:  # many thresholds give one routing
+            self._samples[key] = bootstrap(self.test.evaluator, [chosen], self.weights)[:, 0]
+        return self._samples[key]
+
+    def coin_at(self, time: float) -> float:
+        """AP of the best coin at a mean time; NaN where every exit is slower."""
+        best = Hull(self.test.costs, self.ap[None]).at(time)
+        return float("nan") if best is None else float(best[0])
+
+    def point(self, chosen: np.ndarray, reads_boxes: bool = False) -> dict:
+        """One routing measured.
+
+        Returns:
+            ``time_ratio``, ``exit_shares``, ``AP`` with its interval, ``AP_minus_full`` and ``AP_minus_coin`` with
+            theirs, ``coin``, its AP, and ``above_coin``; with static detectors ``minus_static`` and ``above_static``.
+            Verdicts of a part of the split are None.
+        """
+        test, samples = self.test, self.samples(chosen)
+        time, scores = test.time(chosen, reads_boxes), test.evaluator.scores(chosen)
+        coin, beside = self.coin_at(time), self.coin.gap(time, samples)
+        row = {
+            "time_ratio": time,
+            "exit_shares": dict(zip(test.places, exit_shares(chosen, len(test.places)), strict=True)),
+            **scores,
+            "AP_interval": interval(samples),
+            "AP_minus_full": scores["AP"] - float(self.ap[-1]),
+            "AP_minus_full_interval": interval(samples - self.coin.samples[:, -1]),
+            "coin": coin,
+            "AP_minus_coin": scores["AP"] - coin,
+            "AP_minus_coin_interval": interval(beside),
+            "above_coin": above(beside) if self.whole else None,
+        }
+        gap = None if self.static is None else self.static.gap(time, samples)
+        if gap is not None:
+            row |= {"minus_static": interval(gap), "above_static": above(gap)}
+        return row
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of AP and time, as :meth:`Judge.point` measures them, and AP on the resamples, (R, P)."""
+
+    points: list[dict]
+    samples: np.ndarray
+
+    @cached_property
+    def times(self) -> np.ndarray:
+        """(P,)."""
+        return np.array([point["time_ratio"] for point in self.points])
+
+    @property
+    def ap(self) -> np.ndarray:
+        """(1, P)."""
+        return np.array([[point["AP"] for point in self.points]])
+
+
+def policy_curve(settings: Sequence[Setting], calibrate: Split, judge: Judge, budgets: Sequence[float]) -> Curve:
+    """A policy at several budgets: thresholds from ``calibrate``, everything else from ``test``."""
+    points, samples = [], []
+    for budget, setting in zip(budgets, choose(settings, calibrate, budgets), strict=True):
+        chosen = setting.route(judge.test)
+        row = {"budget": float(budget), "thresholds": list(setting.thresholds)}
+        points.append(row | judge.point(chosen, setting.confidence.reads_boxes))
+        samples.append(judge.samples(chosen))
+    return Curve(points, np.stack(samples, 1))
 
 
 def priced(value: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray:
@@ -75,7 +113,7 @@ def priced(value: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray:
 
     Args:
         value: worth of each exit on each image, (N, E).
-        costs: (E,) time of each exit / full.
+        costs: (E,) time of each exit.
         budget: mean time to keep to.
 
     Returns:
@@ -89,98 +127,87 @@ def priced(value: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray:
     return (value - high * costs).argmax(1)
 
 
-def oracle_curve(test: Split, budgets: Sequence[float], weights: np.ndarray) -> list[dict]:
+def oracle_curve(judge: Judge, budgets: Sequence[float]) -> Curve:
     """The upper bound: each image's gain known, most gain for its time first.
 
-    Gains are first-order changes of AP (:attr:`Split.value`); as AP is not additive, the greedy
-    choice is a strong routing in hindsight, not the proven best one.
+    Gains are first-order changes of AP (:attr:`eelib.routing.Split.value`); as AP is not additive, the greedy choice
+    is a strong routing in hindsight, not the proven best one.
     """
-    full = full_samples(test, weights)
-    return [{"budget": float(b)} | point(test, priced(test.value, test.costs, b), weights, full) for b in budgets]
+    test = judge.test
+    routings = [priced(test.value, test.costs, budget) for budget in budgets]
+    points = [{"budget": float(b)} | judge.point(chosen) for b, chosen in zip(budgets, routings, strict=True)]
+    return Curve(points, np.stack([judge.samples(chosen) for chosen in routings], 1))
 
 
-def _at(curve: Sequence[Mapping], times: np.ndarray) -> np.ndarray:
-    """AP of a curve at given times, straight between its points and level beyond them."""
-    by_time: dict[float, list[float]] = {}
-    for p in curve:
-        by_time.setdefault(p["time_ratio"], []).append(p["AP"])
-    measured = sorted(by_time)
-    return np.interp(times, measured, [float(np.mean(by_time[t])) for t in measured])
-
-
-def recovered(curve: Sequence[Mapping], random: Sequence[Mapping], oracle: Sequence[Mapping], first: float) -> float:
-    """Share of the area between the random and the oracle curve that a policy recovers.
-
-    A policy that cannot be as fast as ``first`` gets no more than the random curve below its own fastest point.
+def along(times: np.ndarray, ap: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """AP of a curve at given times, straight between its points and level beyond them: (R, P) to (R, T).
 
     Args:
-        first: shortest time, that of leaving always at exit1; the longest is 1.
+        times: (P,) of the points, in any order; points of one time count by their mean.
+        ap: (R, P).
+        grid: (T,).
     """
-    times = np.linspace(first, 1, 201)
-    mine, low, high = (_at(c, times) for c in (curve, random, oracle))
-    mine = np.where(times < min(p["time_ratio"] for p in curve), np.minimum(mine, low), mine)
-    area = float((high - low).sum())
-    return float((mine - low).sum()) / area if area else 0.0
+    distinct, group = np.unique(times, return_inverse=True)
+    mean = np.eye(len(distinct))[group] / np.bincount(group)[group][:, None]  # (P, D)
+    straight = np.stack([np.interp(grid, distinct, unit) for unit in np.eye(len(distinct))])  # (D, T)
+    return ap @ mean @ straight
 
 
-def draw_curve(axis: plt.Axes, points: Sequence[Mapping], **how) -> None:
-    """AP against time, points in the order of their times."""
-    ordered = sorted(points, key=lambda p: p["time_ratio"])
-    axis.plot([p["time_ratio"] for p in ordered], [p["AP"] for p in ordered], **how)
+@dataclass(frozen=True)
+class Area:
+    """What lies between the coin and the oracle, from the time of the first exit to that of the last.
 
-
-def ap_time_plane(
-    curves: Mapping[str, Sequence[Mapping]],
-    random: Sequence[Mapping],
-    oracle: Sequence[Mapping],
-    exits: Mapping[str, tuple[float, float]],
-    peers: Sequence[Mapping] = (),
-) -> Figure:
-    """AP against mean time: policies between the bounds, exits and static detectors as points.
-
-    Args:
-        curves: policy to points with ``time_ratio``, ``AP`` and ``AP_interval``.
-        random, oracle: the bounds, as such points.
-        exits: exit to (time ratio, AP).
-        peers: static detectors with ``name``, ``time_ratio`` and ``AP``, drawn with their hull.
+    Attributes:
+        grid: (T,) times.
+        low, high: AP of the coin and of the oracle there, (R, T); R is 1 for AP as measured.
     """
-    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 3.8))
-    draw_curve(axis, oracle, color=BOUND_COLOUR, linestyle="--", linewidth=1, label="oracle (hindsight)")
-    draw_curve(axis, random, color=BOUND_COLOUR, linestyle=":", linewidth=1, label="random")
-    others = [name for name in curves if name not in HIGHLIGHTS]
-    for marker, name in zip(MARKERS, others, strict=False):
-        draw_curve(axis, curves[name], color=OTHER_COLOUR, marker=marker, markersize=3.5, linewidth=0.7,
-              markeredgecolor="#666666", markeredgewidth=0.4, label=name.replace("_", " "))  # fmt: skip
-    for name, colour in HIGHLIGHTS.items():
-        if name in curves:
-            ordered = sorted(curves[name], key=lambda p: p["time_ratio"])
-            draw_curve(
-                axis, ordered, color=colour, marker="o", markersize=3.5, linewidth=1.4, label=name.replace("_", " ")
-            )
-            if name == "benefit":
-                low, high = np.array([p["AP_interval"] for p in ordered]).T
-                axis.fill_between([p["time_ratio"] for p in ordered], low, high, color=colour, alpha=0.12, linewidth=0)
-    for name, (time, ap) in exits.items():
-        axis.plot(time, ap, marker="D", color=EXIT_COLOURS[name], markersize=7, linestyle="", label=name, zorder=5)
-    if peers:
-        draw_curve(axis, peers, color="black", marker="x", linestyle="", label="static detectors")
-        hull = Hull(np.array([p["time_ratio"] for p in peers]), np.array([[p["AP"] for p in peers]]))
-        times = np.linspace(hull.times.min(), 1.0, 200)
-        axis.plot(times, [hull.at(time)[0] for time in times], color="black", linewidth=0.8, label="their hull")
-    axis.set_xlabel("mean time / time of the same detector without exits")
-    axis.set_ylabel("AP[.50:.95] on test")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
-    return figure
+
+    grid: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def share(self, times: np.ndarray, ap: np.ndarray) -> np.ndarray:
+        """Share of the area that a curve recovers: 0 is the coin, 1 the oracle, (R,).
+
+        A policy that cannot be as fast as the first exit gets no more than the coin below its own fastest point.
+
+        Args:
+            times: (P,) of its points.
+            ap: (R, P) of its points.
+        """
+        mine = along(times, ap, self.grid)
+        mine = np.where(self.grid < times.min(), np.minimum(mine, self.low), mine)
+        area = (self.high - self.low).sum(1)
+        return (mine - self.low).sum(1) / np.where(area > 0, area, np.inf)
 
 
-def recovered_bars(shares: Mapping[str, float]) -> Figure:
-    """Share of the area between random and oracle that each policy recovers, best first."""
-    ordered = sorted(shares, key=lambda name: shares[name])
-    figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 0.24 * len(ordered) + 0.7))
-    colours = [HIGHLIGHTS.get(name, OTHER_COLOUR) for name in ordered]
-    bars = axis.barh([n.replace("_", " ") for n in ordered], [shares[n] for n in ordered], color=colours)
-    axis.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.margins(x=0.12)  # room for the labels
-    axis.set_xlabel("recovered share: 0 random, 1 oracle")
-    return figure
+def areas(judge: Judge, oracle: Curve) -> tuple[Area, Area]:
+    """The area as measured, and resample by resample."""
+    costs = judge.test.costs
+    grid = np.linspace(costs[0], costs[-1], STEPS)
+    stated = Hull(costs, judge.ap[None])
+    measured, drawn = (np.stack([hull.at(time) for time in grid], 1) for hull in (stated, judge.coin))
+    high = [along(oracle.times, ap, grid) for ap in (oracle.ap, oracle.samples)]
+    return Area(grid, measured, high[0]), Area(grid, drawn, high[1])
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Share of the area that a policy recovers, as measured and on every resample, (R,)."""
+
+    share: float
+    samples: np.ndarray
+
+    @property
+    def interval(self) -> list[float]:
+        """95 %, paired over scenes."""
+        return interval(self.samples)
+
+
+def recovered(curve: Curve, between: tuple[Area, Area]) -> Recovered:
+    """What a policy recovers of :func:`areas`."""
+    measured, drawn = between
+    return Recovered(
+        float(measured.share(curve.times, curve.ap)[0]),
+        drawn.share(curve.times, curve.samples),
+    )

@@ -11,6 +11,7 @@ from eelib.deploy.evidence import Confidence, logit
 from eelib.policies import Policy
 from eelib.routing import Setting, Split
 from studies.routing.gates import gumbel, learned
+from studies.routing.published import branchynet, dynamic_det
 
 
 def fit_temperature(scores: np.ndarray, right: np.ndarray, clamp: tuple[float, float]) -> float:
@@ -52,4 +53,10 @@ def progressive(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
     return [Setting(tuple(map(float, row)), tempered) for row in rows]
 
 
-EXPERIMENTS: dict[str, Policy] = {"learned": learned, "gumbel": gumbel, "progressive": progressive}
+EXPERIMENTS: dict[str, Policy] = {
+    "branchynet": branchynet, "dynamic_det": dynamic_det, "learned": learned, "gumbel": gumbel,
+    "progressive": progressive,
+}  # fmt: skip
+# Policies that learn more than thresholds from data, or train these by gradient: the complex ones. All others compare
+# a number that an exit has at hand with thresholds: the simple ones.
+COMPLEX = ("benefit", "dynamic_det", "gumbel", "learned", "progressive")

@@ -114,10 +114,10 @@ class ExitGate(Confidence):
 
 
 def gumbel(calibrate: Split, _: Split, options: Mapping) -> list[Setting]:
-    """Linear gates on all the evidence, trained through Gumbel noise."""
-    evidence = calibrate.evidence[:, :-1]
+    """Linear gates on all the evidence but that of blank gates, which take time; trained through Gumbel noise."""
+    names = tuple(name for name in calibrate.records.evidence_names if name not in calibrate.records.gates)
+    evidence = calibrate.columns(names)[:, :-1]
     mean, spread = evidence.mean(0), evidence.std(0) + 1e-6
     features, costs = (evidence - mean) / spread, calibrate.paid(True)
     weights = train_exit_gates(features, calibrate.value, costs, **options["exit_gates"], noise=True)
-    names = calibrate.records.evidence_names
     return [Setting((0.5,) * len(row), ExitGate(mean, spread, row, names)) for row in weights]

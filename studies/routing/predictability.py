@@ -6,6 +6,7 @@ its kind of noise. More images, richer evidence and other trainings say what can
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -17,16 +18,18 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from eelib.data import DetectionDataset, batches
+from eelib.deploy.evidence import OF_RAW_SCORES
 from eelib.model import EarlyExitSSDLite
 from eelib.plots import TEXT_WIDTH_IN
 from eelib.policies import Features, evidence_features, fit_gain
-from eelib.records import records_of
-from eelib.release import find_released
 from eelib.routed_ap import RoutedAP
-from eelib.routing import Setting, Split
-from studies.routing.bounds import BOUND_COLOUR, HIGHLIGHTS, MARKERS, OTHER_COLOUR, priced, recovered
+from eelib.routing import Setting, Split, choose
+from studies.compress.plane import flags_of
+from studies.routing.bounds import Area, priced
+from studies.routing.figures import BOUND_COLOUR, HIGHLIGHTS, MARKERS, OTHER_COLOUR
 
-LINE_COLOURS = ("#56B4E9", "#009E73", BOUND_COLOUR)
+PEARSON = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of what a noisy oracle sees with the true gain
+LINES = ("#56B4E9", "-."), ("#009E73", ":"), (BOUND_COLOUR, "-")  # colour and dashes of each reference
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -73,16 +76,19 @@ def noisy(gains: np.ndarray, pearson: float, rng: np.random.Generator) -> np.nda
 def noisy_oracle(
     test: Split,
     budgets: Sequence[float],
-    random: Sequence[Mapping],
-    oracle: Sequence[Mapping],
-    pearson: Sequence[float],
+    area: Area,
+    pearson: Sequence[float] = PEARSON,
     draws: int = 5,
     seed: int = 0,
 ) -> list[dict]:
-    """What a router that foresees gains with a given correlation would recover between random and oracle.
+    """What a router that foresees gains with a given correlation would recover between coin and oracle.
 
     It is spared what a real one pays: its view is free, and at exit1 it already has that of exit2. Its noise
     is Gaussian and the same for all images: a router whose errors fall otherwise may recover more or less.
+
+    Args:
+        area: between coin and oracle, as measured.
+        pearson: correlations of what it sees with the true gain.
 
     Returns:
         For each of ``pearson`` the mean over draws of ``correlation``, of ranks and over the exits, and ``recovered``.
@@ -94,11 +100,21 @@ def noisy_oracle(
             guess = noisy(gains, each, rng)
             value = np.hstack([-guess, np.zeros((len(guess), 1))])
             routings = [priced(value, test.costs, budget) for budget in budgets]
-            curve = [{"time_ratio": test.time(r), "AP": test.evaluator.ap(r)} for r in routings]
-            outcomes.append((np.mean(correlations(guess, gains)), recovered(curve, random, oracle, test.costs[0])))
+            times, ap = (np.array([of(r) for r in routings]) for of in (test.time, test.evaluator.ap))
+            outcomes.append((np.mean(correlations(guess, gains)), area.share(times, ap[None])[0]))
         correlation, share = np.mean(outcomes, 0)
         points.append({"pearson": each, "correlation": float(correlation), "recovered": float(share)})
     return points
+
+
+def without_passing(
+    settings: Sequence[Setting], calibrate: Split, test: Split, budgets: Sequence[float], area: Area
+) -> float:
+    """What a policy would recover if suppression at the exits that it passes cost nothing."""
+    free = replace(calibrate, passing=np.zeros(len(calibrate.costs)))
+    routings = [setting.route(test) for setting in choose(settings, free, budgets)]
+    times, ap = (np.array([of(r) for r in routings]) for of in (test.time, test.evaluator.ap))
+    return float(area.share(times, ap[None])[0])
 
 
 def needed(worth: Sequence[Mapping], goal: float) -> float | None:
@@ -125,8 +141,8 @@ def pooled_features(model: EarlyExitSSDLite, dataset: DetectionDataset, batch_si
 
 
 def free_evidence(split: Split, index: int) -> np.ndarray:
-    """What an exit knows that costs next to nothing, as the benefit policy reads it: (N, F)."""
-    return evidence_features(split.records.raw_names)(split, index)
+    """What an exit knows that costs next to nothing, without blank gates, which take time: (N, F)."""
+    return evidence_features(OF_RAW_SCORES)(split, index)
 
 
 def with_pooled(pooled: Mapping[str, Sequence[np.ndarray]]) -> Features:
@@ -152,26 +168,24 @@ def foreseen(fitted_on: Sequence[Split], test: Split, features: Features = free_
     }
 
 
-def gains_of(
-    trainings: Mapping[str, Path | str], test: Split, root: Path | str, folder: Path | str, limit: int | None = None
-) -> dict[str, np.ndarray]:
-    """Gains on the images of ``test`` by released detectors, as far as they are there, (N, E - 1) each.
+def gains_of(reports: Path | str, plane: Mapping | None, name: str, test: Split) -> dict[str, np.ndarray]:
+    """Gains on the images of ``test`` by the same network trained with several seeds, (N, E - 1) each.
 
-    Of scores as they are: of a retired detector nothing is kept that could calibrate them.
+    Of scores as they are: nothing is kept that could calibrate them.
 
     Args:
-        trainings: name to the path that the weights were released under.
+        reports: folder with the match flags of a plane.
+        plane: its metrics; None where there are none.
+        name: of the network in the plane.
         test: whose images count.
-        root: data set.
-        folder: of exit records.
-        limit: of the test images, as ``test`` was made with.
     """
     gains, image_ids = {}, set(test.records.image_ids)
-    for name, released in find_released(trainings, root).items():
-        if not isinstance(released, RoutedAP):
-            released = RoutedAP(records_of("test", released, root, folder, limit), test.coco)
-        rows = [row for row, image_id in enumerate(released.image_ids) if image_id in image_ids]
-        gains[name] = released.rows(rows).gains()
+    for row in plane["systems"] if plane else ():
+        if row["name"] == name:
+            path = flags_of(reports, name, row["seed"], plane["plane"]["name"])
+            flags = RoutedAP.load(path, plane["split_sha256"], row["graphs_sha256"])
+            rows = [place for place, image_id in enumerate(flags.image_ids) if image_id in image_ids]
+            gains[f"seed {row['seed']}"] = flags.rows(rows).gains()
     return gains
 
 
@@ -209,11 +223,11 @@ def worth_of_foresight(
     for name, colour in HIGHLIGHTS.items():
         if name in policies:
             axis.plot(*policies[name], color=colour, marker="o", linestyle="", label=name.replace("_", " "))
-    for (name, value), colour in zip(references.items(), LINE_COLOURS, strict=False):
-        axis.axvline(value, color=colour, linewidth=1, linestyle="-.", label=name)
+    for (name, value), (colour, dashes) in zip(references.items(), LINES, strict=False):
+        axis.axvline(value, color=colour, linewidth=1, linestyle=dashes, label=name)
     axis.axhline(goal, color="0.7", linewidth=0.8, zorder=0)
     axis.annotate("goal", (0.005, goal), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
-    axis.set_xlabel("rank correlation of the foreseen with the true gain, mean of the exits")
-    axis.set_ylabel("recovered share: 0 random, 1 oracle")
+    axis.set_xlabel("rank correlation of foreseen and true gain")
+    axis.set_ylabel("recovered: 0 coin of the exits, 1 oracle")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure

@@ -155,15 +155,6 @@ def test_routed_and_certified_points_stand_in_the_plane(judged):
     assert beside.loc["exit1", "time / alone"].tolist() == pytest.approx([0.3 / 0.29] * 2)
 
 
-def test_static_peers_are_timed_by_the_plain_detector_at_the_networks_input(judged):
-    report, evaluators = judged
-    peers = {row["name"]: row for row in results.peers_of(report, 256)}
-    assert list(peers) == ["baseline", "small", "cut"]
-    assert peers["baseline"]["time_ratio"] == pytest.approx(1 / 0.45) and peers["small"]["time_ratio"] == 1
-    assert peers["cut"]["AP"] == evaluators["cut", 0].of_exit(0)
-    assert results.peers_of(report, 224) == []  # no detector without exits at this input
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -7,11 +7,12 @@ from synthetic import noisy as synthetic_records
 
 from eelib.data import DetectionDataset, as_input
 from eelib.model import EarlyExitSSDLite
-from eelib.policies import BEST_SCORE, PENALTIES, fit_gain
-from eelib.routed_ap import RoutedAP, resample
+from eelib.policies import BEST_SCORE, FEW_UNDECIDED, PENALTIES, fit_gain, swept
+from eelib.routed_ap import RoutedAP
 from eelib.routing import Setting, prepare
+from studies.compress.plane import flags_of
 from studies.routing import predictability
-from studies.routing.bounds import oracle_curve, priced, random_curve
+from studies.routing.bounds import Judge, areas, oracle_curve, policy_curve, priced, recovered
 from studies.routing.predictability import (
     between_trainings,
     correlations,
@@ -25,6 +26,7 @@ from studies.routing.predictability import (
     pooled_features,
     rank_correlation,
     with_pooled,
+    without_passing,
 )
 
 COSTS = (0.5, 0.7, 1.0)
@@ -75,9 +77,9 @@ def test_a_price_of_time_keeps_to_the_budget():
 
 def test_the_noisy_oracle_recovers_more_the_better_it_sees(splits):
     test, budgets = splits["test"], [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-    weights = resample(test.scenes, 4, seed=0)
-    random, oracle = random_curve(splits["calibrate"], test, budgets, weights, 4), oracle_curve(test, budgets, weights)
-    blind, half, clear = noisy_oracle(test, budgets, random, oracle, (0.0, 0.6, 1.0))
+    judge = Judge(test, 2)
+    area, _ = areas(judge, oracle_curve(judge, budgets))
+    blind, half, clear = noisy_oracle(test, budgets, area, (0.0, 0.6, 1.0))
     assert abs(blind["correlation"]) < 0.2 < half["correlation"] < clear["correlation"] == pytest.approx(1)
     assert blind["recovered"] < half["recovered"] < clear["recovered"]
     assert clear["recovered"] > 0.9  # it is the oracle, by its own curve
@@ -123,15 +125,27 @@ def test_richer_features_that_hold_the_gain_foresee_it(splits):
     assert with_pooled(pooled)(test, 1).shape[1] == free_evidence(test, 1).shape[1] + 2
 
 
-def test_gains_of_released_and_retired_detectors_are_of_the_same_images(splits, monkeypatch, tmp_path):
+def test_gains_of_other_seeds_are_of_the_same_images(splits, tmp_path):
     test = splits["test"]
     few = replace(test, records=test.records.rows(range(20)))
-    flags = RoutedAP(test.records, test.coco)
-    monkeypatch.setattr(predictability, "find_released", lambda *_: {"weights": tmp_path / "a.pth", "retired": flags})
-    monkeypatch.setattr(predictability, "records_of", lambda *_: few.records)
-    found = gains_of({}, few, tmp_path, tmp_path, 20)
-    assert found["weights"].shape == (20, 2) and (found["weights"] == found["retired"]).all()
-    assert found["weights"] == pytest.approx(RoutedAP(few.records, few.coco).gains())
+    plane = {"plane": {"name": "plane"}, "split_sha256": "data", "systems": []}
+    for seed in (0, 1):
+        RoutedAP(test.records, test.coco).save(flags_of(tmp_path, "net", seed), "data", f"graphs {seed}")
+        plane["systems"].append({"name": "net", "seed": seed, "graphs_sha256": f"graphs {seed}"})
+    found = gains_of(tmp_path, plane, "net", few)
+    assert list(found) == ["seed 0", "seed 1"] and gains_of(tmp_path, None, "net", few) == {}
+    for gains in found.values():
+        assert gains == pytest.approx(RoutedAP(few.records, few.coco).gains(), abs=1e-6)
+
+
+def test_a_look_at_boxes_costs_a_policy_that_needs_them(splits):
+    slow = {name: replace(split, passing=np.full(3, 0.1)) for name, split in splits.items()}
+    known = {split.images: 1 / (1 + np.exp(split.gains)) for split in slow.values()}
+    settings = swept(FEW_UNDECIDED, slow["calibrate"], 5, known)
+    budgets, judge = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], Judge(slow["test"], 2)
+    between = areas(judge, oracle_curve(judge, budgets))
+    paid = recovered(policy_curve(settings, slow["calibrate"], judge, budgets), between).share
+    assert without_passing(settings, slow["calibrate"], slow["test"], budgets, between[0]) > paid
 
 
 def test_the_figure_names_what_it_draws():
