@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from lightning_fabric.loggers import Logger, TensorBoardLogger
+from typing import TYPE_CHECKING
 
 from eelib.detections import exit_colour
 from eelib.files import InputError, write_atomic
+
+if TYPE_CHECKING:
+    from lightning_fabric.loggers import Logger
 
 
 def draw_history(history: Sequence[Mapping], path: Path) -> bool:
@@ -47,12 +49,14 @@ def _is_ap(name: str) -> bool:
     return name.endswith("_AP")
 
 
-def tensorboard(out: Path) -> Logger:
+def tensorboard(out: Path) -> "Logger":
     """A logger of Fabric that writes to ``out/tensorboard``; `tensorboard --logdir` shows it.
 
     Raises:
         InputError: TensorBoard is not installed.
     """
+    from lightning_fabric.loggers import TensorBoardLogger
+
     try:
         return TensorBoardLogger(out, name="tensorboard", version="")
     except ModuleNotFoundError:
