@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from lightning_fabric.loggers import Logger, TensorBoardLogger
+from typing import TYPE_CHECKING
 
 from eelib.detections import exit_colour
 from eelib.files import InputError, write_atomic
+
+if TYPE_CHECKING:
+    from lightning_fabric.loggers import Logger
 
 
 def draw_history(history: Sequence[Mapping], path: Path) -> bool:
@@ -23,36 +25,42 @@ def draw_history(history: Sequence[Mapping], path: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    losses, ap = (list(dict.fromkeys(k for row in history for k in row if which(k))) for which in (_is_loss, _is_ap))
+    losses = [_losses(row) for row in history]
+    ap = [{key.removesuffix("_AP"): value for key, value in row.items() if key.endswith("_AP")} for row in history]
     figure = Figure(figsize=(8, 3.2), layout="constrained")
-    for axis, names, title in zip(figure.subplots(1, 2), (losses, ap), ("loss", "AP on val"), strict=True):
-        for name in names:
-            epochs, values = zip(*((row["epoch"], row[name]) for row in history if name in row), strict=True)
-            colour = exit_colour(name.removesuffix("_AP")) if _is_ap(name) else None
-            axis.plot(epochs, values, ".-", label=name.removesuffix("_AP"), color=colour)
-        axis.set_title(title if names else f"{title}: not measured yet")
+    for axis, rows, title in zip(figure.subplots(1, 2), (losses, ap), ("loss", "AP on val"), strict=True):
+        for name in dict.fromkeys(name for row in rows for name in row):
+            points = [(epoch["epoch"], row[name]) for epoch, row in zip(history, rows, strict=True) if name in row]
+            axis.plot(
+                *zip(*points, strict=True), ".-", label=name, color="black" if name == "all" else exit_colour(name)
+            )
+        axis.set_title(title if any(rows) else f"{title}: not measured yet")
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        if names:
+        if any(rows):
             axis.legend(fontsize=8)
     write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=120, metadata={"Software": None}))
     return True
 
 
-def _is_loss(name: str) -> bool:
-    return name.startswith(("loss", "blank"))
+def _losses(row: Mapping) -> dict[str, float]:
+    """The loss of an epoch, and the sum of the terms of each exit, ``exit1_classification`` and its like."""
+    found = {"all": row["loss"]} if "loss" in row else {}
+    for key, value in row.items():
+        name = key.split("_")[0]
+        if name.startswith(("exit", "full")) and not key.endswith("_AP"):
+            found[name] = found.get(name, 0.0) + value
+    return found
 
 
-def _is_ap(name: str) -> bool:
-    return name.endswith("_AP")
-
-
-def tensorboard(out: Path) -> Logger:
+def tensorboard(out: Path) -> "Logger":
     """A logger of Fabric that writes to ``out/tensorboard``; `tensorboard --logdir` shows it.
 
     Raises:
         InputError: TensorBoard is not installed.
     """
+    from lightning_fabric.loggers import TensorBoardLogger
+
     try:
         return TensorBoardLogger(out, name="tensorboard", version="")
     except ModuleNotFoundError:

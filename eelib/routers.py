@@ -155,7 +155,7 @@ def route(
 
     Example:
         >>> system = eelib.route(model, "my", budget=0.6)
-        >>> system.save("router.json")
+        >>> path = system.save("router.json")
     """
     check_policy(policy)
     check_thresholds(thresholds or ())

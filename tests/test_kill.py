@@ -14,8 +14,8 @@ TESTS = Path(__file__).parent
 
 
 def test_a_few_kills_of_each_command_lose_nothing():
-    names = ["train", "export", "detect --out .json", "detect --out .jsonl", "route"]
-    command = [sys.executable, "-m", "kill", "--few", "2", *names]
+    names = ["train", "detect --out .json"]  # of the others, `make kill`
+    command = [sys.executable, "-m", "kill", "--few", "1", *names]
     paths = os.pathsep.join((str(TESTS), str(TESTS.parent)))
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
     assert done.returncode == 0, done.stdout + done.stderr

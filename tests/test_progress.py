@@ -9,7 +9,7 @@ from test_fit import run
 from eelib.files import InputError
 from eelib.progress import draw_history, tensorboard
 
-HISTORY = [{"epoch": k, "loss": 3 / k, "loss_exit1": 2 / k, "seconds": 1.0} for k in (1, 2, 3)]
+HISTORY = [{"epoch": k, "loss": 3 / k, "exit1_classification": 2 / k, "seconds": 1.0} for k in (1, 2, 3)]
 MEASURED = [*HISTORY[:2], HISTORY[2] | {"exit1_AP": 0.1, "full_AP": 0.2}]
 
 

@@ -6,7 +6,7 @@ from fuzz_names import STRATEGIES
 from fuzz_worker import SECONDS, STARTING, Outcome, Worker, judge
 from hypothesis import HealthCheck, given, settings
 
-CASES = dict.fromkeys(STRATEGIES, 25) | {"checkpoint": 6, "export folder": 10, "annotations": 50, "segmentation": 50}
+CASES = dict.fromkeys(STRATEGIES, 8) | {"checkpoint": 3, "export folder": 3, "annotations": 20, "segmentation": 30}
 
 
 @pytest.fixture(scope="module")
