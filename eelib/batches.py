@@ -124,28 +124,36 @@ class StreamedBatches:
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         order = epoch_order(len(self.dataset), self.batch_size, self.share, generator)
         loader = DataLoader(
-            self.dataset, batch_sampler=order.tolist(), num_workers=self.workers, collate_fn=lambda items: items,
-            pin_memory=self.device.type == "cuda",
+            _Caught(self.dataset), batch_sampler=order.tolist(), num_workers=self.workers,
+            collate_fn=lambda items: items, pin_memory=self.device.type == "cuda",
         )  # fmt: skip
         return Epoch(self._batches(loader, epoch), len(order))
 
     def _batches(self, loader: Iterable, epoch: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, self.share.rank))
-        for items in _told(loader):
+        for items in loader:
+            for item in items:
+                if isinstance(item, InputError):
+                    raise item
             pool = _pool([image for image, _ in items], [target for _, target in items], self.device)
             random = draw(torch.arange(len(items)), len(items), generator)
             yield Batch(pool, Draw(*(part.to(self.device) for part in random)), epoch >= self.calm_from)
 
 
-def _told(loader: Iterable) -> Iterator:
-    """What a loader gives; what is wrong with an image is one line, without the traceback of the worker that met it."""
-    try:
-        yield from loader
-    except InputError as error:
-        lines = str(error).strip().splitlines()
-        if len(lines) == 1:
-            raise
-        raise type(error)(lines[-1].partition(": ")[2]) from None
+class _Caught:
+    """A data set whose broken images are items, not raised: a worker would wrap its traceback around the one line."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple | InputError:
+        try:
+            return self.dataset[index]
+        except InputError as error:
+            return error
 
 
 class Epoch:

@@ -84,7 +84,7 @@ def load_weights(model: nn.Module, path: Path | str) -> dict:
     own = model.state_dict()
     missing, unknown = own.keys() - state["model"].keys(), state["model"].keys() - own.keys()
     both = ((key, own[key], state["model"][key]) for key in own.keys() & state["model"].keys())
-    wrong = [k for k, a, b in both if a.shape != b.shape or a.is_floating_point() != b.is_floating_point()]
+    wrong = [k for k, a, b in both if a.shape != b.shape or a.is_floating_point() > b.is_floating_point()]
     for what, keys in (("lacks", missing), ("has the unknown", unknown), ("has another shape or type for", wrong)):
         if keys:
             raise TrainingError(

@@ -209,9 +209,9 @@ def certify(
         GuaranteeError: a level out of its range, or a split that cannot certify it.
 
     Example:
-        >>> system = eelib.certify(model, "my", epsilon=0.05, delta=0.1)
+        >>> system = eelib.certify(model, "my", epsilon=0.2, delta=0.2)
         >>> system.router.promise.epsilon
-        0.05
+        0.2
     """
     guarantee.check_level("epsilon", epsilon)
     guarantee.check_level("delta", delta)

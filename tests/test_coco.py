@@ -293,7 +293,7 @@ BROKEN = {
         r"\(id 1\): 'bbox' is \[nan, 1, 2, 3\]; expected finite",
     ),
     "box inf": (lambda c: annotation(c, bbox=[1, 1, math.inf, 3]), r"'bbox' is \[1, 1, inf, 3\]; expected finite"),
-    "box huge": (lambda c: annotation(c, bbox=[10**400, 1, 2, 3]), r"'bbox' is \[1000.* …; expected finite"),
+    "box huge": (lambda c: annotation(c, bbox=[10**400, 1, 2, 3]), r"'bbox' is \[10{30}.*; expected finite"),
     "box float huge": (
         lambda c: json.dumps(c).replace("[4, 6, ", "[1e400, 6, "),
         r"'bbox' is \[1e400, 6, 20, 30\]; expected",

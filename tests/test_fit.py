@@ -64,7 +64,7 @@ def test_resume_equals_uninterrupted(tmp_path, precision):
 def test_half_precision_survives_an_overflow_and_resumes(tmp_path, monkeypatch):
     """A gradient scaler overflows by design in its first steps: the step is left out, and the scale is halved."""
 
-    def on_cpu(accelerator, devices, precision):
+    def on_cpu(accelerator, devices, precision, loggers):
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
         return Fabric(accelerator=accelerator, devices=devices, plugins=MixedPrecision(precision, "cpu", scaler))
 

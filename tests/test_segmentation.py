@@ -127,7 +127,7 @@ def test_training_with_masks_refuses_in_one_line(value, tiny):
         annotation["segmentation"] = value
     path = tiny / "train.json"
     path.write_text(json.dumps(content))
-    source = Source({"train": (path, tiny / "train"), "val": (path, tiny), "calibrate": (path, tiny)})
+    source = Source({name: (path, tiny / "train") for name in ("train", "val", "calibrate", "test")})
     with pytest.raises(DataError, match=r"train.json: annotations\[0\] \(id 1\): 'segmentation' is .*3 of this kind"):
         DetectionDataset("train", source, masks=True)
     assert len(DetectionDataset("train", source)) == 2  # without masks they are not looked at

@@ -14,11 +14,13 @@ import matplotlib
 matplotlib.use("agg")
 from eelib import plots, tables
 from studies.compress import results
+from studies.report import latex
 out, report = Path(sys.argv[1]), json.loads(Path("reports/metrics/plane_released.json").read_text())
 plots.style()
 plots.save(results.plane_figure(report), "plane", out)
 tables.write(results.exits_table(report), "exits", out)
 tables.write(results.judged_table(report), "judged", out)
+latex.write_tables(out, {})
 """
 
 
