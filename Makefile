@@ -7,7 +7,7 @@ CORES ?= 2
 PROFILE ?= default
 SEEDS ?= 0
 
-.PHONY: reproduce publish thesis test fuzz kill lab site browser lint hooks furniture pretrained clean
+.PHONY: reproduce publish thesis test slow fuzz kill lab site browser lint hooks furniture pretrained clean
 .DEFAULT_GOAL := reproduce
 
 # Installed from the lock alone; a changed lock installs again.
@@ -36,8 +36,12 @@ thesis: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/ruff check eelib studies showroom tests
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest -q -n 2
+	$(BIN)/pytest -q -n 2 -m "not slow"
 	$(BIN)/pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=240 --timeout=900 notebooks
+
+# The tests that train, kill, fuzz and search for minutes.
+slow: $(VENV)/ready
+	$(BIN)/pytest -q -n 2 -m slow
 
 # Every reader on CASES spoilt inputs, counted; status 1 where one crashes, hangs or is not refused in one line.
 CASES ?= 2000

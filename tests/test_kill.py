@@ -13,6 +13,7 @@ from kill.points import Point, Watch, points, run_forked
 TESTS = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_a_few_kills_of_each_command_lose_nothing():
     names = ["train", "detect --out .json"]  # of the others, `make kill`
     command = [sys.executable, "-m", "kill", "--few", "1", *names]

@@ -20,6 +20,8 @@ from eelib.options import DataOptions
 from eelib.preflight import preflight
 from eelib.train import build_model
 
+pytestmark = pytest.mark.slow  # `make slow`
+
 # Two steps at 96 px, so that the lines run in seconds; what they reach at full length is in README.
 SHORT = ["optim.epochs=2", "data.size=96", "optim.accelerator=cpu"]
 SETS = [part for value in SHORT for part in ("--set", value)]

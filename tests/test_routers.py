@@ -84,6 +84,7 @@ def test_a_routers_file_is_embedded_and_obeyed(checkpoint, rooms, options, tmp_p
     np.testing.assert_allclose(found[0].scores, calibrator(raw.scores.astype(float)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_released_detector_keeps_its_exits_and_its_ap_when_deployed(options, tmp_path):
     wanted = RouterOptions(**(vars(options) | {"limit": 60}))
     system = route("exits_256", "data/showroom", "max_score", 0.75, options=wanted)

@@ -6,6 +6,8 @@ from fuzz_names import STRATEGIES
 from fuzz_worker import SECONDS, STARTING, Outcome, Worker, judge
 from hypothesis import HealthCheck, given, settings
 
+pytestmark = pytest.mark.slow  # `make slow`
+
 CASES = dict.fromkeys(STRATEGIES, 8) | {"checkpoint": 3, "export folder": 3, "annotations": 20, "segmentation": 30}
 
 

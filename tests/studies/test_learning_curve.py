@@ -6,6 +6,8 @@ from eelib.config import ROOT, ConfigError
 from studies.learning_curve import Curve, learning_curve, points_of
 from studies.parameters import load_study
 
+pytestmark = pytest.mark.slow  # `make slow`
+
 PARAMS = ROOT / "params" / "learning_curve.yaml"
 SMALL = {
     "data.root": str(ROOT / "tests" / "fixtures" / "coco"), "data.category": "chair", "data.size": 96,

@@ -28,6 +28,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["1_6", "1_7"])
 def test_a_killed_run_ends_as_an_uninterrupted_one(phase, tiny, tmp_path, monkeypatch):
     """Thresholds, temperatures, random positives and Gumbel noise follow (seed, epoch) alone."""

@@ -15,6 +15,8 @@ matplotlib.use("agg")
 from eelib import plots, tables
 from studies.compress import results
 from studies.report import latex
+
+pytestmark = pytest.mark.slow  # `make slow`
 out, report = Path(sys.argv[1]), json.loads(Path("reports/metrics/plane_released.json").read_text())
 plots.style()
 plots.save(results.plane_figure(report), "plane", out)

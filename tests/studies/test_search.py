@@ -8,6 +8,8 @@ from eelib.config import ROOT, ConfigError, load_config, parse
 from studies.compress.search import Space, choose, search, settings_of
 from studies.parameters import load_study
 
+pytestmark = pytest.mark.slow  # `make slow`
+
 PARAMS = ROOT / "params" / "search.yaml"
 BASELINE = str(ROOT / "checkpoints" / "baseline.pth")
 
