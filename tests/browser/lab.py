@@ -28,6 +28,7 @@ MOVED = re.compile(r"AP (0\.\d+) at (0\.\d+) of the plain.*?leave at (exit1 \d+ 
 # Lab's own model of the open notebook: the count of every code cell, and its outputs.
 CELLS = """() => [...window.jupyterapp.shell.currentWidget.content.model.cells].filter(cell => cell.type === 'code')
     .map(cell => ({count: cell.executionCount, outputs: cell.outputs.toJSON()}))"""
+ONE_FIGURE = "panel => panel.querySelectorAll('img').length === 1 && panel.querySelector('img').height > 100"
 READY = "() => window.jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status === 'idle'"
 DONE = f"() => ({CELLS})().every(cell => cell.count) || ({CELLS})().flatMap(cell => cell.outputs).some(o => o.ename)"
 
@@ -104,7 +105,7 @@ def test_the_sliders_of_the_explorer_move_its_numbers(lab, browser):
             arg=[panel.element_handle(), f"AP {before[0]} at {before[1]}"],
         )
         page.wait_for_function(READY)
-        page.wait_for_function("panel => panel.querySelector('img')?.height > 100", arg=panel.element_handle())
+        page.wait_for_function(ONE_FIGURE, arg=panel.element_handle())
         after = MOVED.search(panel.inner_text()).groups()
         assert all(one != other for one, other in zip(before, after, strict=True)), (before, after)
         page.screenshot(path=FOLDER / f"explorer_{slider}.png")
