@@ -316,6 +316,8 @@ def fit(
             save_checkpoint(out / "last.pth", state)  # last: a run that is killed before it writes the others again
         trainer.fabric.log_dict({key: value for key, value in row.items() if key != "epoch"}, step=epoch + 1)
         log((line or _every_number)(row))
+    for logger in trainer.fabric.loggers:
+        logger.finalize("success")  # a writer's thread may still hold the last epochs
     trainer.fabric.barrier()  # best.pth is written by one process and read by all
     weights = trainer.average.state
     if optim.keep == "best" and any(selection_score(row) >= 0 for row in history):

@@ -28,6 +28,7 @@ MOVED = re.compile(r"AP (0\.\d+) at (0\.\d+) of the plain.*?leave at (exit1 \d+ 
 # Lab's own model of the open notebook: the count of every code cell, and its outputs.
 CELLS = """() => [...window.jupyterapp.shell.currentWidget.content.model.cells].filter(cell => cell.type === 'code')
     .map(cell => ({count: cell.executionCount, outputs: cell.outputs.toJSON()}))"""
+ONE_FIGURE = "panel => panel.querySelectorAll('img').length === 1 && panel.querySelector('img').height > 100"
 READY = "() => window.jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status === 'idle'"
 DONE = f"() => ({CELLS})().every(cell => cell.count) || ({CELLS})().flatMap(cell => cell.outputs).some(o => o.ename)"
 
@@ -89,16 +90,11 @@ def close(page):
 
 
 def test_the_sliders_of_the_explorer_move_its_numbers(lab, browser):
-    page, _ = run_all(browser, f"{lab}/09_explorer.ipynb")
-    panel = page.locator(".jp-OutputArea-output", has=page.locator(".widget-slider")).first
+    page, outputs = run_all(browser, f"{lab}/09_explorer.ipynb")
+    panel = page.locator(".jp-OutputArea-output", has=page.locator(".widget-slider", has_text="empty")).first
     panel.scroll_into_view_if_needed()
-    texts = panel.locator(".widget-output pre")
-    texts.last.wait_for()
-
-    def numbers():
-        return MOVED.search(panel.inner_text()).groups()
-
-    before = numbers()
+    texts = ["".join(output.get("text", "")) for of_cell in outputs for output in of_cell]
+    before = next(found.groups() for text in texts if (found := MOVED.search(text)))  # of the figure above the sliders
     page.screenshot(path=FOLDER / "explorer_before.png")
     for slider, step in (("exit1", "ArrowLeft"), ("empty", "ArrowRight")):
         handle = panel.locator(".widget-slider", has_text=slider).locator(".noUi-handle")
@@ -109,8 +105,8 @@ def test_the_sliders_of_the_explorer_move_its_numbers(lab, browser):
             arg=[panel.element_handle(), f"AP {before[0]} at {before[1]}"],
         )
         page.wait_for_function(READY)
-        page.wait_for_function("panel => panel.querySelector('img')?.height > 100", arg=panel.element_handle())
-        after = numbers()
+        page.wait_for_function(ONE_FIGURE, arg=panel.element_handle())
+        after = MOVED.search(panel.inner_text()).groups()
         assert all(one != other for one, other in zip(before, after, strict=True)), (before, after)
         page.screenshot(path=FOLDER / f"explorer_{slider}.png")
         before = after

@@ -5,7 +5,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from eelib.config import ROOT
+
+pytestmark = pytest.mark.slow  # `make slow`
 
 DRAW = """
 import json, sys
@@ -16,7 +20,6 @@ from eelib import plots, tables
 from studies.compress import results
 from studies.report import latex
 
-pytestmark = pytest.mark.slow  # `make slow`
 out, report = Path(sys.argv[1]), json.loads(Path("reports/metrics/plane_released.json").read_text())
 plots.style()
 plots.save(results.plane_figure(report), "plane", out)
