@@ -22,6 +22,7 @@ def folder(tmp_path_factory, checkpoint, rooms):
     return path
 
 
+@pytest.mark.slow
 def test_int8_detects_nearly_what_float_does(folder, looks):
     whole, small = Session(folder), Session(folder, int8=True)
     assert (small.exits, small.gates) == (whole.exits, whole.gates) and "int8" in small.describe()
@@ -58,6 +59,7 @@ def test_convolutions_are_int8_and_pixels_are_not(folder):
             assert boxes.op_type == "Concat"
 
 
+@pytest.mark.slow
 def test_an_export_quantises_at_once_and_keeps_no_old_graph(tmp_path, checkpoint, rooms):
     manifest = export(checkpoint("plain"), tmp_path, source=rooms, int8=True)
     assert (

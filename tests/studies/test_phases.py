@@ -63,6 +63,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(phase, tiny, tmp_path, monkey
     assert written == [True, True]
 
 
+@pytest.mark.slow
 def test_another_configuration_starts_over(tiny, tmp_path):
     config = small("1_2", tiny, **{"optim.epochs": 1})
     phases.train_phase(config, tmp_path, log=lambda _: None)
@@ -91,6 +92,7 @@ def test_run_files_carry_the_names_of_the_record(tiny, tmp_path):
     assert phases.load_phase(config, tmp_path).heads.thresholds["exit1"] == torch.tensor(0.55)
 
 
+@pytest.mark.slow
 def test_keeping_the_best_epoch(tiny, tmp_path, monkeypatch):
     """Defect 43: the epoch with the best AP on val, here the first of two."""
     config = small("1_4", tiny, **{"optim.keep": "best", "optim.epochs": 2})
@@ -241,6 +243,7 @@ def test_a_uniform_field_decides_and_a_difference_is_explained():
     assert explain_difference(config, other, {}) is None
 
 
+@pytest.mark.slow
 def test_runs_are_joined_and_judged_from_what_they_wrote(tmp_path, tiny, monkeypatch):
     """Two seeds and a serious run: the join reads numbers and curves, not a verdict of the time of the training."""
     monkeypatch.setattr("studies.phases.scorecard.phase_times", lambda *_: {"ms": 1.0})

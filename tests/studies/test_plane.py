@@ -217,6 +217,7 @@ def settings(detectors, out):
     return small | {"systems": systems, "out": str(out)}
 
 
+@pytest.mark.slow
 def test_from_weights_to_the_figure_on_eight_images(detectors, tmp_path):
     lines, config = [], plane.load(PARAMS, settings(detectors, tmp_path / "out"))
     report = plane.run(config, tmp_path, log=lines.append)
@@ -231,6 +232,7 @@ def test_from_weights_to_the_figure_on_eight_images(detectors, tmp_path):
     assert len(results.exits_table(report)) == 5 and results.plane_figure(report).axes
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_what_the_session_detects(detectors, tmp_path):
     (system,) = systems_of("exits", SystemConfig(kind="exits", weights=detectors["exits"], int8=False), tmp_path)
     session = opened(system)
