@@ -74,7 +74,7 @@ def exported(tmp_path_factory, checkpoint):
 
 @pytest.fixture(autouse=True)
 def no_handler_of_dead_workers():
-    """torch's loader leaves a handler for SIGCHLD; OpenVINO leaves a signal stack that it has freed, and a signal that is
-    handled there ends the process."""
+    """torch's loader leaves a handler for SIGCHLD; OpenVINO leaves a signal stack that it has freed, and a signal that
+    is handled there ends the process."""
     yield
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
