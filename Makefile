@@ -33,6 +33,8 @@ publish: $(VENV)/ready
 thesis: $(VENV)/ready
 	$(BIN)/eelib study thesis
 
+# Two processes of one thread: two threads each wait for one another and take twice as long.
+test slow: export OMP_NUM_THREADS = 1
 test: $(VENV)/ready
 	$(BIN)/ruff check eelib studies showroom tests
 	$(BIN)/lint-imports --no-logo
