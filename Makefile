@@ -10,10 +10,11 @@ SEEDS ?= 0
 .PHONY: reproduce publish thesis test slow fuzz kill lab site browser lint hooks furniture pretrained clean
 .DEFAULT_GOAL := reproduce
 
-# Installed from the lock alone; a changed lock installs again.
+# Installed from the lock alone; a changed lock installs again. Python compiles what is imported, when it is: compiling
+# all of it takes a minute and a half.
 $(VENV)/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 

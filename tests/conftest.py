@@ -1,7 +1,6 @@
 """Small data sets, and detectors of every kind with their exports, which are made once."""
 
 import json
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +69,3 @@ def exported(tmp_path_factory, checkpoint):
         return made[kind]
 
     return of
-
-
-@pytest.fixture(autouse=True)
-def no_handler_of_dead_workers():
-    """torch's loader leaves a handler for SIGCHLD; OpenVINO leaves a signal stack that it has freed, and a signal that
-    is handled there ends the process."""
-    yield
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)

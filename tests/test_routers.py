@@ -1,6 +1,7 @@
 """Choosing, certifying and measuring routers, and what a deployed session makes of them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,11 +22,17 @@ from eelib.routing import PolicyError, prepare
 TIMES = Times((0.3, 0.5, 1.1), (0.0, 0.05, 0.1), (0.1, 0.2), "the plain detector", {"processor": "one"})
 
 
+@pytest.fixture(scope="module")
+def kept_records(tmp_path_factory) -> Path:
+    """Records are named by checkpoint and split: a detector is recorded once."""
+    return tmp_path_factory.mktemp("records")
+
+
 @pytest.fixture
-def options(tmp_path, monkeypatch) -> RouterOptions:
+def options(kept_records, monkeypatch) -> RouterOptions:
     """Of small studies, at times that every machine agrees on."""
     monkeypatch.setattr(routers, "measured_times", lambda *_: TIMES)
-    return RouterOptions(records=tmp_path / "records", resamples=5, grid=5)
+    return RouterOptions(records=kept_records, resamples=5, grid=5)
 
 
 def least_undecided(evidence: np.ndarray) -> np.ndarray:
@@ -55,7 +62,13 @@ def on_test(session, rooms, rule=None) -> list:
     )
 
 
-@pytest.mark.parametrize("policy", [*POLICIES, f"{__name__}:least_undecided"])
+QUICK = {"benefit", "fixed", f"{__name__}:least_undecided"}
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in [*POLICIES, *QUICK - {*POLICIES}]],
+)
 def test_every_policy_deploys_and_images_leave_where_the_study_sent_them(policy, checkpoint, exported, rooms, options):
     path = checkpoint("two exits")
     system = route(path, rooms, policy, 0.6, options=options)
@@ -71,15 +84,14 @@ def test_every_policy_deploys_and_images_leave_where_the_study_sent_them(policy,
 def test_a_routers_file_is_embedded_and_obeyed(checkpoint, rooms, options, tmp_path):
     path = checkpoint("two exits")
     system = route(path, rooms, "max_score", 0.6, options=options)
-    export(path, tmp_path / "a", system)
-    export(path, tmp_path / "b", system.save(tmp_path / "router.json"))
-    sessions = [Session(tmp_path / name) for name in "ab"]
-    assert sessions[0].router == sessions[1].router == system.router
-    found = on_test(sessions[0], rooms)
+    export(path, tmp_path / "out", system.save(tmp_path / "router.json"))
+    session = Session(tmp_path / "out")
+    assert session.router == system.router
+    found = on_test(session, rooms)
     assert [d.exit_name for d in found] == study_exits(system, path, rooms, options)
-    assert "for a budget of 0.6" in sessions[0].describe()
+    assert "for a budget of 0.6" in session.describe()
     # scores are calibrated by the router, as they were in the study
-    raw = on_test(sessions[0], rooms, sessions[0].at_exit(found[0].exit_name))[0]
+    raw = on_test(session, rooms, session.at_exit(found[0].exit_name))[0]
     calibrator = system.router.calibrators[system.router.exits.index(found[0].exit_name)]
     np.testing.assert_allclose(found[0].scores, calibrator(raw.scores.astype(float)), atol=1e-6)
 
@@ -100,6 +112,7 @@ def test_the_released_detector_keeps_its_exits_and_its_ap_when_deployed(options,
     assert coco_ap(dataset.coco, results, dataset.image_ids)["AP"] == pytest.approx(system.measured["AP"], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_two_classes_and_three_exits(tmp_path, options, monkeypatch):
     rooms = write_rooms(tmp_path / "rooms", classes=CLASSES)
     path = saved(random_detector((6, 10, 13), CLASSES), tmp_path / "w.pth")

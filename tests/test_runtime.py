@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 
 import numpy as np
@@ -342,6 +343,24 @@ def test_auto_takes_the_faster_runtime_and_remembers_it(exported, monkeypatch):
     pauses["openvino"] = 0.01
     assert Session(exported("plain"), runtime="auto").runtime == "openvino"
     assert Session(exported("plain"), runtime="auto", threads=2).runtime == "onnxruntime"
+
+
+def test_signals_are_handled_after_openvinos_graphs_are_gone(exported):
+    pytest.importorskip("openvino")
+    code = """
+        import os, signal, sys
+        import numpy as np
+        from eelib.deploy.runtime import Session
+
+        signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+        sessions = [Session(sys.argv[1], runtime="openvino") for _ in range(3)]
+        sessions[0].detect_batch(np.zeros((1, 3, 96, 96), np.float32))
+        while sessions:
+            del sessions[0]
+        os.kill(os.getpid(), signal.SIGUSR1)
+    """
+    command = [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(code), str(exported("plain"))]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=120).stdout == "handled\n"
 
 
 def test_an_openvino_that_is_missing_is_told(exported, monkeypatch):

@@ -5,9 +5,12 @@ images that go on; decoding sits in the stage's graph. Suppression sits beside i
 its own: inside, images that go on would pay it too, and in numpy it takes four times as long.
 """
 
+import ctypes
 import io
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -359,8 +362,9 @@ def _by_openvino(folder: Path, graph: Graph, threads: int) -> Run:
     # float means float: on some processors it would take bfloat16
     options = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
     try:
-        core = openvino.Core()
-        request = core.compile_model(core.read_model(io.BytesIO(content)), "CPU", options).create_infer_request()
+        with _kept_signal_stack():
+            core = openvino.Core()
+            request = core.compile_model(core.read_model(io.BytesIO(content)), "CPU", options).create_infer_request()
     except Exception as error:  # whatever its front end stumbles over
         raise _refused(folder / graph.file, "openvino", error) from None
     names = range(len(graph.outputs))
@@ -370,6 +374,28 @@ def _by_openvino(folder: Path, graph: Graph, threads: int) -> Run:
         return [results[k] for k in names]
 
     return run
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = (("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))  # stack_t of Linux
+
+
+@contextmanager
+def _kept_signal_stack() -> Iterator[None]:
+    """Give the thread back the stack on which its signals are handled.
+
+    A graph that OpenVINO 2026 compiles puts its own in that place, and frees it with the graph: the next signal that
+    Python handles then ends the process.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    set_stack, before = ctypes.CDLL(None).sigaltstack, _SignalStack()
+    set_stack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        set_stack(ctypes.byref(before), None)
 
 
 RUNNERS = {"onnxruntime": _by_onnxruntime, "openvino": _by_openvino}
