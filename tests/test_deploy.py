@@ -38,7 +38,12 @@ def assert_same(mine, theirs):
     assert distance.min(0)[clear].max(initial=0) < 1e-4 and distance.min(1)[clear].max(initial=0) < 1e-4
 
 
-@pytest.mark.parametrize("kind", DETECTORS)
+QUICK = "gates", "three exits, two classes"
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in QUICK else pytest.mark.slow) for kind in DETECTORS]
+)
 def test_detections_are_the_models(kind, checkpoint, exported, looks):
     model, session = load_released(checkpoint(kind)).eval(), Session(exported(kind))
     assert session.exits == model.exit_names and session.classes == model.classes

@@ -70,6 +70,7 @@ def test_an_export_quantises_at_once_and_keeps_no_old_graph(tmp_path, checkpoint
     assert not again.stages_int8 and {path.name for path in tmp_path.iterdir()} == again.files | {"manifest.json"}
 
 
+@pytest.mark.slow
 def test_images_to_calibrate_on_are_needed(folder, tmp_path, checkpoint):
     with pytest.raises(DataError, match="nothing is calibrated on 'test'"):
         quantise(folder, split="test")

@@ -37,6 +37,7 @@ def weights(path):
     return load_checkpoint(path)["model"]
 
 
+@pytest.mark.slow
 def test_a_resumed_training_equals_an_uninterrupted_one_with_mosaics(tiny, tmp_path):
     class Killed(Exception):
         pass

@@ -13,6 +13,7 @@ def images(looks):
     return torch.from_numpy(looks)
 
 
+@pytest.mark.slow
 def test_every_runtime_detects_the_same(checkpoint, exported, images):
     model, sessions = load_released(checkpoint("gates")).eval(), bench.sessions_of(exported("gates"), 1)
     calls = bench.calls_of(model, sessions, images[:2])
