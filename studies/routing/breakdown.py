@@ -45,13 +45,15 @@ def groups_of(split: Split) -> dict[str, np.ndarray]:
     """Images by difficulty tag: name to bool (N,). Clutter is cut at its median."""
     images = [split.coco.imgs[i] for i in split.records.image_ids]
     groups = {"all": np.ones(len(images), bool)}
-    for tag in ("recipe", "dark", "blur"):
+    words = {"recipe": "scene: {}", "dark": "dark: {}", "blur": "blur: {} px"}
+    for tag, word in words.items():
         for value in sorted({image[tag] for image in images if tag in image}, key=str):
-            groups[f"{tag} {value}"] = np.array([image.get(tag) == value for image in images])
+            said = {True: "yes", False: "no"}[value] if tag == "dark" else value
+            groups[word.format(said)] = np.array([image.get(tag) == value for image in images])
     clutter = np.array([image.get("clutter", np.nan) for image in images], float)
     if not np.isnan(clutter).any():
-        groups["clutter low"] = clutter <= np.median(clutter)
-        groups["clutter high"] = clutter > np.median(clutter)
+        groups["clutter: low"] = clutter <= np.median(clutter)
+        groups["clutter: high"] = clutter > np.median(clutter)
     return groups
 
 
@@ -174,8 +176,8 @@ def trainings_table(rows: list[dict]) -> pd.DataFrame:
     """
     names = {"training": "training", "exit": "exit", "AP": "AP", "AP_interval": ("low", "high"), "AP50": "AP50"}
     names |= {"share_of_full": "/ own full", "share_of_baseline": "/ baseline"}
-    names |= {"share_of_baseline_interval": ("at least", "at most")}
-    names |= {"minus_first": "minus first", "minus_first_interval": ("from", "to")}
+    names |= {"share_of_baseline_interval": ("/ baseline low", "/ baseline high")}
+    names |= {"minus_first": "minus the first", "minus_first_interval": ("difference low", "difference high")}
     lines = []
     for row in rows:
         line = {}
@@ -183,7 +185,7 @@ def trainings_table(rows: list[dict]) -> pd.DataFrame:
             value = row.get(key)
             line |= {name: value} if isinstance(name, str) else dict(zip(name, value or (None, None), strict=True))
         lines.append(line)
-    return pd.DataFrame(lines).astype({key: object for key in ("minus first", "from", "to")})
+    return pd.DataFrame(lines).astype({key: object for key in ("minus the first", "difference low", "difference high")})
 
 
 def ap_dots(

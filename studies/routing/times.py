@@ -52,6 +52,15 @@ def times_of(
     return list(times.exits), list(times.passing)
 
 
+def plane_exits(plane: dict | None, checkpoint: Path | str) -> dict[str, dict]:
+    """What the plane measured of each exit of a detector in float; empty where it lacks the detector."""
+    sha256 = file_sha256(checkpoint)
+    for row in plane["systems"] if plane else ():
+        if row["checkpoint_sha256"] == sha256 and not row["int8"]:
+            return row["exits"]
+    return {}
+
+
 def common_times(
     plane: dict | None, path: Path | str, exit_names: Sequence[str], checkpoint: Path | str, root: str
 ) -> Times:
@@ -69,13 +78,11 @@ def common_times(
         root: data set.
     """
     ratios, passing = (np.array(values) for values in times_of(path, exit_names, checkpoint, root))
-    sha256 = file_sha256(checkpoint)
-    for row in plane["systems"] if plane else ():
-        if row["checkpoint_sha256"] == sha256 and not row["int8"]:
-            exits = [row["exits"][name] for name in exit_names]
-            costs = np.array([exit_["time_ratio"] for exit_ in exits])
-            tails = np.array([[exit_["p95_ms"], exit_["p99_ms"]] for exit_ in exits])
-            tails *= (costs / [exit_["median_ms"] for exit_ in exits])[:, None]
-            passing = passing * costs[-1] / ratios[-1]
-            return Times(costs, tails, passing, COMMON_UNIT, plane["machine"]["processor"], True)
+    exits = plane_exits(plane, checkpoint)
+    if plane and exits:
+        costs = np.array([exits[name]["time_ratio"] for name in exit_names])
+        tails = np.array([[exits[name]["p95_ms"], exits[name]["p99_ms"]] for name in exit_names])
+        tails *= (costs / [exits[name]["median_ms"] for name in exit_names])[:, None]
+        passing = passing * costs[-1] / ratios[-1]
+        return Times(costs, tails, passing, COMMON_UNIT, plane["machine"]["processor"], True)
     return Times(ratios, np.zeros((0, 2)), passing, "this detector without its exits", "this machine", False)

@@ -42,7 +42,7 @@ def results(split, chosen, ids):
 def test_every_tag_equals_pycocotools_on_its_images(split, rows):
     parts, systems = rows
     groups = breakdown.groups_of(split)
-    assert groups["dark True"].sum() == 12 and groups["clutter high"].sum() == 12 and groups["blur 0.7"].sum() == 8
+    assert groups["dark: yes"].sum() == 12 and groups["clutter: high"].sum() == 12 and groups["blur: 0.7 px"].sum() == 8
     for row in parts:
         if row["group"] not in groups:
             continue
@@ -69,7 +69,7 @@ def test_every_size_equals_pycocotools(split, rows):
 def test_groups_hold_the_objects_and_differences_are_paired(rows):
     by_group = {(row["group"], row["system"]): row for row in rows[0]}
     whole = by_group["all", "full"]
-    assert whole["objects"] == by_group["dark True", "full"]["objects"] + by_group["dark False", "full"]["objects"]
+    assert whole["objects"] == by_group["dark: yes", "full"]["objects"] + by_group["dark: no", "full"]["objects"]
     assert whole["objects"] == by_group["model m0", "full"]["objects"] + by_group["model m1", "full"]["objects"]
     assert whole["minus full"] == 0 and (whole["minus full low"], whole["minus full high"]) == (0, 0)
     exit1 = by_group["all", "exit1"]
