@@ -12,12 +12,12 @@ from eelib.data import DetectionDataset, as_input
 from eelib.deploy.export import export
 from eelib.deploy.router import Budget, Gate, Guarantee, Router, Times
 from eelib.deploy.runtime import Session
-from eelib.evaluate import coco_ap
 from eelib.files import file_sha256
 from eelib.guarantee import GuaranteeError
 from eelib.policies import POLICIES
 from eelib.routers import RouterOptions, certify, load_study, measured_times, read_times, route
 from eelib.routing import PolicyError, prepare
+from studies.routing.deployed import deployed
 
 TIMES = Times((0.3, 0.5, 1.1), (0.0, 0.05, 0.1), (0.1, 0.2), "the plain detector", {"processor": "one"})
 
@@ -99,17 +99,15 @@ def test_a_routers_file_is_embedded_and_obeyed(checkpoint, rooms, options, tmp_p
 @pytest.mark.slow
 def test_the_released_detector_keeps_its_exits_and_its_ap_when_deployed(options, tmp_path):
     wanted = RouterOptions(**(vars(options) | {"limit": 60}))
-    system = route("exits_256", "data/showroom", "max_score", 0.75, options=wanted)
-    export("exits_256", tmp_path / "deploy", system)
-    session = Session(tmp_path / "deploy")
-    dataset = DetectionDataset("test", "data/showroom", session.size, keep_crowd=True, limit=60)
-    files = [dataset.folder / dataset.coco.imgs[i]["file_name"] for i in dataset.image_ids]
-    found = session.detect(files, min_score=0)
-    names = [d.exit_name for d in found]
-    shares = system.measured["exit_shares"]
-    assert {name: names.count(name) / 60 for name in shares} == shares and len(set(names)) > 1
-    results = [row for d, i in zip(found, dataset.image_ids, strict=True) for row in d.to_coco(i, dataset.category_ids)]
-    assert coco_ap(dataset.coco, results, dataset.image_ids)["AP"] == pytest.approx(system.measured["AP"], abs=2e-3)
+    path = "checkpoints/exits_256.pth"
+    chosen = route(path, policy="max_score", budget=0.75, options=wanted)
+    certified = certify(path, epsilon=0.3, delta=0.3, options=wanted)
+    for system in (chosen, certified):
+        answer = deployed(system, path, tmp_path / "deploy", options=wanted)
+        shares = answer["exit_shares"]
+        assert answer["images"] == 60 and answer["left elsewhere"] == 0 and shares["stated"] == shares["deployed"]
+        assert answer["AP"]["deployed"] == pytest.approx(answer["AP"]["stated"], abs=2e-3)
+        assert sum(share > 0 for share in shares["deployed"].values()) > 1
 
 
 @pytest.mark.slow

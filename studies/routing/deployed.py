@@ -1,0 +1,68 @@
+"""Whether an export does with the images of a split what the study measured of its router."""
+
+from pathlib import Path
+
+from eelib.coco import Source
+from eelib.data import DetectionDataset
+from eelib.deploy.export import export
+from eelib.deploy.router import Budget
+from eelib.deploy.runtime import Session
+from eelib.evaluate import coco_ap
+from eelib.routers import RoutedSystem, RouterOptions, load_study
+from eelib.routing import prepare
+
+
+def routed_exits(
+    system: RoutedSystem, checkpoint: Path | str, source: Source | Path | str, options: RouterOptions
+) -> list[str]:
+    """The exit or gate, by name, at which a system's router ends each image of ``test``, by the kept records."""
+    router = system.router
+    calibration = options.calibration if isinstance(router.promise, Budget) else "none"
+    records, cocos = load_study(checkpoint, source, options.records, limit=options.limit)
+    test = prepare(records, cocos, router.times.exits, calibration, passing=router.times.passing)["test"]
+    gates = test.records.gates
+    places = router.route(test.columns(router.confidence.evidence), test.holds if gates else None)
+    names = (*router.exits, *(f"blank{k + 1}" for k in range(len(router.gates))))
+    return [names[place] for place in places]
+
+
+def deployed(
+    system: RoutedSystem,
+    checkpoint: Path | str,
+    folder: Path | str,
+    source: Source | Path | str = "data/showroom",
+    options: RouterOptions | None = None,
+) -> dict:
+    """Export a detector with its router, detect in all images of ``test``, and put both results side by side.
+
+    Args:
+        system: of :func:`eelib.route` or :func:`eelib.certify`.
+        checkpoint: of the same detector.
+        folder: of the export; it is written.
+        source: data set.
+        options: that the system was made with.
+
+    Returns:
+        ``images``; ``left elsewhere``, the images that left at another exit than in the study; ``AP`` and
+        ``exit_shares`` as ``stated`` and as ``deployed``.
+    """
+    options = options or RouterOptions()
+    export(checkpoint, folder, system)
+    session = Session(folder)
+    dataset = DetectionDataset("test", source, session.size, keep_crowd=True, limit=options.limit)
+    files = [dataset.folder / dataset.coco.imgs[i]["file_name"] for i in dataset.image_ids]
+    detections = list(session.detect(files, min_score=0))
+    left = [d.exit_name for d in detections]
+    rows = [
+        row for d, i in zip(detections, dataset.image_ids, strict=True) for row in d.to_coco(i, dataset.category_ids)
+    ]
+    expected, stated = routed_exits(system, checkpoint, source, options), system.measured
+    return {
+        "images": len(left),
+        "left elsewhere": sum(a != b for a, b in zip(left, expected, strict=True)),
+        "AP": {"stated": stated["AP"], "deployed": coco_ap(dataset.coco, rows, dataset.image_ids)["AP"]},
+        "exit_shares": {
+            "stated": stated["exit_shares"],
+            "deployed": {name: left.count(name) / len(left) for name in stated["exit_shares"]},
+        },
+    }
