@@ -58,9 +58,7 @@ STAGES = {
     "matching": stage("02_anchor_matching", "matching_quality.csv"),
     "preflight": stage("02b_preflight", "preflight.csv", glob("params/**/*.yaml", recursive=True)),
     "baseline": stage("03_baseline", "baseline", RELEASED + LONG, READ),
-    "exits": stage(  # alone: neighbours would be timed too
-        "04_exits", "exits training", [*RELEASED, *glob("reports/metrics/plane_released.json")], threads=workflow.cores
-    ),
+    "exits": stage("04_exits", "exits training", RELEASED, threads=workflow.cores),  # alone: neighbours would be timed too
     "scorecard": stage("05b_scorecard", "phases", SUMMARIES + SERIOUS + made("routing"), READ),
     "causal": stage(
         "05c_causal", "causal", RELEASED + parameters("params/phase_1_4.yaml"), params="causal",

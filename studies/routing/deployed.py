@@ -1,6 +1,9 @@
 """Whether an export does with the images of a split what the study measured of its router."""
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import pandas as pd
 
 from eelib.coco import Source
 from eelib.data import DetectionDataset
@@ -66,3 +69,17 @@ def deployed(
             "deployed": {name: left.count(name) / len(left) for name in stated["exit_shares"]},
         },
     }
+
+
+def table(answers: Mapping[str, dict]) -> pd.DataFrame:
+    """Two lines for each router, what was stated and what the export did: AP and the share of images at each exit.
+
+    Args:
+        answers: of :func:`deployed`, by the router's name.
+    """
+    return pd.DataFrame(
+        {"router": name, "": kind, "AP": answer["AP"][kind]}
+        | {f"{exit_name} %": 100 * share for exit_name, share in answer["exit_shares"][kind].items()}
+        for name, answer in answers.items()
+        for kind in ("stated", "deployed")
+    )
