@@ -239,6 +239,26 @@ def judge(systems: Sequence[dict], evaluators: Mapping[Key, RoutedAP], coco: COC
     return report
 
 
+def load_flags(reports: Path | str, report: Mapping, system: str | None = None) -> dict[Key, RoutedAP]:
+    """Match flags of a plane's systems by name and seed, from files alone.
+
+    Args:
+        reports: holds the flags.
+        report: the plane's metrics file.
+        system: its seeds alone; None takes all systems.
+
+    Raises:
+        RecordsError: a system has no flags, or those of other graphs or images.
+    """
+    flags = {}
+    for row in report["systems"]:
+        key = row["name"], row["seed"]
+        if system in (None, row["name"]):
+            path = flags_of(reports, *key, report["plane"]["name"])
+            flags[key] = RoutedAP.load(path, report["split_sha256"], row["graphs_sha256"])
+    return flags
+
+
 def recompute(reports: Path | str, report: Mapping) -> dict:
     """A plane from its times and its match flags in ``reports`` alone, without weights.
 
@@ -248,11 +268,7 @@ def recompute(reports: Path | str, report: Mapping) -> dict:
     Raises:
         RecordsError: a system has no flags, or those of other graphs or images.
     """
-    flags = {}
-    for row in report["systems"]:
-        key = row["name"], row["seed"]
-        path = flags_of(reports, *key, report["plane"]["name"])
-        flags[key] = RoutedAP.load(path, report["split_sha256"], row["graphs_sha256"])
+    flags = load_flags(reports, report)
     return dict(report) | judge(report["systems"], flags, load_split(report["split"]), report["plane"])
 
 

@@ -88,7 +88,7 @@ def judged_table(report: Mapping, prevalence: float | None = None) -> pd.DataFra
         for hull, members in MEMBERS.items():
             low, high = rows[0][f"minus_{hull}"] or (None, None)
             compared = [row[f"above_{hull}"] for row in rows if row[f"above_{hull}"] is not None]
-            line |= {f"minus {members}": low, "to" if hull == "peers" else "up to": high}
+            line |= {f"minus {members}, low": low, f"minus {members}, high": high}
             line[f"above {members}"] = f"{sum(compared)} of {len(compared)}" if compared else None
         lines.append(line)
     return pd.DataFrame(lines, dtype=object)
@@ -156,7 +156,7 @@ def alone_table(report: Mapping, prevalence: float | None = None) -> pd.DataFram
     rows = rows_of(report, "alone", prevalence, None)
     return pd.DataFrame(
         {"system": row["system"], "exit": row["exit"], "seed": row["seed"], "alone": row["peer"]}
-        | {"AP minus alone": row["AP_minus_peer"], "from": row["interval"][0], "to": row["interval"][1]}
+        | {"AP minus alone": row["AP_minus_peer"], "low": row["interval"][0], "high": row["interval"][1]}
         | {"time / alone": row["time_to_peer"]}
         for row in rows
     )

@@ -107,7 +107,7 @@ def _rows(group, evaluator, routings, weights, once) -> list[dict]:
 
 def compare_detectors(
     detectors: Mapping[str, Path | str | RoutedAP],
-    baseline: Path | str,
+    baseline: Path | str | RoutedAP,
     root: Path | str,
     folder: Path | str,
     *,
@@ -120,11 +120,11 @@ def compare_detectors(
     Args:
         detectors: name to released detector with exits, or to its match flags on ``test``; the others are
             compared with the first.
-        baseline: released detector without exits: the measure of the full paths.
+        baseline: released detector without exits, or its match flags: the measure of the full paths.
         root: data set.
         folder: of exit records; made where there are none.
         resamples: bootstrap draws of scenes.
-        limit: test images; None takes all.
+        limit: test images; None takes all, and so do the match flags of a baseline.
 
     Returns:
         Rows of ``training``, ``exit``, ``AP``, ``AP50``, ``AP_interval``, ``share_of_full`` (AP /
@@ -135,7 +135,8 @@ def compare_detectors(
     rows, first, weights, image_ids = [], {}, None, set()
     for training, released in {"baseline": baseline, **detectors}.items():
         if isinstance(released, RoutedAP):  # of all images, whatever the limit
-            evaluator = released.rows([row for row, i in enumerate(released.image_ids) if i in image_ids])
+            rows_taken = [row for row, i in enumerate(released.image_ids) if weights is None or i in image_ids]
+            evaluator = released.rows(rows_taken)
         else:
             evaluator = RoutedAP(records_of("test", resolve(released), resolve(root), folder, limit, progress), coco)
         if weights is None:

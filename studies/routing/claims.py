@@ -35,7 +35,7 @@ def policies_table(curves: Mapping[str, Curve], shares: Mapping[str, Recovered],
     lines = []
     for name in sorted(curves, key=lambda name: -shares[name].share):
         point, curve = nearest(curves[name], budget), curves[name]
-        line = {"policy": name, "kind": "complex" if name in COMPLEX else "simple", "from": SOURCES.get(name, "ours")}
+        line = {"policy": name, "kind": "complex" if name in COMPLEX else "simple", "source": SOURCES.get(name, "ours")}
         line |= {"share of coin to oracle": shares[name].share, "its 95 %": between(shares[name].interval)}
         line |= {"time": point["time_ratio"], "AP": point["AP"], "95 %": between(point["AP_interval"])}
         line |= {"AP of the coin": point["coin"], "less the coin": between(point["AP_minus_coin_interval"])}

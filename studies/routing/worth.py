@@ -190,7 +190,7 @@ def table(rows: Sequence[Mapping]) -> pd.DataFrame:
         line |= dict(zip(("low", "high"), row["AP_interval"], strict=True))
         for peer, words in PEERS.items():
             bounds = row.get(f"minus_{peer}") or (None, None)
-            line |= dict(zip((f"minus {words}", f"up to{' ' * list(PEERS).index(peer)}"), bounds, strict=True))
+            line |= dict(zip((f"minus {words}, low", f"minus {words}, high"), bounds, strict=True))
         lines.append(line)
     return pd.DataFrame(lines, dtype=object)
 

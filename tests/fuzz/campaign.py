@@ -5,9 +5,12 @@ python tests/fuzz/campaign.py --cases 2000 --seed 0 [TARGET ...]
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 
 from fuzz_cases import Case
 from fuzz_names import STRATEGIES
@@ -22,9 +25,10 @@ class Enough(Exception):
     """A target has had its time."""
 
 
-def campaign(worker: Worker, target: str, cases: int, number: int, seconds: float) -> tuple[Counter, int, list[str]]:
-    """Outcomes of the cases of a target by kind, the longest message, and the first failures."""
-    kinds, longest, failures = Counter(), 0, {}
+def campaign(target: str, cases: int, number: int, seconds: float) -> tuple[Counter, int, float, list[str]]:
+    """Outcomes of the cases of a target by kind, the longest message, the seconds, and the first failures."""
+    kinds, longest, failures, began = Counter(), 0, {}, time.monotonic()
+    worker = Worker()
 
     @seed(number)
     @settings(
@@ -44,18 +48,20 @@ def campaign(worker: Worker, target: str, cases: int, number: int, seconds: floa
             place = outcome.text.strip().splitlines()[-3:]
             failures.setdefault((outcome.kind, *place[:2]), f"{outcome.kind}: {case!r:.1000}\n{outcome.text}")
 
-    sound = worker.run(target, Case(1, (), ()), STARTING)
-    end = time.monotonic() + seconds
-    if not sound.sound:
-        kinds[sound.kind] += 1
-        return kinds, longest, [f"a sound input: {sound.text}"]
-    with contextlib.suppress(Enough):
-        tries()
-    return kinds, longest, list(failures.values())
+    with contextlib.closing(worker):
+        sound = worker.run(target, Case(1, (), ()), STARTING)
+        end = time.monotonic() + seconds
+        if sound.sound:
+            with contextlib.suppress(Enough):
+                tries()
+        else:
+            kinds[sound.kind] += 1
+            failures[sound.kind] = f"a sound input: {sound.text}"
+    return kinds, longest, time.monotonic() - began, list(failures.values())
 
 
 def main() -> int:
-    """Run the campaign and print its figures."""
+    """Run the campaign and print its figures, a target on each core."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", help=f"of {', '.join(STRATEGIES)}; by default all")
     parser.add_argument("--cases", type=int, default=2000)
@@ -67,16 +73,17 @@ def main() -> int:
         parser.error(f"no target {', '.join(unknown)}")
     columns = ("cases", "read", "refused", "tracebacks", "signals", "hangs", "messages", "longest", "seconds")
     print(f"{'target':22}" + "".join(f"{name:>11}" for name in columns), flush=True)
-    total, worker = Counter(), Worker()
-    for target in options.targets or STRATEGIES:
-        began = time.monotonic()
-        kinds, longest, failures = campaign(worker, target, options.cases, options.seed, options.seconds)
-        total += kinds
-        row = (kinds.total(), *(kinds[kind] for kind in ("read", "refused", *FAULTS)), longest)
-        print(f"{target:22}" + "".join(f"{value:11,}" for value in (*row, round(time.monotonic() - began))), flush=True)
-        for text in failures[:SHOWN]:
-            print(text, file=sys.stderr, flush=True)
-    worker.close()
+    total = Counter()
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        asked = options.cases, options.seed, options.seconds
+        running = {pool.submit(campaign, target, *asked): target for target in options.targets or STRATEGIES}
+        for done in as_completed(running):
+            kinds, longest, seconds, failures = done.result()
+            total += kinds
+            row = (kinds.total(), *(kinds[kind] for kind in ("read", "refused", *FAULTS)), longest, round(seconds))
+            print(f"{running[done]:22}" + "".join(f"{value:11,}" for value in row), flush=True)
+            for text in failures[:SHOWN]:
+                print(text, file=sys.stderr, flush=True)
     faults = sum(total[kind] for kind in FAULTS)
     print(f"{total.total():,} cases, {faults} faults (seed {options.seed})")
     return 1 if faults else 0

@@ -133,9 +133,8 @@ def test_what_policies_are_said_to_add_is_counted(splits):
     of, curves, shares, oracle = measured(splits)
     table = claims.policies_table(curves, shares, 0.6).set_index("policy")
     assert list(table.index) == sorted(shares, key=lambda name: -shares[name].share)
-    assert (
-        table.loc["percentile", "from"] == "MSDNet (Huang et al., ICLR 2018)" and table.loc["benefit", "from"] == "ours"
-    )
+    assert table.loc["percentile", "source"] == "MSDNet (Huang et al., ICLR 2018)"
+    assert table.loc["benefit", "source"] == "ours"
     points = {(n, p["time_ratio"]): p for n, curve in curves.items() for p in curve.points}
     above = sum(p["above_coin"] for p in points.values())
     assert claims.pays(curves, "coin").startswith(f"Of {len(points)} routed points {above} lie above the coin")
