@@ -74,9 +74,14 @@ def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> Early
     own = detector.state_dict()
     taken = {key: value.to(own[key].dtype) for key, value in state["model"].items() if key in own}
     known = (state.get("plan") or {}).get("classes", ("chair",))  # of the first releases
-    if len(known) != len(detector.classes):  # scores of other classes are learnt anew, and the boxes that share a layer
+    if len(known) != len(detector.classes):
         heads = [key for key in taken if ".predictors." in key or "classification_head." in key]
-        taken = {k: v for k, v in taken.items() if k not in heads or own[k].shape == v.shape}
+        columns = len(known) + 1, len(detector.classes) + 1
+        taken |= {
+            k: _of_classes(taken[k], *columns, 4 * (".predictors." in k))
+            for k in heads
+            if own[k].shape != taken[k].shape
+        }
     if not any(key.startswith("backbone.") for key in taken):
         raise TrainingError(f"{source}: no weights of the trunk; expected a detector of eelib")
     if any(own[key].shape != value.shape for key, value in taken.items()) or "plan" in state:
@@ -97,6 +102,21 @@ def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> Early
         return rebuilt
     detector.load_state_dict(own | taken)
     return detector
+
+
+def _of_classes(value: Tensor, columns: int, wanted: int, others: int) -> Tensor:
+    """A last layer's weights for other classes: each class starts as the mean of the known ones, as an object's score.
+
+    Args:
+        value: (D * (columns + others), ...) of D default boxes, the scores of all of them first.
+        columns: K + 1 that it has.
+        wanted: K + 1 that it gets.
+        others: outputs of a default box behind the scores.
+    """
+    boxes = len(value) // (columns + others)
+    scores = value[: boxes * columns].unflatten(0, (boxes, columns))
+    kinds = scores[:, 1:].mean(1, keepdim=True).expand(-1, wanted - 1, *scores.shape[2:])
+    return torch.cat((torch.cat((scores[:, :1], kinds), 1).flatten(0, 1), value[boxes * columns :]))
 
 
 def _fit_to_trunk(state: dict[str, Tensor], detector: EarlyExitSSDLite) -> None:

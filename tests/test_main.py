@@ -316,6 +316,9 @@ def test_ids_are_those_of_the_annotations(detector, tiny, capsys):
     lines = [json.loads(line) for line in (tiny / "o.images.jsonl").read_text().splitlines()]
     assert {line["file_name"]: line["image_id"] for line in lines} == {"0.png": 43, "1.jpg": 41, "2.jpg": 42}
     assert "1 of 3 images are not in" in capsys.readouterr().err
+    content["images"][1]["id"] = -(10**400)  # longer than any reader of results takes
+    (tiny / "test.json").write_text(json.dumps(content))
+    assert main(argv) == 0 and "2 of 3 images are not in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

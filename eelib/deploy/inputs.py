@@ -174,7 +174,8 @@ def _coco_ids(folder: Path, paths: Sequence[Path]) -> tuple[Path | None, dict[Pa
         return None, {}
     try:
         rows = json.loads(source.read_text("utf-8-sig"))["images"]
-        listed = {row["file_name"]: int(row["id"]) for row in rows}
+        ids = {row["file_name"]: int(row["id"]) for row in rows}
+        listed = {name: number for name, number in ids.items() if abs(number) < 2**63}  # what readers of results take
         places = find_images(folder, [name for name in listed if isinstance(name, str)])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None, {}  # no COCO file: nothing to agree with
