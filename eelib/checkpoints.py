@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from eelib.files import InputError, refuse_bomb, shorten, write_atomic
-from eelib.model import CHANNELS, FIRST_PLAN, EarlyExitSSDLite, rebuild
+from eelib.model import CHANNELS, FIRST_PLAN, EarlyExitSSDLite, postprocess, rebuild
 
 MAX_SIZE, MAX_CLASSES = 4096, 5000  # of a plan: pixels of the input's side; the largest public set has 1,203 classes
 
@@ -106,4 +106,11 @@ def load_released(path: Path | str) -> EarlyExitSSDLite:
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise TrainingError(f"{path}: no architecture of a detector ({shorten(str(error))})") from None
     load_weights(model, path)
-    return model
+    model.eval()
+    try:
+        with torch.no_grad():
+            for output in model(torch.zeros(1, 3, 96, 96)):
+                postprocess(output, (96, 96))
+    except (RuntimeError, ValueError, IndexError) as error:  # every layer is one, and they do not make a detector
+        raise TrainingError(f"{path}: layers that do not fit one another ({shorten(str(error))})") from None
+    return model.train()

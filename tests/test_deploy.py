@@ -212,6 +212,12 @@ def test_bad_checkpoints(tmp_path, checkpoint):
     def spoil(state):
         state["model"]["early.exit1.context.0.1.0.weight"][0] = float("nan")
 
+    def narrow(state):
+        last = "early.exit1.predictors.0.1."
+        state["model"] |= {
+            last + key: state["model"][last + key][:3] for key in ("weight", "bias")
+        }  # a layer by itself
+
     cases = {
         untrained: "have never seen an image",
         foreign: "checkpoint of another architecture; it lacks key",
@@ -219,6 +225,7 @@ def test_bad_checkpoints(tmp_path, checkpoint):
         tmp_path / "empty.pth": "not a checkpoint",
         tmp_path / "none.pth": "no such checkpoint",
         _changed(checkpoint("two exits"), tmp_path / "nan.pth", spoil): "holds values that are not finite",
+        _changed(checkpoint("two exits"), tmp_path / "narrow.pth", narrow): "layers that do not fit one another",
     }
     for path, message in cases.items():
         with pytest.raises(InputError, match=message) as error:
