@@ -245,11 +245,30 @@ class Trainer:
     def restore(self, state: Mapping) -> None:
         """Take over what :meth:`state` gave."""
         self.raw.load_state_dict(state["raw"])
+        self._check_optimizer(state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._tensor_rates()
         if state.get("scaler"):
             self.fabric.strategy.precision.scaler.load_state_dict(state["scaler"])
+        if type(state["average_step"]) is not int:
+            raise TypeError("'average_step' is no number")
         self.average.load(state["model"], state["average_step"])
+
+    def _check_optimizer(self, saved: Mapping) -> None:
+        """Refuse what the optimiser would take over now and stumble over in its first step."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        numbers = [index for group in groups for index in group["params"]]
+        shapes = {n: p.shape for n, p in zip(numbers, self._parameters(), strict=True)}
+        same = [{k: type(v) for k, v in g.items() if k != "lr"} for g in groups]
+        if same != [{k: type(v) for k, v in g.items() if k != "lr"} for g in saved["param_groups"]]:
+            raise ValueError("'optimizer.param_groups' are those of another optimiser")
+        for number, values in saved["state"].items():
+            moments = {values[key].shape for key in ("exp_avg", "exp_avg_sq")}
+            if moments != {shapes[number]} or values["step"].numel() != 1:
+                raise ValueError(f"'optimizer.state' of parameter {number} has another shape")
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
 def fit(
@@ -292,6 +311,10 @@ def fit(
         try:
             trainer.restore(state)
             history = [dict(row) for row in state["history"]]
+            if [row["epoch"] for row in history] != [*range(1, len(history) + 1)]:
+                raise ValueError("'history' has not every epoch once")
+            if not all(isinstance(key, str) and isinstance(v, int | float) for row in history for key, v in row.items()):
+                raise TypeError("'history' holds more than numbers by name")
             max(map(selection_score, history), default=-1.0)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
             raise TrainingError(f"{out / 'last.pth'}: cannot be resumed from ({shorten(str(error))})") from None
@@ -369,13 +392,17 @@ def check_identity(saved: object, identity: Mapping, path: Path) -> None:
         TrainingError: names the first key that differs.
     """
     before, now = (dict(_flat(values)) for values in (saved if isinstance(saved, Mapping) else {}, identity))
-    different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    different = [key for key in sorted(before.keys() | now.keys()) if not _same(before.get(key), now.get(key))]
     if different:
         key = different[0]
         raise TrainingError(
-            f"{path}: of another training; '{key}' was {before.get(key)!r} and is {now.get(key)!r} "
+            f"{path}: of another training; '{key}' was {shorten(before.get(key))} and is {shorten(now.get(key))} "
             f"({len(different)} such keys); expected the same settings, or a new folder"
         )
+
+
+def _same(before: object, now: object) -> bool:
+    return type(before) in (type(now), int, float) and before == now  # a tensor does not say whether it is equal
 
 
 def _flat(values: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:

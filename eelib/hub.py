@@ -69,8 +69,9 @@ def released_path(name: str) -> Path:
             "working folder inside a checkout of eelib"
         )
     released, path = _hashes(manifest), manifest.parent / f"{name}.pth"
-    if path.name not in released or not path.exists():
-        known = ", ".join(Path(file).stem for file in released if (manifest.parent / file).exists())
+    there = {entry.name for entry in manifest.parent.iterdir()}
+    if path.name not in released or path.name not in there:
+        known = ", ".join(Path(file).stem for file in released if file in there)
         raise HubError(
             f"{name}: not released; expected one of {known}, which {manifest} lists, or the path of a checkpoint"
         )
