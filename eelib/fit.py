@@ -313,7 +313,9 @@ def fit(
             history = [dict(row) for row in state["history"]]
             if [row["epoch"] for row in history] != [*range(1, len(history) + 1)]:
                 raise ValueError("'history' has not every epoch once")
-            if not all(isinstance(key, str) and isinstance(v, int | float) for row in history for key, v in row.items()):
+            if not all(
+                isinstance(key, str) and isinstance(v, int | float) for row in history for key, v in row.items()
+            ):
                 raise TypeError("'history' holds more than numbers by name")
             max(map(selection_score, history), default=-1.0)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:

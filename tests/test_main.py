@@ -16,6 +16,7 @@ from eelib import door
 from eelib.checkpoints import save_checkpoint
 from eelib.cli import main
 from eelib.config import ROOT
+from eelib.deploy.router import Router
 from eelib.detections import Detections
 from eelib.files import InputError, file_sha256
 from eelib.model import EarlyExitSSDLite
@@ -391,6 +392,7 @@ def test_certify_says_how_many_images_would_do(study, capsys):
         (["route", "--out", "{tmp}"], "is a folder; expected a file"),
         (["route", "--gates", "0.05"], "the detector has no blank gates"),
         (["route", "--data", "none"], "--data none: neither a COCO JSON nor a folder"),
+        (["route", "--calibrate-on", "foo"], "split: 'foo' is unknown; expected one of train, val, calibrate, test"),
         (["certify", "--epsilon", "0"], "--epsilon"),
         (["certify", "--delta", "nan"], "--delta"),
         (["certify", "--epsilon", "0.9", "--delta", "0.5", "--calibrate-on", "val"], "certifying on 'val'"),
@@ -402,6 +404,21 @@ def test_routing_refuses(argv, message, study, tmp_path, capsys):
     assert main(argv) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert message in error and error.startswith("eelib: ")
+
+
+def test_a_relative_path_is_the_callers_in_every_option(study, tiny, monkeypatch):
+    """Not that of a file with the same name in the repository."""
+    monkeypatch.chdir(tiny)
+    argv = [os.path.relpath(part) if part.startswith("/") else part for part in study("route", "--policy", "fixed")]
+    assert not any(part.startswith("/") for part in argv) and main([*argv, "--out", "router.json"]) == 0
+    assert Router.load(tiny / "router.json").times.exits == (0.5, 0.7, 1.0) and any((tiny / "records").iterdir())
+
+
+def test_a_folder_whose_name_is_no_text(detector, pictures, tmp_path, capfd):
+    folder = os.fsdecode(bytes(tmp_path / "caf") + b"\xe9")
+    assert main(["export", str(detector / "w.pth"), "--out", folder]) == 0
+    assert main(["detect", str(pictures / "a.jpg"), "--export", folder, "--out", f"{folder}/o.json"]) == 0
+    assert os.path.exists(f"{folder}/o.json") and "caf\\udce9" in capfd.readouterr().out
 
 
 def test_records_of_another_checkpoint_are_refused(detector, study, tiny, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Export: one ONNX graph a stage, and a manifest, for :mod:`eelib.deploy.runtime`."""
 
 import contextlib
+import io
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -154,16 +155,17 @@ def write_graph(module: nn.Module, example: Tensor, outputs: Sequence[str], fold
 
     The file's name carries its hash, so that it never replaces a graph which an earlier manifest lists.
     """
-    path = folder / f"{name}.onnx"
+    path, content = folder / f"{name}.onnx", io.BytesIO()  # torch refuses a path that is not UTF-8
     names = ["features", *outputs]
     with warnings.catch_warnings():
         # torch's newer exporter gives a graph of the same speed, in 8 s a stage instead of 0.4 s,
         # and with one dependency more.
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
-            module.eval().requires_grad_(False), (example,), str(path), dynamo=False, opset_version=OPSET,
+            module.eval().requires_grad_(False), (example,), content, dynamo=False, opset_version=OPSET,
             input_names=names[:1], output_names=names[1:], dynamic_axes={key: {0: "batch"} for key in names},
         )  # fmt: skip
+    path.write_bytes(content.getvalue())
     return named_by_hash(path, outputs)
 
 

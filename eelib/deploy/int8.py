@@ -9,6 +9,7 @@ out the tails beyond a percentile: a few outliers would stretch it until most va
 import contextlib
 import io
 import logging
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -102,16 +103,19 @@ def quantise(folder: Path | str, split: str = "calibrate", count: int = 64, sour
 
 def _quantise_graph(source: Path, target: Path, features: np.ndarray, reads_pixels: bool) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        inferred = Path(scratch) / "inferred.onnx"
+        # onnx refuses a path that is not UTF-8
+        given, inferred, made = (Path(scratch) / f"{name}.onnx" for name in ("given", "inferred", "made"))
+        shutil.copyfile(source, given)
         logging.disable(logging.WARNING)  # advice on preprocessing, once a call
         try:
-            quant_pre_process(source, inferred, skip_optimization=True, skip_symbolic_shape=True)
+            quant_pre_process(given, inferred, skip_optimization=True, skip_symbolic_shape=True)
             kept = kept_in_float(onnx.load(inferred).graph, reads_pixels)
             with contextlib.redirect_stdout(io.StringIO()):  # it tells of its histograms
                 quantize_static(
-                    inferred, target, _Reader(features), per_channel=True, weight_type=QuantType.QInt8,
+                    inferred, made, _Reader(features), per_channel=True, weight_type=QuantType.QInt8,
                     activation_type=QuantType.QUInt8, nodes_to_exclude=kept,
                     calibrate_method=CalibrationMethod.Percentile, extra_options={"CalibPercentile": PERCENTILE},
                 )  # fmt: skip
         finally:
             logging.disable(logging.NOTSET)
+        shutil.copyfile(made, target)

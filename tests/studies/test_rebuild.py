@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 
@@ -106,3 +107,15 @@ def test_no_output_of_a_rule_is_tracked():
     )
     outputs = [line.split("\t")[0] for line in done.stdout.splitlines()[1:]]
     assert len(outputs) > 20 and all(path.startswith("runs/") for path in outputs)
+
+
+@pytest.mark.parametrize(("target", "check", "unpack"), [
+    ("pretrained", "sha512sum --check --strict", "tar xzf"), ("furniture", "sha256sum --check --strict", "dpkg-deb -x"),
+])  # fmt: skip
+def test_a_download_is_checked_against_the_repository_before_it_is_unpacked(target, check, unpack, tmp_path):
+    command = ["make", "--dry-run", "--always-make", target, "PYTHON=true", f"VENV={tmp_path}"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    first = {word: next(k for k, line in enumerate(lines) if word in line) for word in (check, unpack)}
+    assert first[check] < first[unpack]
+    listed = ROOT / lines[first[check]].split()[-1]
+    assert listed.is_relative_to(ROOT) and re.match(r"[0-9a-f]{64,128}  \S+", listed.read_text())
