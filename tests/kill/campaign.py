@@ -209,9 +209,17 @@ def _read_graph(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def _read_document(path: Path) -> bytes:
+    content = path.read_bytes()
+    if not content.startswith(b"%PDF-") or not content.rstrip().endswith(b"%%EOF"):
+        raise ValueError("a PDF that is not whole")
+    return content
+
+
 READERS = {
     ".json": _read_json, ".jsonl": _read_lines, ".csv": _read_table, ".pth": _read_weights, ".npz": _read_arrays,
     ".jpg": _read_image, ".png": _read_image, ".mp4": _read_video, ".onnx": _read_graph, ".ipynb": _read_json,
+    ".pdf": _read_document,
 }  # fmt: skip
 
 
