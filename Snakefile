@@ -101,7 +101,7 @@ ALL = [file for row in STAGES.values() for file in made(row["makes"])]
 
 onerror:
     # Snakemake makes an empty log for a job that was killed before it wrote one; here a log is a notebook
-    shell(f"find {OUT}/executed -type f -empty -delete")
+    shell(f"mkdir -p {OUT}/executed && find {OUT}/executed -type f -empty -delete")
 
 
 rule all:
