@@ -1,5 +1,6 @@
 """One training from its configuration to released weights."""
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from eelib.fit import Step, Trainer, fit, parameter_groups, warmup_of
 from eelib.losses import Criterion
 from eelib.model import EXIT_WIDTH, SCALES, EarlyExitSSDLite, ExitOutput, rebuild
 from eelib.progress import tensorboard as tensorboard_in
+
+# Of an exit, which has scores and boxes in one, and of full's classes.
+LAST_LAYER = re.compile(r"(\.predictors|\.classification_head\.module_list)\.\d+\.1\.(weight|bias)$")
 
 
 def build_model(config: Config) -> EarlyExitSSDLite:
@@ -75,12 +79,9 @@ def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> Early
     taken = {key: value.to(own[key].dtype) for key, value in state["model"].items() if key in own}
     known = (state.get("plan") or {}).get("classes", ("chair",))  # of the first releases
     if len(known) != len(detector.classes):
-        heads = [key for key in taken if ".predictors." in key or "classification_head." in key]
         columns = len(known) + 1, len(detector.classes) + 1
         taken |= {
-            k: _of_classes(taken[k], *columns, 4 * (".predictors." in k))
-            for k in heads
-            if own[k].shape != taken[k].shape
+            k: _of_classes(v, *columns, 4 * (".predictors." in k)) for k, v in taken.items() if LAST_LAYER.search(k)
         }
     if not any(key.startswith("backbone.") for key in taken):
         raise TrainingError(f"{source}: no weights of the trunk; expected a detector of eelib")
