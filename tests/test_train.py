@@ -58,11 +58,11 @@ def test_a_resumed_training_equals_an_uninterrupted_one_with_mosaics(tiny, tmp_p
 
 
 def test_a_folder_that_holds_a_run_is_refused_unless_it_is_said(tiny, tmp_path):
-    path = train(config(tiny), tmp_path / "run", log=silent)
+    path = train(config(tiny, epochs=1), tmp_path / "run", log=silent)
     before = weights(path)
     with pytest.raises(TrainingError, match="holds a run already; expected --resume to go on or --overwrite"):
-        train(config(tiny), tmp_path / "run", log=silent)
-    other = config(tiny, optim={"lr": 1e-4})
+        train(config(tiny, epochs=1), tmp_path / "run", log=silent)
+    other = config(tiny, epochs=1, optim={"lr": 1e-4})
     with pytest.raises(TrainingError, match=r"config\.optim\.lr"):
         train(other, tmp_path / "run", resume=True, log=silent)
     assert all(torch.equal(before[key], value) for key, value in weights(path).items())
@@ -71,12 +71,12 @@ def test_a_folder_that_holds_a_run_is_refused_unless_it_is_said(tiny, tmp_path):
 
 
 def test_data_that_changed_is_another_run(tiny, tmp_path):
-    train(config(tiny), tmp_path / "run", log=silent)
+    train(config(tiny, epochs=1), tmp_path / "run", log=silent)
     content = json.loads((tiny / "val.json").read_text())
     content["annotations"][0]["bbox"][0] += 1
     (tiny / "val.json").write_text(json.dumps(content))
     with pytest.raises(TrainingError, match="val_sha256"):
-        train(config(tiny), tmp_path / "run", resume=True, log=silent)
+        train(config(tiny, epochs=1), tmp_path / "run", resume=True, log=silent)
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ def test_two_classes_are_trained_and_told_apart(tiny, tmp_path):
         content["categories"].append({"id": 7, "name": "stool"})
         content["annotations"][1]["category_id"] = 7
         (tiny / f"{split}.json").write_text(json.dumps(content))
-    model = eelib.load(train(config(tiny), tmp_path / "run", log=silent))
+    model = eelib.load(train(config(tiny, epochs=1), tmp_path / "run", log=silent))
     assert model.classes == ("chair", "stool")  # in the order of the file
     found = model.predict(tiny / "test" / "1.jpg", min_score=0.0)
     assert set(np.unique(found.labels)) == {1, 2} and found.classes == model.classes
-    one = eelib.load(train(config(tiny, data={"category": "stool"}), tmp_path / "one", log=silent))
+    one = eelib.load(train(config(tiny, epochs=1, data={"category": "stool"}), tmp_path / "one", log=silent))
     assert one.classes == ("stool",)
