@@ -1,8 +1,8 @@
 """The bench: every runtime, exit and batch size in turn, and what the goals say of it.
 
-Times run from image tensor to final detections, the suppression included, and are shares of the plain detector's,
-without exits, on onnxruntime. All calls of one batch size and thread count are interleaved, so that a drift of the
-machine meets them alike: their ratios hold, times of two sessions are not comparable.
+Times run from image tensor to final detections, the suppression included, and are shares of the baseline's: the
+released detector without exits at 320 px, on onnxruntime. All calls of one batch size and thread count are interleaved,
+so that a drift of the machine meets them alike: their ratios hold, times of two sessions are not comparable.
 """
 
 import importlib.util
@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -26,23 +27,50 @@ from matplotlib.ticker import LogLocator, ScalarFormatter
 from eelib.checkpoints import load_checkpoint, load_released
 from eelib.data import DetectionDataset, as_input
 from eelib.deploy.evidence import Column
+from eelib.deploy.export import export
 from eelib.deploy.manifest import DeploymentError
 from eelib.deploy.router import Rule, at_exit
 from eelib.deploy.runtime import Session, open_graph
 from eelib.evaluate import source_for, versions
 from eelib.files import file_sha256
+from eelib.hub import path_of
 from eelib.model import EarlyExitSSDLite
 from eelib.plots import EXIT_COLOURS, TEXT_WIDTH_IN
-from eelib.timing import UNITS, machine, measure, run_to
+from eelib.timing import machine, measure, run_to
 from studies.goals import load_goals
 
-PLAIN = ("onnxruntime", "plain")  # what 1.00 is
+BASELINE = ("onnxruntime", "baseline")  # what 1.00 is
+PLAIN = ("onnxruntime", "plain")  # the measured detector without its exits, at the same input
+UNIT = "the released baseline without exits at 320 px, in an exported session at the same batch size and threads"
 EVEN = "best score; half of what arrives at an exit leaves there, by 32 images of calibrate"  # without a router
 # Timed rounds by (threads, batch size). The quick ones fit into a minute of a two-core machine.
 ROUNDS = {(1, 1): 60, (1, 8): 15, (1, 32): 6, (2, 1): 60, (2, 8): 10}
 QUICK_ROUNDS = {(1, 1): 15, (1, 8): 3, (1, 32): 2, (2, 1): 8}
 
 Calls = dict[tuple[str, str], Callable[[], object]]  # by runtime and exit
+
+
+class Baseline(NamedTuple):
+    """What 1.00 is: the export of a detector without exits, and images at its input size."""
+
+    folder: Path
+    images: torch.Tensor  # float (N, 3, S, S) in [0, 1]
+
+    def session(self, threads: int = 1) -> Session:
+        """A float session on onnxruntime."""
+        return Session(self.folder, threads)
+
+
+def baseline(folder: Path, images: int = 32) -> Baseline:
+    """The released baseline, exported into a folder, and images of ``calibrate``, the same as :func:`inputs`."""
+    export(path_of("baseline"), folder)
+    return Baseline(folder, inputs("calibrate", load_released(path_of("baseline")), images))
+
+
+def inputs(split: str, model: EarlyExitSSDLite, limit: int | None) -> torch.Tensor:
+    """Images of a split at the model's input size, float (N, 3, S, S) in [0, 1]; drawn where there is a limit."""
+    dataset = DetectionDataset(split, source_for(model, "data/showroom"), model.size, limit=limit)
+    return as_input(torch.stack([dataset[i][0] for i in range(len(dataset))]))
 
 
 def sessions_of(folder: Path, threads: int) -> dict[str, Session]:
@@ -85,6 +113,7 @@ def time_grid(
     model: EarlyExitSSDLite,
     folder: Path,
     images: torch.Tensor,
+    unit: Baseline,
     *,
     rounds: Mapping[tuple[int, int], int],
     log: Callable[[str], None] = print,
@@ -93,12 +122,13 @@ def time_grid(
 
     Args:
         images: float (B, 3, S, S) in [0, 1]; the batches are its first images.
+        unit: what 1.00 is.
         rounds: timed rounds by (threads, batch size).
 
     Returns:
         Rows of ``runtime``, ``exit``, ``batch``, ``threads``, ``median_ms``, ``p95_ms`` and ``p99_ms`` of a call,
-        ``images_per_second``, and ``ratio`` to the plain detector at the same batch size and threads. At batch 32 the
-        row ``routed`` has half of what arrives at an exit leave there, and ``predicted_ms`` from the exits' times.
+        ``images_per_second``, and ``ratio`` to the baseline at the same batch size and threads. At batch 32 the row
+        ``routed`` has half of what arrives at an exit leave there, and ``predicted_ms`` from the exits' times.
     """
     rows, before = [], torch.get_num_threads()
     try:
@@ -106,7 +136,10 @@ def time_grid(
             log(f"timing batch {batch}, {threads} thread{'s' * (threads > 1)}")
             torch.set_num_threads(threads)
             sessions = sessions_of(folder, threads)
-            calls = calls_of(model, sessions, images[:batch])
+            plain, pictures = unit.session(threads), np.ascontiguousarray(unit.images[:batch].numpy())
+            whole = plain.at_exit(plain.exits[-1])
+            calls: Calls = {BASELINE: lambda s=plain, a=pictures, r=whole: s.detect_batch(a, r)}
+            calls |= calls_of(model, sessions, images[:batch])
             session, array = sessions["onnxruntime"], np.ascontiguousarray(images[:batch].numpy())
             rule = even_rule(session, array) if batch == 32 and len(session.exits) > 1 else None
             if rule:
@@ -114,7 +147,7 @@ def time_grid(
             times = measure(calls, repeats, warmup=min(3, repeats))
             for (runtime, name), of_call in times.items():
                 rates = {"images_per_second": 1e3 * batch / of_call["median_ms"]}
-                rates["ratio"] = of_call["median_ms"] / times[PLAIN]["median_ms"]
+                rates["ratio"] = of_call["median_ms"] / times[BASELINE]["median_ms"]
                 rows.append({"runtime": runtime, "exit": name, "batch": batch, "threads": threads, **of_call, **rates})
             if rule:
                 left = [d.exit_name for d in session.detect_batch(array, rule)]
@@ -134,45 +167,43 @@ def even_rule(session: Session, array: np.ndarray) -> Rule:
     return session.by_score({name: float(value) for name, value in best.items()})
 
 
-def routed_latency(session: Session, images: Sequence[np.ndarray], rule: Rule) -> list[dict]:
-    """Latency over all images of a split, one and eight at a time: the plain detector and images routed by a rule.
+def routed_latency(paths: Mapping[str, tuple[Session, Rule, Sequence[np.ndarray]]]) -> list[dict]:
+    """Latency over all images of a split, one and eight at a time, of several systems beside each other.
 
-    Both see a batch one after the other, in an order drawn anew, so that its difficulty and a drift of the machine
+    All see a batch one after the other, in an order drawn anew, so that its difficulty and a drift of the machine
     meet them alike. Images that do not fill the last batch are left out.
 
     Args:
-        session: of one thread.
-        images: float32 (3, S, S) in [0, 1].
-        rule: that images obey.
+        paths: name of a system to its session of one thread, the rule that its images obey, and the same images
+            in the same order, float32 (3, S, S) in [0, 1], at its input size. The first one is what 1.00 is.
 
     Returns:
-        Rows of ``path`` (``plain`` or ``routed``), ``batch``, ``images``, ``median_ms``, ``p95_ms`` and ``p99_ms`` of
-        a call, ``images_per_second``, ``ratio`` of the mean times, and ``exits`` (images that left at each).
+        Rows of ``path``, ``batch``, ``images``, ``median_ms``, ``p95_ms`` and ``p99_ms`` of a call,
+        ``images_per_second``, ``ratio`` of the mean times, and ``exits`` (images that left at each).
     """
-    rows, rng = [], np.random.default_rng(0)
-    rules = {"plain": session.at_exit(session.exits[-1]), "routed": rule}
+    rows, rng, (unit, (_, _, pictures)) = [], np.random.default_rng(0), next(iter(paths.items()))
     for batch in (1, 8):
-        spent, exits = {name: [] for name in rules}, {name: Counter() for name in rules}
-        for first in range(0, len(images) - batch + 1, batch):
-            array = np.stack(images[first : first + batch])
+        spent, exits = {name: [] for name in paths}, {name: Counter() for name in paths}
+        for first in range(0, len(pictures) - batch + 1, batch):
+            arrays = {name: np.stack(images[first : first + batch]) for name, (_, _, images) in paths.items()}
             for _ in range(3 if first == 0 else 1):  # the first round warms up
-                for name in rng.permutation(list(rules)).tolist():
+                for name in rng.permutation(list(paths)).tolist():
+                    session, rule, _ = paths[name]
                     began = time.perf_counter()
-                    found = session.detect_batch(array, rules[name])
+                    found = session.detect_batch(arrays[name], rule)
                     spent[name].append(1e3 * (time.perf_counter() - began))
-                    left = Counter(d.exit_name for d in found)
-                    exits[name] += left if len(spent[name]) > 2 else Counter()
+                    exits[name] += Counter(d.exit_name for d in found) if len(spent[name]) > 2 else Counter()
         for name, values in spent.items():
             kept, mean = values[2:], statistics.fmean(values[2:])
             median, p95, p99 = np.percentile(kept, (50, 95, 99)).tolist()
             rows.append({"path": name, "batch": batch, "images": batch * len(kept), "median_ms": median,
                          "p95_ms": p95, "p99_ms": p99, "images_per_second": 1e3 * batch / mean,
-                         "ratio": mean / statistics.fmean(spent["plain"][2:]), "exits": dict(exits[name])})  # fmt: skip
+                         "ratio": mean / statistics.fmean(spent[unit][2:]), "exits": dict(exits[name])})  # fmt: skip
     return rows
 
 
 def evidence_cost(folder: Path, image: np.ndarray, repeats: int = 60) -> dict[str, float]:
-    """What computing and reading the evidence adds at each early exit, in % of the plain detector's time.
+    """What computing and reading the evidence adds at each early exit, in % of the time without exits, same input.
 
     Each stage is timed against itself without the evidence, which is pruned from its graph.
 
@@ -206,10 +237,11 @@ def check_goals(rows: Sequence[Mapping]) -> list[dict]:
     goals = load_goals()
     limits = goals["runtime"]
     ms = {(r["runtime"], r["exit"]): r["median_ms"] for r in rows if r["batch"] == r["threads"] == 1}
-    staged = {name: t for (runtime, name), t in ms.items() if runtime == "onnxruntime" and name != "plain"}
+    staged = {name: t for (runtime, name), t in ms.items() if runtime == "onnxruntime"}
+    staged = {name: t for name, t in staged.items() if name not in (BASELINE[1], PLAIN[1])}
     last, plain = list(staged)[-1], ms[PLAIN]
     checks = [
-        (f"{name} / plain detector, batch 1, one thread", staged[name] / plain, "<=", goal["time"])
+        (f"{name} / plain detector at the same input", staged[name] / plain, "<=", goal["time"])
         for name, goal in goals["exits"].items()
         if "time" in goal and name in staged
     ]
@@ -217,7 +249,9 @@ def check_goals(rows: Sequence[Mapping]) -> list[dict]:
     checks.append(
         (f"staged {last} / one graph of all exits", staged[last] / monolithic, "<=", limits["staged_to_monolithic"])
     )
-    checks.append((f"staged {last} / plain detector", staged[last] / plain, "<=", limits["staged_to_plain"]))
+    checks.append(
+        (f"staged {last} / plain detector at the same input", staged[last] / plain, "<=", limits["staged_to_plain"])
+    )
     for name, time_ms in staged.items():
         checks.append((f"eager / onnxruntime at {name}", ms["eager", name] / time_ms, ">=", limits["eager_to_staged"]))
     for row in rows:
@@ -236,12 +270,13 @@ def check_goals(rows: Sequence[Mapping]) -> list[dict]:
     ]
 
 
-def run(checkpoint: Path | str, folder: Path, *, quick: bool, log: Callable[[str], None] = print) -> dict:
+def run(checkpoint: Path | str, folder: Path, unit: Path, *, quick: bool, log: Callable[[str], None] = print) -> dict:
     """Everything that ``eelib bench`` writes.
 
     Args:
         checkpoint: a released detector.
         folder: its export.
+        unit: folder that the released baseline is exported into, which is what 1.00 is.
         quick: few repeats; ends within a minute.
         log: receives a line a step.
 
@@ -252,17 +287,23 @@ def run(checkpoint: Path | str, folder: Path, *, quick: bool, log: Callable[[str
     if digest != file_sha256(checkpoint):
         raise DeploymentError(f"{folder}: export of another checkpoint than {checkpoint}: export again")
     model, began, load_average = load_released(checkpoint).eval(), time.perf_counter(), os.getloadavg()[0]
-    dataset = DetectionDataset("calibrate", source_for(model, "data/showroom"), model.size, limit=32)
-    images = as_input(torch.stack([dataset[i][0] for i in range(len(dataset))]))
-    times = time_grid(model, folder, images, rounds=QUICK_ROUNDS if quick else ROUNDS, log=log)
-    session = Session(folder)
+    images, reference = inputs("calibrate", model, 32), baseline(unit)
+    times = time_grid(model, folder, images, reference, rounds=QUICK_ROUNDS if quick else ROUNDS, log=log)
+    session, plain = Session(folder), reference.session()
     early = session.router and session.router.early
     rule = session.router if early else even_rule(session, np.ascontiguousarray(images.numpy()))
-    test = DetectionDataset("test", source_for(model, "data/showroom"), model.size, limit=32 if quick else None)
-    log(f"timing the routed system on {len(test)} images of test")
-    routed = routed_latency(session, [as_input(test[i][0][None])[0].numpy() for i in range(len(test))], rule)
+    limit = 32 if quick else None
+    shown, shown_to_baseline = (
+        list(inputs("test", m, limit).numpy()) for m in (model, load_released(path_of("baseline")))
+    )
+    log(f"timing the routed system on {len(shown)} images of test")
+    routed = routed_latency({
+        "baseline": (plain, plain.at_exit(plain.exits[-1]), shown_to_baseline),
+        "plain": (session, session.at_exit(session.exits[-1]), shown),
+        "routed": (session, rule, shown),
+    })  # fmt: skip
     return {
-        "quick": quick, "machine": machine(), "load_average_before": load_average, "unit": UNITS["session"],
+        "quick": quick, "machine": machine(), "load_average_before": load_average, "unit": UNIT,
         "times": times, "router": session.router.describe() if early else EVEN, "routed": routed,
         "evidence_percent": evidence_cost(folder, images[:1].numpy(), 15 if quick else 60),
         "goals": check_goals(times), "checkpoint_sha256": digest, "config": load_checkpoint(checkpoint).get("config"),
@@ -271,7 +312,7 @@ def run(checkpoint: Path | str, folder: Path, *, quick: bool, log: Callable[[str
 
 
 def table(times: Sequence[Mapping]) -> pd.DataFrame:
-    """Ratios to the plain detector at the same batch size and threads; milliseconds and images a second at batch 1."""
+    """Ratios to the baseline at the same batch size and threads; milliseconds and images a second at batch 1."""
     frame = pd.DataFrame(times)
     rows = frame.drop_duplicates(["runtime", "exit"]).set_index(["runtime", "exit"]).index
     wide = frame.pivot(index=["runtime", "exit"], columns=["threads", "batch"], values="ratio").reindex(rows)

@@ -35,22 +35,23 @@ def test_half_of_what_arrives_leaves_at_each_exit(exported, images):
     assert exits.count("exit1") == 4
 
 
-def test_a_grid_has_every_call_and_ratios_to_the_plain_detector(checkpoint, exported, images, monkeypatch):
+def test_a_grid_has_every_call_and_ratios_to_the_baseline(checkpoint, exported, images, monkeypatch):
     many = images.repeat(3, 1, 1, 1)[:32]
     monkeypatch.setattr(bench, "measure", lambda calls, repeats, warmup=0: {
-        key: {"median_ms": 2.0 if key == bench.PLAIN else 1.0, "p95_ms": 3.0, "p99_ms": 4.0} for key in calls
+        key: {"median_ms": 2.0 if key == bench.BASELINE else 1.0, "p95_ms": 3.0, "p99_ms": 4.0} for key in calls
     })  # fmt: skip
     model = load_released(checkpoint("two exits")).eval()
-    rows = bench.time_grid(model, exported("two exits"), many, rounds={(1, 1): 2, (1, 32): 2}, log=lambda _: None)
-    plain = [row for row in rows if (row["runtime"], row["exit"]) == bench.PLAIN]
-    assert [row["ratio"] for row in plain] == [1.0, 1.0] and [row["images_per_second"] for row in plain] == [500, 16000]
-    assert {row["ratio"] for row in rows if row not in plain} == {0.5}
+    unit = bench.Baseline(exported("plain"), many)
+    rows = bench.time_grid(model, exported("two exits"), many, unit, rounds={(1, 1): 2, (1, 32): 2}, log=lambda _: None)
+    ones = [row for row in rows if (row["runtime"], row["exit"]) == bench.BASELINE]
+    assert [row["ratio"] for row in ones] == [1.0, 1.0] and [row["images_per_second"] for row in ones] == [500, 16000]
+    assert {row["ratio"] for row in rows if row not in ones} == {0.5}
     (routed,) = (row for row in rows if row["exit"] == "routed")
     assert (
         routed["batch"] == 32 and sum(routed["exits"].values()) == 32 and routed["predicted_ms"] == pytest.approx(1.0)
     )
     table = bench.table(rows).set_index(["runtime", "exit"])
-    assert table.loc[bench.PLAIN, "batch 1, 1 thr"] == 1 and table.loc[("onnxruntime", "exit1"), "ms"] == 1
+    assert table.loc[bench.BASELINE, "batch 1, 1 thr"] == 1 and table.loc[("onnxruntime", "exit1"), "ms"] == 1
     assert len(bench.runtimes_figure(rows).axes) == 3
 
 
@@ -65,13 +66,14 @@ def test_evidence_is_timed_against_stages_without_it(exported, images, monkeypat
 
 def test_routed_latency_counts_every_image_once(exported, images):
     session, arrays = bench.sessions_of(exported("two exits"), 1)["onnxruntime"], list(images[:11].numpy())
-    rule = bench.even_rule(session, images[:11].numpy())
-    rows = {(row["path"], row["batch"]): row for row in bench.routed_latency(session, arrays, rule)}
-    assert list(rows) == [("plain", 1), ("routed", 1), ("plain", 8), ("routed", 8)]
+    rule, plain = bench.even_rule(session, images[:11].numpy()), bench.Baseline(exported("plain"), images).session()
+    paths = {"baseline": (plain, plain.at_exit("full"), arrays), "routed": (session, rule, arrays)}
+    rows = {(row["path"], row["batch"]): row for row in bench.routed_latency(paths)}
+    assert list(rows) == [("baseline", 1), ("routed", 1), ("baseline", 8), ("routed", 8)]
     assert [rows["routed", batch]["images"] for batch in (1, 8)] == [11, 8]  # three do not fill a batch
     left = [found.exit_name for found in session.detect_batch(images[:11].numpy(), rule)]
     assert rows["routed", 1]["exits"] == {name: left.count(name) for name in set(left)}
-    assert rows["plain", 8]["exits"] == {"full": 8} and rows["plain", 8]["ratio"] == 1
+    assert rows["baseline", 8]["exits"] == {"full": 8} and rows["baseline", 8]["ratio"] == 1
     assert all(row["median_ms"] <= row["p95_ms"] <= row["p99_ms"] for row in rows.values())
     assert list(bench.latency_table(list(rows.values()))["left at"])[0] == "full 11"
 
@@ -79,16 +81,16 @@ def test_routed_latency_counts_every_image_once(exported, images):
 def test_goals_by_hand():
     times = {("eager", "exit1"): 20, ("eager", "exit2"): 22, ("eager", "full"): 30, ("onnxruntime", "exit1"): 5,
              ("onnxruntime", "exit2"): 8, ("onnxruntime", "full"): 12, ("onnxruntime monolithic", "full"): 11.5,
-             ("onnxruntime", "plain"): 10}  # fmt: skip
+             ("onnxruntime", "plain"): 10, ("onnxruntime", "baseline"): 16}  # fmt: skip
     rows = [{"runtime": r, "exit": e, "batch": 1, "threads": 1, "median_ms": t} for (r, e), t in times.items()]
     rows.append({"runtime": "onnxruntime", "exit": "routed", "batch": 32, "threads": 1, "median_ms": 200,
                  "predicted_ms": 170})  # fmt: skip
     goals = {g["goal"]: (round(g["value"], 3), g["met"]) for g in bench.check_goals(rows)}
     assert goals == {
-        "exit1 / plain detector, batch 1, one thread": (0.5, True),
-        "exit2 / plain detector, batch 1, one thread": (0.8, False),
+        "exit1 / plain detector at the same input": (0.5, True),
+        "exit2 / plain detector at the same input": (0.8, False),
         "staged full / one graph of all exits": (1.043, True),
-        "staged full / plain detector": (1.2, False),
+        "staged full / plain detector at the same input": (1.2, False),
         "eager / onnxruntime at exit1": (4.0, True),
         "eager / onnxruntime at exit2": (2.75, True),
         "eager / onnxruntime at full": (2.5, True),
@@ -96,6 +98,6 @@ def test_goals_by_hand():
     }
 
 
-def test_an_export_of_another_checkpoint_is_refused(checkpoint, exported):
+def test_an_export_of_another_checkpoint_is_refused(checkpoint, exported, tmp_path):
     with pytest.raises(DeploymentError, match="export of another checkpoint"):
-        bench.run(checkpoint("plain"), exported("two exits"), quick=True)
+        bench.run(checkpoint("plain"), exported("two exits"), tmp_path, quick=True)
