@@ -163,9 +163,7 @@ def inspect(
     """The sound content of a file, if it is COCO JSON at all, and all problems, the errors first.
 
     These are the faults of the file and of its segmentations, what is likely wrong, and what the reader puts right.
-
-    Args:
-        path, categories, images: as for :func:`read_coco`.
+    The arguments are those of :func:`read_coco`.
     """
     try:
         contents, found = examine(path, categories, images, segmentations="warning")
@@ -222,10 +220,7 @@ def cleaned(path: Path | str, categories: str | Sequence[str] | None, images: Pa
     """COCO content without the faults that :func:`inspect` lists.
 
     What cannot be read is dropped, boxes are cut at the edges of their image, those in 0..1 become pixels, one
-    picture has one id and each box stands once.
-
-    Args:
-        path, categories, images: as for :func:`read_coco`.
+    picture has one id and each box stands once. The arguments are those of :func:`read_coco`.
     """
     content = examine(path, categories, images, segmentations="warning")[0].content
     by_name: dict[str, dict] = {}
@@ -243,14 +238,10 @@ def cleaned(path: Path | str, categories: str | Sequence[str] | None, images: Pa
 
 
 def read_picture(entry: dict, folder: Path, file: Path) -> Image.Image:
-    """The upright RGB image of an entry of ``images``.
+    """The upright RGB image of an entry of ``images``; ``file`` is where the entry was read, for the message.
 
     Where the file states the size of the stored image, which an EXIF rotation turns, the entry gets the upright
     one's: boxes and masks belong to that.
-
-    Args:
-        entry: of COCO content; ``file`` is where it was read, for the message.
-        folder: of the images.
 
     Raises:
         DataError: the image has another size.

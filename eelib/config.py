@@ -145,11 +145,7 @@ def idle_settings(config: Config) -> list[str]:
 
 
 def parse(values: object, source: str = "configuration") -> Config:
-    """Validate a mapping.
-
-    Args:
-        values: nested mapping of groups and fields.
-        source: file that the values came from, for the message.
+    """Validate a nested mapping of groups and fields; ``source`` is the file that it came from, for the message.
 
     Raises:
         ConfigError: a line with file and, of each problem, dotted key, value and expectation.
@@ -259,11 +255,8 @@ def read_yaml(path: Path | str, above: tuple[Path, ...] = ()) -> dict:
     """A YAML mapping, merged over the file that its key ``extends`` names.
 
     ``extends: base/record.yaml`` is relative to the file. Groups are merged key by key, everything else is
-    replaced, and ``extends`` itself is dropped. A base may extend another.
-
-    Args:
-        path: of the parameter file.
-        above: files that extend this one, the first one last; callers leave it empty.
+    replaced, and ``extends`` itself is dropped. A base may extend another: ``above``, which callers leave empty,
+    holds the files that extend this one, the first one last.
 
     Raises:
         ConfigError: the file is missing, is no mapping, or extends what is missing or extends it in turn.

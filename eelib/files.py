@@ -44,10 +44,9 @@ def read_text(path: Path | str, most: int, kind: str, error: type[InputError]) -
     """Text of a file in UTF-8, with or without a byte-order mark.
 
     Args:
-        path: of the file; :class:`OSError` where it cannot be read.
         most: bytes that such a file has at the most.
         kind: what such a file is, for the message.
-        error: raised where it is larger, or is not UTF-8.
+        error: raised where it is larger, or is not UTF-8; :class:`OSError` where it cannot be read.
     """
     with Path(path).open("rb") as file:
         content = file.read(most + 1)
@@ -62,9 +61,9 @@ def read_text(path: Path | str, most: int, kind: str, error: type[InputError]) -
 def read_json(path: Path | str, error: type[InputError] = InputError) -> dict:
     """An object of a JSON file.
 
-    Args:
-        path: of the file; :class:`FileNotFoundError` where there is none.
-        error: raised where it is no JSON, is not UTF-8, is no object, or is larger than such a file can be.
+    Raises:
+        FileNotFoundError: there is none.
+        error: it is no JSON, is not UTF-8, is no object, or is larger than such a file can be.
     """
     try:
         text = read_text(path, MAX_JSON_BYTES, "a JSON file of eelib", error)
@@ -173,12 +172,9 @@ def write_json(path: Path | str, values: dict) -> Path:
 
 
 def refuse_bomb(path: Path | str, ratio: int, error: type[InputError]) -> None:
-    """Before it is unpacked: refuse a zip that unpacks to more than 64 MiB and ``ratio`` times its size.
+    """Before it is unpacked: raise the error for a zip that unpacks to more than 64 MiB and ``ratio`` times its size.
 
-    Args:
-        path: of the file, which need not be a zip.
-        ratio: that no file of its kind reaches.
-        error: raised.
+    No file of its kind reaches that ratio; the file need not be a zip.
     """
     if not zipfile.is_zipfile(path):
         return
