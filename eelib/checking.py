@@ -13,11 +13,9 @@ from eelib.annotations import Contents
 from eelib.coco import (
     CATEGORY,
     DRAWN,
-    HOW_TO_OBTAIN,
     Source,
     cleaned,
     inspect,
-    missing_parts,
     open_root,
     open_source,
     part_of,
@@ -29,8 +27,14 @@ from eelib.config import ConfigError, DataConfig
 from eelib.door import say
 from eelib.faults import DataError, Problem, Problems
 from eelib.files import write_atomic
-from eelib.layouts import SPLITS, find_images, images_beside, whole_file
+from eelib.layouts import COCO_PARTS, SPLITS, find_images, images_beside, whole_file
 from eelib.preprocess import ImageError
+
+HOW_TO_OBTAIN = """COCO 2017 comes from its official site, cocodataset.org (Download); eelib downloads nothing.
+  annotations_trainval2017.zip  241 MB  annotations/instances_train2017.json, annotations/instances_val2017.json
+  train2017.zip                  18 GB  train2017/, 118,287 images
+  val2017.zip                     1 GB  val2017/, 5,000 images
+Unpack all three into {root}, then run this command again. Mind the images' own licences (Flickr)."""
 
 
 def data_settings(
@@ -49,11 +53,11 @@ def data_settings(
         DataError: there is nothing at ``--data``, or files of another format.
     """
     settings: dict[str, object] = {} if category is None else {"data.category": list(category)}
-    path = data.resolve() if data else None
-    if images and (path is None or path.is_dir()):
+    if images and (data is None or data.is_dir()):
         raise ConfigError(f"--images {images}: needs --data with the COCO JSON that names them")
-    if path is None:
+    if data is None:
         return settings
+    path = data.resolve()
     if not path.exists():
         raise DataError(f"--data {data}: neither a COCO JSON nor a folder of splits")
     if path.is_file():
@@ -75,12 +79,7 @@ def chosen_source(settings: dict[str, object], default: DataConfig | None = None
 
 
 def counts(source: Source, split: str, content: dict) -> dict:
-    """What a split holds, and which of its image files are missing.
-
-    Args:
-        source, split: whose it is.
-        content: as :func:`eelib.coco.part_of` gives it.
-    """
+    """What a split with such content holds, and which of its image files are missing."""
     path, folder = source.file_of(split)
     objects = [a for a in content["annotations"] if not a["iscrowd"]]
     files = [image["file_name"] for image in content["images"]]
@@ -113,34 +112,30 @@ def undecodable(source: Source, split: str, content: dict) -> list[Problem]:
 
 def check_coco(root: Path, category: Sequence[str] | None, decode: bool, as_json: bool) -> int:
     """``eelib data coco``: what COCO 2017 in a folder holds, or how to obtain what is missing; the exit status."""
-    if missing := missing_parts(root):
+    needed = [f"annotations/instances_{part}.json" for part in COCO_PARTS.values()]
+    needed += [f"{part}/" for part in COCO_PARTS.values()]
+    if missing := [name for name in needed if not (root / name).exists()]:
         print(HOW_TO_OBTAIN.format(root=root))
         raise DataError(f"{root}: not COCO 2017 yet; missing {', '.join(missing)}")
-    return check(open_root(root, category or CATEGORY), SPLITS, decode, as_json)
+    return check(open_root(root, category or CATEGORY), decode, as_json)
 
 
-def check_data(source: Source, decode: bool, as_json: bool) -> int:
-    """``eelib data check``: all splits of a data set; the exit status."""
-    splits = [s for s in SPLITS if s in source.files or (s in DRAWN and "train" in source.files)]
-    return check(source, splits, decode, as_json)
-
-
-def check(source: Source, splits: Sequence[str], decode: bool, as_json: bool) -> int:
-    """Print what splits hold and all that is wrong with them.
+def check(source: Source, decode: bool, as_json: bool) -> int:
+    """``eelib data check``: print what the splits of a data set hold and all that is wrong with them.
 
     Args:
-        source, splits: what is looked at.
         decode: decode every image, too.
         as_json: print one JSON list.
 
     Returns:
-        0, or 1 where image files are missing.
+        The exit status: 0, or 1 where image files are missing.
 
     Raises:
         DataError: the first error; all are printed before.
     """
     began, source = time.perf_counter(), replace(source, categories=source.names)
-    files = {source.file_of(split)[0]: source.file_of(split)[1] for split in splits}
+    splits = [s for s in SPLITS if s in source.files or (s in DRAWN and "train" in source.files)]
+    files = dict(source.file_of(split) for split in splits)
     inspected = {path: inspect(path, source.names, folder) for path, folder in files.items()}
     broken = {path for path, (_, found) in inspected.items() for problem in found if problem.severity == "error"}
     rows = []

@@ -335,7 +335,7 @@ def data_check(
     if fix:
         checking.fix(source, data.category, fix)
         return 0
-    return checking.check_data(source, decode, as_json)
+    return checking.check(source, decode, as_json)
 
 
 @data_app.command(name="coco")

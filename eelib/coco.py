@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from PIL import Image
 from eelib.annotations import Contents, all_categories, as_names, examine
 from eelib.config import ROOT, DataConfig, resolve
 from eelib.faults import DataError, Problem
-from eelib.layouts import COCO_PARTS, SPLITS, foreign_format, split_files, whole_file
+from eelib.layouts import SPLITS, foreign_format, split_files, whole_file
 from eelib.preprocess import read_image, read_sizes
 
 SHOWROOM = ROOT / "data" / "showroom"
@@ -25,11 +25,6 @@ CATEGORY = "chair"
 # Splits that have no file of their own are drawn from train's file, this share of its images each:
 # 4,731 of COCO's 118,287, about as many as val2017 has; of a small file a tenth, up to so many images.
 DRAWN, DRAWN_SHARE, SMALL_SHARE, SMALL = ("val", "calibrate", "test"), 0.04, 0.1, 50
-HOW_TO_OBTAIN = """COCO 2017 comes from its official site, cocodataset.org (Download); eelib downloads nothing.
-  annotations_trainval2017.zip  241 MB  annotations/instances_train2017.json, annotations/instances_val2017.json
-  train2017.zip                  18 GB  train2017/, 118,287 images
-  val2017.zip                     1 GB  val2017/, 5,000 images
-Unpack all three into {root}, then run this command again. Mind the images' own licences (Flickr)."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +115,6 @@ def open_source(data: DataConfig) -> Source:
     return Source({s: (resolve(f.annotations), resolve(f.images)) for s, f in data.files.items()}, data.category)
 
 
-def missing_parts(root: Path | str) -> list[str]:
-    """What a folder lacks of COCO 2017: annotation files and image folders, relative to it."""
-    parts = [f"annotations/instances_{part}.json" for part in COCO_PARTS.values()]
-    return [p for p in [*parts, *(f"{part}/" for part in COCO_PARTS.values())] if not (Path(root) / p).exists()]
-
-
 def read_coco(
     path: Path | str,
     categories: str | Sequence[str] | None = CATEGORY,
@@ -145,7 +134,7 @@ def read_coco(
         segmentations: check them, and keep them.
 
     Raises:
-        DataError: the first fault; :func:`problems` lists all.
+        DataError: the first fault; :func:`inspect` lists all.
     """
     contents, found = examine(path, categories, images, "error" if segmentations else None)
     refuse(path, found)
@@ -168,21 +157,14 @@ def refuse(path: Path | str, found: Sequence[Problem]) -> None:
         raise DataError(f"{path}: {errors[0]}{others}")
 
 
-def problems(
-    path: Path | str, categories: str | Sequence[str] | None = CATEGORY, images: Path | None = None
-) -> list[Problem]:
-    """All faults of a COCO file and of its segmentations, what is likely wrong, and what the reader puts right.
-
-    Args:
-        path, categories, images: as for :func:`read_coco`.
-    """
-    return inspect(path, categories, images)[1]
-
-
 def inspect(
-    path: Path | str, categories: str | Sequence[str] | None, images: Path | None
+    path: Path | str, categories: str | Sequence[str] | None = CATEGORY, images: Path | None = None
 ) -> tuple[Contents | None, list[Problem]]:
-    """The sound content of a file, if it is COCO JSON at all, and :func:`problems`."""
+    """The sound content of a file, if it is COCO JSON at all, and all problems, the errors first.
+
+    These are the faults of the file and of its segmentations, what is likely wrong, and what the reader puts right.
+    The arguments are those of :func:`read_coco`.
+    """
     try:
         contents, found = examine(path, categories, images, segmentations="warning")
     except DataError as error:
@@ -191,41 +173,39 @@ def inspect(
     return contents, sorted(listed, key=lambda problem: order.index(problem.severity))
 
 
-def _emptiness(contents: Contents) -> list[Problem]:
+def _emptiness(contents: Contents) -> Iterator[Problem]:
     """A warning where no object is left; whoever trains or evaluates on it is refused anyway."""
     annotations = contents.content["annotations"]
     names = ", ".join(repr(row["name"]) for row in contents.content["categories"])
     crowd = sum(row["iscrowd"] for row in annotations)
-    if not names or crowd < len(annotations):
-        return []
-    what = f"all {crowd} boxes are crowds ('iscrowd' 1)" if crowd else "there is no box"
-    return [Problem("warning", "", f"no object of {names} is left: {what}; nothing can be trained or evaluated")]
+    if names and crowd == len(annotations):
+        what = f"all {crowd} boxes are crowds ('iscrowd' 1)" if crowd else "there is no box"
+        yield _warning(f"no object of {names} is left: {what}; nothing can be trained or evaluated")
 
 
-def _doubts(contents: Contents) -> list[Problem]:
+def _doubts(contents: Contents) -> Iterator[Problem]:
     """Warnings of what is legal and likely wrong."""
     images, annotations = contents.content["images"], contents.content["annotations"]
-    doubts = []
-
-    def warn(message: str, count: int = 1) -> None:
-        doubts.append(Problem("warning", "", message, count))
-
     files = Counter(image["file_name"] for image in images)
     if twice := [name for name, count in files.items() if count > 1]:
-        warn(f"picture {twice[0]!r} is there under {files[twice[0]]} ids", len(twice))
+        yield _warning(f"picture {twice[0]!r} is there under {files[twice[0]]} ids", len(twice))
     boxes = Counter(_place(row) for row in annotations)
     if twice := [box for box, count in boxes.items() if count > 1]:
-        warn(f"box {list(twice[0][2:])} is there {boxes[twice[0]]} times on image {twice[0][0]}", len(twice))
+        text = f"box {list(twice[0][2:])} is there {boxes[twice[0]]} times on image {twice[0][0]}"
+        yield _warning(text, len(twice))
     if annotations and _normalised(annotations):
-        warn("every box lies in 0..1: shares of the image in place of pixels? `--fix` multiplies them")
+        yield _warning("every box lies in 0..1: shares of the image in place of pixels? `--fix` multiplies them")
     used = {row["category_id"] for row in annotations}
     if annotations and (empty := [row for row in contents.content["categories"] if row["id"] not in used]):
-        warn(f"category {empty[0]['name']!r} has no box", len(empty))
+        yield _warning(f"category {empty[0]['name']!r} has no box", len(empty))
     if contents.left_out:
         listed = ", ".join(f"{name!r} {count}" for name, count in contents.left_out.most_common(5))
         others = f" and {len(contents.left_out) - 5} more" if len(contents.left_out) > 5 else ""
-        warn(f"{contents.left_out.total()} boxes of other categories are left out: {listed}{others}")
-    return doubts
+        yield _warning(f"{contents.left_out.total()} boxes of other categories are left out: {listed}{others}")
+
+
+def _warning(message: str, count: int = 1) -> Problem:
+    return Problem("warning", "", message, count)
 
 
 def _place(row: dict) -> tuple:
@@ -237,13 +217,10 @@ def _normalised(annotations: Sequence[dict]) -> bool:
 
 
 def cleaned(path: Path | str, categories: str | Sequence[str] | None, images: Path | None = None) -> dict:
-    """COCO content without the faults that :func:`problems` lists.
+    """COCO content without the faults that :func:`inspect` lists.
 
     What cannot be read is dropped, boxes are cut at the edges of their image, those in 0..1 become pixels, one
-    picture has one id and each box stands once.
-
-    Args:
-        path, categories, images: as for :func:`read_coco`.
+    picture has one id and each box stands once. The arguments are those of :func:`read_coco`.
     """
     content = examine(path, categories, images, segmentations="warning")[0].content
     by_name: dict[str, dict] = {}
@@ -261,14 +238,10 @@ def cleaned(path: Path | str, categories: str | Sequence[str] | None, images: Pa
 
 
 def read_picture(entry: dict, folder: Path, file: Path) -> Image.Image:
-    """The upright RGB image of an entry of ``images``.
+    """The upright RGB image of an entry of ``images``; ``file`` is where the entry was read, for the message.
 
     Where the file states the size of the stored image, which an EXIF rotation turns, the entry gets the upright
     one's: boxes and masks belong to that.
-
-    Args:
-        entry: of COCO content; ``file`` is where it was read, for the message.
-        folder: of the images.
 
     Raises:
         DataError: the image has another size.
@@ -326,16 +299,16 @@ def _draw(ids: Sequence[int], objects: set[int], sharing: Sequence[str], path: P
         have = f"{len(order)} images, {len(with_object)} of them with an object,"
         raise DataError(f"{path}: {have} are too few to draw {', '.join(sharing)} from them")
 
-    def cut(order: Sequence[int], first: dict[str, list[int]]) -> dict[str, set[int]]:
-        drawn, parts = 0, {}
-        for name in sharing:
-            count = share - len(first[name])
-            parts[name] = {*first[name], *order[drawn : drawn + count]}
-            drawn += count
-        return parts | {"train": {*first["train"], *order[drawn:]}}
+    def cut(order: list[int]) -> dict[str, set[int]]:
+        ends = {name: share * number for number, name in enumerate(sharing, 1)}
+        parts = {name: set(order[end - share : end]) for name, end in ends.items()}
+        return parts | {"train": set(order[share * len(sharing) :])}
 
-    parts = cut(order, dict.fromkeys((*sharing, "train"), []))
+    parts = cut(order)
     if any(part.isdisjoint(objects) for part in parts.values()):
-        first = {name: [i] for name, i in zip((*sharing, "train"), with_object, strict=False)}
-        parts = cut([i for i in order if [i] not in first.values()], first)
+        firsts = with_object[: len(parts)]
+        order = [i for i in order if i not in firsts]
+        for number, image in enumerate(firsts):  # each part begins with an image that has an object
+            order.insert(share * number, image)
+        parts = cut(order)
     return parts

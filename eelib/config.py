@@ -4,6 +4,7 @@ The defaults are the recipe that the released detectors were trained by. Unknown
 the nearest known name, and so are settings that have no effect in combination with the others.
 """
 
+import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eelib import plain_yaml
-from eelib.files import InputError, shorten
+from eelib.files import InputError, read_text, shorten
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES = 2**20  # of a parameter file; the largest here has 3 kB
@@ -144,18 +145,13 @@ def idle_settings(config: Config) -> list[str]:
 
 
 def parse(values: object, source: str = "configuration") -> Config:
-    """Validate a mapping.
-
-    Args:
-        values: nested mapping of groups and fields.
-        source: file that the values came from, for the message.
+    """Validate a nested mapping of groups and fields; ``source`` is the file that it came from, for the message.
 
     Raises:
         ConfigError: a line with file and, of each problem, dotted key, value and expectation.
     """
     config = validate(Config, values, source)
-    problems = idle_settings(config)
-    if problems:
+    if problems := idle_settings(config):
         raise ConfigError(f"{source}: {'; '.join(problems)}")
     return config
 
@@ -193,7 +189,6 @@ def migrate(values: dict) -> dict:
         loss["exit_weights"] = list(loss["exit_weights"]) if model["exits"] else None
     groups = {"model": ModelConfig, "data": DataConfig, "loss": LossConfig, "optim": OptimConfig}
     known = {name: {k: v for k, v in old[name].items() if k in group.model_fields} for name, group in groups.items()}
-    known["loss"]["exit_weights"] = loss["exit_weights"]
     return {"name": values["phase"], "seed": values.get("seed", 0), **known}
 
 
@@ -204,26 +199,24 @@ def saved_config(state: Mapping, source: Path | str) -> Config:
         raise ConfigError(f"{source}: checkpoint has no 'config'; expected the released.pth of a training run")
     try:
         values = migrate(values)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        reason = (
-            str(error) if isinstance(error, ConfigError) else f"its 'config' cannot be read ({shorten(str(error))})"
-        )
-        raise ConfigError(f"{source}: {reason}") from None
+        raise ConfigError(f"{source}: its 'config' cannot be read ({shorten(str(error))})") from None
     return parse(values, str(source))
 
 
 def override(values: dict, settings: dict[str, object]) -> dict:
     """A copy of nested ``values`` with dotted keys set; groups that are missing are made."""
-    result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
-    for key, value in settings.items():
+    result = copy.deepcopy(values)
+    for key, value in copy.deepcopy(settings).items():
         *groups, last = key.split(".")
         target = result
         for group in groups:
-            inner = target.get(group) or {}
-            if not isinstance(inner, dict):
-                raise ConfigError(f"--set {key}: '{group}' is {shorten(inner)}, not a group of keys")
-            target[group] = dict(inner)
+            target[group] = target.get(group) or {}
             target = target[group]
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {key}: '{group}' is {shorten(target)}, not a group of keys")
         target[last] = value
     return result
 
@@ -236,9 +229,7 @@ def _explain(kind: type[BaseModel], error: dict) -> str:
         return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
     if error["type"] == "missing":
         return f"key '{key}' is missing"
-    hint = ""
-    if isinstance(value, str) and error["type"].startswith(("float", "int")):
-        hint = _number_hint(value)
+    hint = _number_hint(value) if isinstance(value, str) and error["type"].startswith(("float", "int")) else ""
     return f"key '{key}' is {shorten(value)}: {error['msg'].lower()}{hint}"
 
 
@@ -264,18 +255,18 @@ def read_yaml(path: Path | str, above: tuple[Path, ...] = ()) -> dict:
     """A YAML mapping, merged over the file that its key ``extends`` names.
 
     ``extends: base/record.yaml`` is relative to the file. Groups are merged key by key, everything else is
-    replaced, and ``extends`` itself is dropped. A base may extend another.
-
-    Args:
-        path: of the parameter file.
-        above: files that extend this one, the first one last; callers leave it empty.
+    replaced, and ``extends`` itself is dropped. A base may extend another: ``above``, which callers leave empty,
+    holds the files that extend this one, the first one last.
 
     Raises:
         ConfigError: the file is missing, is no mapping, or extends what is missing or extends it in turn.
     """
     if above and not Path(path).is_file():
         raise ConfigError(f"{above[0]}: key 'extends' names {path}; expected an existing parameter file")
-    text = _text(Path(path))
+    try:
+        text = read_text(path, MAX_BYTES, "a parameter file", ConfigError)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such parameter file") from None
     try:
         values = plain_yaml.load(text)
     except ValueError as error:
@@ -292,20 +283,6 @@ def read_yaml(path: Path | str, above: tuple[Path, ...] = ()) -> dict:
         circle = ", ".join(file.name for file in reversed(chain))
         raise ConfigError(f"{path}: key 'extends' is '{base}', which closes a circle; the chain so far is {circle}")
     return merged(read_yaml(Path(path).parent / base, chain), values)
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such parameter file") from None
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes; expected a parameter file")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def read_settings(settings: Sequence[str]) -> dict[str, object]:

@@ -40,31 +40,43 @@ def shorten(value: object) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
+def read_text(path: Path | str, most: int, kind: str, error: type[InputError]) -> str:
+    """Text of a file in UTF-8, with or without a byte-order mark.
+
+    Args:
+        most: bytes that such a file has at the most.
+        kind: what such a file is, for the message.
+        error: raised where it is larger, or is not UTF-8; :class:`OSError` where it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise error(f"{path}: larger than {most:,} bytes; expected {kind}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise error(f"{path}: not UTF-8 text ({reason.reason} at byte {reason.start})") from None
+
+
 def read_json(path: Path | str, error: type[InputError] = InputError) -> dict:
     """An object of a JSON file.
 
-    Args:
-        path: of the file; :class:`FileNotFoundError` where there is none.
-        error: raised where it is no JSON, is not UTF-8, is no object, or is larger than such a file can be.
+    Raises:
+        FileNotFoundError: there is none.
+        error: it is no JSON, is not UTF-8, is no object, or is larger than such a file can be.
     """
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_JSON_BYTES + 1)
-        if len(content) > MAX_JSON_BYTES:
-            raise error(f"{path}: larger than {MAX_JSON_BYTES:,} bytes; expected a JSON file of eelib")
-        values = json.loads(content.decode("utf-8-sig"))
+        text = read_text(path, MAX_JSON_BYTES, "a JSON file of eelib", error)
     except FileNotFoundError:
         raise
     except OSError as reason:
         raise error(f"{path}: cannot be read ({reason.strerror})") from None
-    except UnicodeDecodeError as reason:
-        raise error(f"{path}: not UTF-8 text ({reason.reason} at byte {reason.start})") from None
+    try:
+        values = json.loads(text)
     except RecursionError:
         raise error(f"{path}: not valid JSON (nested too deeply)") from None
-    except json.JSONDecodeError as reason:
+    except ValueError as reason:  # no JSON, or a number of 5,000 digits
         raise error(f"{path}: not valid JSON ({reason})") from None
-    except ValueError as reason:  # what was raised above, or a number of 5,000 digits
-        raise reason if isinstance(reason, InputError) else error(f"{path}: not valid JSON ({reason})") from None
     if not isinstance(values, dict):
         raise error(f"{path}: expected an object of JSON, got {type(values).__name__}")
     return values
@@ -160,12 +172,9 @@ def write_json(path: Path | str, values: dict) -> Path:
 
 
 def refuse_bomb(path: Path | str, ratio: int, error: type[InputError]) -> None:
-    """Before it is unpacked: refuse a zip that unpacks to more than 64 MiB and ``ratio`` times its size.
+    """Before it is unpacked: raise the error for a zip that unpacks to more than 64 MiB and ``ratio`` times its size.
 
-    Args:
-        path: of the file, which need not be a zip.
-        ratio: that no file of its kind reaches.
-        error: raised.
+    No file of its kind reaches that ratio; the file need not be a zip.
     """
     if not zipfile.is_zipfile(path):
         return

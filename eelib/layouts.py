@@ -28,16 +28,15 @@ def split_files(root: Path) -> Files:
 
     eelib's own, ``test.json`` beside ``test/``, is the answer where nothing is recognised.
     """
-    notes = root / "annotations"
-    if any((root / part / ROBOFLOW).is_file() for part in ROBOFLOW_PARTS.values()):
-        paths = {split: root / part / ROBOFLOW for split, part in ROBOFLOW_PARTS.items()}
-        return {split: (path, path.parent) for split, path in paths.items() if path.is_file()}
-    cvat = {}
+    notes, roboflow, cvat = root / "annotations", {}, {}
+    for split, part in ROBOFLOW_PARTS.items():
+        if (path := root / part / ROBOFLOW).is_file():
+            roboflow[split] = (path, path.parent)
     for split, part in ((split, part) for split, parts in CVAT_PARTS.items() for part in parts):
         if (path := notes / f"instances_{part}.json").is_file():
             cvat[split] = (path, root / "images" / part)
-    if cvat:
-        return cvat
+    if roboflow or cvat:
+        return roboflow or cvat
     if notes.is_dir():
         return {split: (notes / f"instances_{part}.json", root / part) for split, part in COCO_PARTS.items()}
     return {split: (root / f"{split}.json", root / split) for split in SPLITS}

@@ -25,11 +25,7 @@ _NumberLoader.add_implicit_resolver(
 
 
 def load(text: str, numbers: bool = False) -> object:
-    """The value of a YAML text.
-
-    Args:
-        text: one document.
-        numbers: read 1e-3 as a number, where YAML 1.1 reads text and wants 1.0e-3.
+    """The value of a YAML text of one document; with ``numbers`` 1e-3 is a number, where YAML 1.1 wants 1.0e-3.
 
     Raises:
         ValueError: one line that says what is wrong, and in which line of the text.

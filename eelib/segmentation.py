@@ -94,14 +94,7 @@ def _decompressed(text: str) -> list[int]:
 
 
 def mask(segmentation: list | dict, size_hw: tuple[int, int]) -> np.ndarray:
-    """Pixels of a checked segmentation.
-
-    Args:
-        segmentation: of :func:`read`.
-        size_hw: height and width of the image in pixels.
-
-    Returns:
-        uint8 (H, W), 1 inside.
+    """Pixels of a segmentation of :func:`read` in an image of this height and width: uint8 (H, W), 1 inside.
 
     Raises:
         ValueError: run lengths of another size.

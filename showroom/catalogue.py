@@ -132,16 +132,12 @@ class Archive:
         """
         size = self.zip.getinfo(name).file_size
         if size > _LARGEST_FILE:
-            raise ShowroomError(
-                f"{self.zip.filename}: {name} unpacks to {size} bytes; at most {_LARGEST_FILE} expected"
-            )
+            where = f"{self.zip.filename}: {name}"
+            raise ShowroomError(f"{where} unpacks to {size} bytes; at most {_LARGEST_FILE} expected")
         return self.zip.read(name)
 
 
-@lru_cache(maxsize=8)
-def open_archive(path: Path) -> Archive:
-    """An archive, opened once per process."""
-    return Archive(path)
+open_archive = lru_cache(maxsize=8)(Archive)  # opened once per process
 
 
 def attribution(entries: dict[str, Entry], keys: list[str]) -> str:

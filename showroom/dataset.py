@@ -154,12 +154,7 @@ def start_worker(start: Callable[[], None]) -> None:
 def outcomes(
     attempt: Callable[[int], Outcome], todo: list[int], workers: int, start: Callable[[], None] = render.start
 ) -> Iterator[Outcome]:
-    """What an attempt at each scene returns, as scenes end.
-
-    Args:
-        attempt: renders a scene.
-        start: run once in each process, before the first scene.
-    """
+    """What an attempt at each scene returns, as scenes end; each process runs ``start`` before its first one."""
     if workers == 1:
         yield from map(attempt, todo)
         return
@@ -199,9 +194,8 @@ def render_split(out: Path, furniture: Path, settings: Settings, scenes: int, wo
                 failed.append(scene_id)
         content = merge(out, settings, [scene_id for scene_id in range(scenes) if scene_id not in failed])
         boxes = sum(not annotation["iscrowd"] for annotation in content["annotations"])
-        print(
-            f"wrote {out / settings.split}.json: {len(content['images'])} images, {boxes} boxes, {len(failed)} failures"
-        )
+        images = len(content["images"])
+        print(f"wrote {out / settings.split}.json: {images} images, {boxes} boxes, {len(failed)} failures")
     return failed
 
 

@@ -142,10 +142,7 @@ def update(folder: Path) -> Path:
 
 
 def write_sheet(out: Path, folder: Path, split: str, count: int = 10, columns: int = 5) -> Path:
-    """Draw a contact sheet: images spread over the recipes and the scenes, boxes drawn, crowds in grey.
-
-    Args:
-        out: written as PNG or JPEG, by its suffix.
+    """Draw a contact sheet, a .png or .jpg: images spread over the recipes and the scenes, boxes drawn, crowds in grey.
 
     Raises:
         ShowroomError: the folder lacks the split, an image cannot be read, or the suffix is unknown.

@@ -170,11 +170,7 @@ class Scene:
     def put_around(
         self, table: Item, key: str, count: int, recolour: Recolour | None = None, mix: Sequence[str] | None = None
     ) -> None:
-        """Chairs at a table, facing it, tucked in or pulled out.
-
-        Args:
-            mix: half of the chairs are drawn from these instead of being all alike.
-        """
+        """Chairs at a table, facing it, tucked in or pulled out; half of them come from a mix where one is given."""
         for x, z, towards in self._seats(table, self.entries[key].dims_m[0], count):
             model = self.pick(mix) if mix and self.rng.random() < 0.5 else key
             pulled = self.rng.uniform(-0.25, 0.05) if self.rng.random() < 0.75 else self.rng.uniform(0.05, 0.5)

@@ -82,11 +82,7 @@ def box(centre, half, material: Material) -> Surface:
 
 
 def build(scene: Scene, rng: Generator) -> Room:
-    """Everything that can be seen. Curtains are added to the scene's objects.
-
-    Args:
-        rng: draws of the room itself; the layout has its own.
-    """
+    """Everything that can be seen; curtains are added to the scene's objects."""
     walls = _walls(scene)
     surfaces = _shell(scene, walls, rng)
     night = rng.random() < 0.2

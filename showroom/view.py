@@ -40,11 +40,7 @@ class Camera:
 
 
 class Caster:
-    """First hits on surfaces: through glass and through holes in textures, as the eye sees.
-
-    Args:
-        surfaces: of the room, or of one object to learn its whole silhouette.
-    """
+    """First hits on a room's surfaces, or one object's: through glass and holes in textures, as the eye sees."""
 
     def __init__(self, surfaces: Sequence[Surface]):
         from embreex.mesh_construction import TriangleMesh
@@ -102,8 +98,7 @@ class Caster:
 def choose_camera(scene: Scene, caster: Caster, rng: Generator, avoid: Sequence[Camera] = ()) -> Camera | None:
     """A camera that sees a chair, where the scene has one; the more chairs, the likelier.
 
-    Args:
-        avoid: cameras of the same scene; the new one stands at least half a metre away.
+    It stands at least half a metre away from those to ``avoid``, of the same scene.
     """
     best, best_score = None, 0.0
     for _ in range(_TRIES):

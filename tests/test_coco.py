@@ -16,10 +16,10 @@ from eelib.coco import (
     SHOWROOM,
     Source,
     cleaned,
+    inspect,
     open_root,
     open_source,
     part_of,
-    problems,
     read_coco,
     read_split,
 )
@@ -32,6 +32,11 @@ from eelib.layouts import SPLITS
 COCO = ROOT / "tests" / "fixtures" / "coco"
 REFUSED = COCO / "refused"
 TRAIN = COCO / "annotations" / "instances_train2017.json"
+
+
+def problems(*arguments):
+    """All problems of a file."""
+    return inspect(*arguments)[1]
 
 
 def base() -> dict:

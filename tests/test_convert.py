@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from eelib.coco import problems, read_coco
+from eelib.coco import inspect, read_coco
 from eelib.convert import convert
 from eelib.faults import DataError
 
@@ -88,7 +88,7 @@ def test_boxes_in_pixels_of_the_upright_image(make, photos, tmp_path):
     files, names, rows = boxes(out)
     assert files == ["a.jpg", "b.png", "c.jpg"] and rows == WANT
     assert names == (["chair", "stool", "sofa"] if make is yolo else ["chair", "stool"])
-    assert not [p for p in problems(out, ("chair", "stool"), folder) if p.severity == "error"]
+    assert not [p for p in inspect(out, ("chair", "stool"), folder)[1] if p.severity == "error"]
 
 
 def test_a_split_and_images_elsewhere(photos, tmp_path):

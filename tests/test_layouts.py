@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from eelib.coco import Source, open_root, problems, read_split
+from eelib.coco import Source, inspect, open_root, read_split
 from eelib.data import DetectionDataset
 from eelib.faults import DataError
 from eelib.layouts import find_images, images_beside, whole_file
@@ -71,7 +71,7 @@ def test_tools_that_write_one_file(annotations, images, prefix, tmp_path):
     alone = Source({"test": (path, images_beside(path))})
     assert len(DetectionDataset("test", alone)) == 4
     assert not [
-        p for p in problems(path, "chair", images_beside(path)) if p.severity != "note" and "segm" not in str(p)
+        p for p in inspect(path, "chair", images_beside(path))[1] if p.severity != "note" and "segm" not in str(p)
     ]
 
 
@@ -129,7 +129,7 @@ def test_a_found_image_is_the_one_that_is_read(tmp_path):
     names = [image["file_name"] for image in read_split("test", source).content["images"]]
     assert names == ["0.jpg", "deep/1.jpg"]
     assert len(DetectionDataset("test", source)) == 2
-    notes = [str(p) for p in problems(path, "chair", tmp_path / "images") if "is found as" in str(p)]
+    notes = [str(p) for p in inspect(path, "chair", tmp_path / "images")[1] if "is found as" in str(p)]
     assert notes == [
         r"images[0] (id 0): file 'photos\\0.jpg' is found as '0.jpg' (2 of this kind; also images[1] (id 1))"
     ]

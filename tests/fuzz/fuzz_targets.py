@@ -190,7 +190,7 @@ def _(case: Case, folder: Path) -> object:
     path, images = folder / "case.json", rooms() / "train"
     path.write_bytes(as_json(annotations(), case))
     category = (None, "chair", ["chair", "stool"])[case.choice % 3]
-    coco.problems(path, category, images)  # lists what is wrong, and never refuses
+    coco.inspect(path, category, images)  # lists what is wrong, and never refuses
     source = coco.Source(dict.fromkeys(("train", "val", "calibrate", "test"), (path, images)), category)
     with contextlib.suppress(coco.DataError):
         json.dumps(coco.cleaned(path, category, images), allow_nan=False)
