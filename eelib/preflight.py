@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from eelib.anchors import decode, encode, match_iou, matching_quality, pairwise_iou
 from eelib.augment import Draw, draw
-from eelib.batches import Batch, Epoch, pool_of
+from eelib.batches import Batch, pool_of
 from eelib.checkpoints import TrainingError
 from eelib.coco import open_source, read_split
 from eelib.config import Config, ConfigError
@@ -225,7 +225,7 @@ def _by_heart(config: Config, steps: int) -> list[Check]:
     name, losses, checks = f"{len(dataset)} images by heart", [], []
     try:
         for step in range(steps):
-            losses.append(trainer.run_epoch(step, lambda _: Epoch([batch], 1), lambda *_: None)["loss"])
+            losses.append(trainer.run_epoch(step, lambda _: [batch], lambda *_: None)["loss"])
             if not step:
                 checks.append(_gradients(detector))
     except TrainingError as error:
