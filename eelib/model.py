@@ -235,14 +235,10 @@ FIRST_PLAN = {"size": SIZE, "maps": 6, "cuts": dict(zip(("exit1", "exit2"), CUTS
 
 
 def rebuild(plan: Mapping | None, state: Mapping[str, Tensor]) -> EarlyExitSSDLite:
-    """The architecture of a checkpoint, without its weights.
+    """The architecture of a checkpoint, without its weights; None of a plan is :data:`FIRST_PLAN`.
 
-    Pruning leaves layers and names as they are, so the shapes in ``state`` tell every width, and
-    the keys tell which parts there are.
-
-    Args:
-        plan: of :attr:`EarlyExitSSDLite.plan`; None is :data:`FIRST_PLAN`.
-        state: the checkpoint's weights.
+    Pruning leaves layers and names as they are, so the shapes in ``state``, the checkpoint's weights, tell every
+    width, and the keys tell which parts there are.
 
     Raises:
         KeyError, TypeError, ValueError: the plan is not one.
@@ -283,12 +279,9 @@ def postprocess(
 
     Args:
         output: raw output of an exit.
-        size_hw: size of the network input in pixels.
+        size_hw: size of the network input in pixels, in which the detections are.
         score_threshold: scores at or below it are dropped, in [0, 1].
         nms_threshold: IoU above which the weaker of two boxes of a class goes, in [0, 1].
-
-    Returns:
-        One for each image, in pixels of the network input.
     """
     boxes = decode(output.bbox_regression, output.default_boxes)
     return keep_best(output.name, boxes, class_scores(output.cls_logits), size_hw, score_threshold, nms_threshold)
@@ -308,12 +301,7 @@ def raw_evidence(scores: Tensor, classes: int) -> Tensor:
     ``box_certainty`` is the mean of 1 - H2(p), the binary entropy in bits, over the best class score p of every
     default box. Few operations: at this size one costs more by being called than by what it computes.
 
-    Args:
-        scores: (B, K, A) in [0, 1].
-        classes: K.
-
-    Returns:
-        (B, F), columns :func:`eelib.deploy.evidence.raw_columns`.
+    From scores (B, K, A) in [0, 1] to (B, F), columns :func:`eelib.deploy.evidence.raw_columns`.
     """
     best = scores if classes == 1 else scores.amax(1, keepdim=True)  # (B, 1, A)
     q = best.clamp(1e-7, 1 - 1e-7)
