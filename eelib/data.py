@@ -42,12 +42,7 @@ def _pycocotools(content: dict) -> COCO:
 
 
 class OnAccess(Sequence):
-    """A sequence whose items are made each time they are asked for.
-
-    Args:
-        count: number of items.
-        make: the item of an index.
-    """
+    """A sequence of ``count`` items that are made each time they are asked for."""
 
     def __init__(self, count: int, make: Callable[[int], Tensor]):
         self.count, self.make = count, make
@@ -113,12 +108,11 @@ class DetectionDataset(Dataset):
         for annotation in (a for i in ids for a in self.coco.imgToAnns[i]) if masks else ():
             if "segmentation" not in annotation:
                 raise DataError(f"{self.file}: annotation {annotation['id']} has no 'segmentation'")
-        self.images = OnAccess(len(ids), self._image)
-        self.masks = OnAccess(len(ids), self._mask) if masks else None
         originals = (self.coco.imgs[i] for i in ids)
         pixels = sum(image["width"] * image["height"] if size is None else size**2 for image in originals)
-        if pixels * (4 if masks else 3) <= IN_MEMORY_BYTES:
-            self.images, self.masks = list(self.images), list(self.masks) if masks else None
+        keep = list if pixels * (4 if masks else 3) <= IN_MEMORY_BYTES else lambda on_access: on_access
+        self.images = keep(OnAccess(len(ids), self._image))
+        self.masks = keep(OnAccess(len(ids), self._mask)) if masks else None
 
     def select(self, ids: list[int], limit: int | None, seed: int) -> list[int]:
         """The images of the split that are taken, of all ids in rising order."""

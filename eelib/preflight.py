@@ -31,14 +31,7 @@ APART = 0.1  # least distance of the best score with objects from that of a grey
 
 
 class Check(NamedTuple):
-    """One measurement.
-
-    Attributes:
-        name: what was looked at.
-        measured: what it is, in words.
-        holds: whether it will do.
-        advice: what helps where it does not, with the words for what would be seen.
-    """
+    """One measurement, in words: whether it will do, and what helps where it does not."""
 
     name: str
     measured: str
@@ -93,24 +86,25 @@ def _budget(config: Config, count: int) -> Check:
 
 
 def matching(samples: Iterable[tuple[Tensor, Tensor]], defaults: Tensor) -> dict[str, float]:
-    """How an assignment serves images that hold objects.
+    """How an assignment of default boxes (A, 4) serves images that hold objects.
 
     Args:
         samples: of each image the boxes (G, 4) in pixels of the input, and the index of the object of each default
             box (A,), negative for none.
-        defaults: default boxes (A, 4).
 
     Returns:
         ``objects``; ``reached``: share of them with a positive of IoU 0.5; ``iou``: mean IoU of a positive;
         ``positives`` an image.
     """
     rows = [matching_quality(boxes, defaults, matched) for boxes, matched in samples]
-    total = {key: sum(row[key] for row in rows) for key in ("objects", "reached", "positives", "iou_sum")}
+    objects, reached, positives, iou_sum = (
+        sum(row[key] for row in rows) for key in ("objects", "reached", "positives", "iou_sum")
+    )
     return {
-        "objects": total["objects"],
-        "reached": total["reached"] / max(1, total["objects"]),
-        "iou": total["iou_sum"] / max(1, total["positives"]),
-        "positives": total["positives"] / max(1, len(rows)),
+        "objects": objects,
+        "reached": reached / max(1, objects),
+        "iou": iou_sum / max(1, positives),
+        "positives": positives / max(1, len(rows)),
     }
 
 
@@ -121,11 +115,8 @@ def raised_share(samples: Iterable[tuple[Tensor, Tensor]]) -> float:
         samples: of each image the gradient of the class loss to the logit of the object's class (A,), and which
             boxes are positives (A,).
     """
-    raised: dict[bool, list[Tensor]] = {True: [], False: []}
-    for gradient, positive in samples:
-        for sign in raised:
-            raised[sign].append(gradient[positive == sign] < 0)
-    found, others = (torch.cat(raised[sign]).float() for sign in (True, False))
+    gradients, positive = (torch.cat(parts) for parts in zip(*samples, strict=True))
+    found, others = ((gradients[mask] < 0).float() for mask in (positive, ~positive))
     return float(found.mean() if len(found) else 0.0) - float(others.mean() if len(others) else 0.0)
 
 
@@ -154,11 +145,10 @@ def _targets(config: Config, dataset: DetectionDataset, detector: EarlyExitSSDLi
         )
         advice = "AP stays near 0 for objects that no box reaches; " + _scales(samples, detector, output, size)
         checks.append(Check(f"default boxes of {output.name}", text, found["reached"] >= REACHED, advice))
-    wrong = max(
-        float((decode(encode(boxes[found[found >= 0]], near), near) - boxes[found[found >= 0]]).abs().max())
-        for boxes, found in matched
-        for near in [defaults[found >= 0]]
-    )
+    wrong = 0.0
+    for boxes, found in matched:
+        near, objects = defaults[found >= 0], boxes[found[found >= 0]]
+        wrong = max(wrong, float((decode(encode(objects, near), near) - objects).abs().max()))
     checks.append(Check("encoding of boxes", f"decoded {wrong:.3f} px away at the most", wrong < 0.1, "eelib.anchors"))
     share = raised_share(_class_gradients(config, outputs[-1], samples[:BY_HEART]))
     text = f"raises the score of {share:.2f} more of the positives than of the others, expected 0.9"
@@ -191,9 +181,8 @@ def _class_gradients(config: Config, output: ExitOutput, samples: Sequence) -> I
         logits.requires_grad_()
         untrained = output._replace(cls_logits=logits, bbox_regression=torch.zeros_like(output.bbox_regression))
         targets = Targets(boxes[None], labels[None])
-        matched = assign(
-            pairwise_iou(targets.boxes_xyxy, output.default_boxes), targets, untrained, config.loss.iou_threshold
-        )
+        iou = pairwise_iou(targets.boxes_xyxy, output.default_boxes)
+        matched = assign(iou, targets, untrained, config.loss.iou_threshold)
         loss = detection_loss(untrained, matched, config.loss.classification, config.loss.box)["classification"]
         (gradient,) = torch.autograd.grad(loss, logits)
         classes = matched.classes[0].argmax(-1, keepdim=True) + 1

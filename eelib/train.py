@@ -68,10 +68,7 @@ def build_model(config: Config) -> EarlyExitSSDLite:
 def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> EarlyExitSSDLite:
     """The detector with what a checkpoint has of it: widths and tail are the checkpoint's, exits the detector's.
 
-    Args:
-        detector: as configured; keeps its own weights where the checkpoint has none.
-        state: of the checkpoint.
-        source: named in errors.
+    It keeps its own weights where the checkpoint has none; ``source`` is named in errors.
 
     Raises:
         TrainingError: a shape differs, or the checkpoint has nothing of the trunk.
