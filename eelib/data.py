@@ -149,14 +149,18 @@ class DetectionDataset(Dataset):
         boxes[:, 2:] += boxes[:, :2]
         return boxes
 
+    def labels(self, index: int) -> Tensor:
+        """Labels of an image's objects, int64 (G,)."""
+        rows = self.annotations[self.image_ids[index]]
+        return torch.tensor([self.category_ids.index(row["category_id"]) + 1 for row in rows], dtype=torch.int64)
+
     def __getitem__(self, index: int) -> tuple[Tensor, dict]:
         image, image_id = self.images[index], self.image_ids[index]
         entry, (height, width) = self.coco.imgs[image_id], image.shape[-2:]
         scale = torch.tensor([width / entry["width"], height / entry["height"]] * 2)
         edge = torch.tensor([width, height] * 2, dtype=torch.float32)
         boxes = torch.minimum((self.objects(index) * scale).clamp(min=0), edge)
-        labels = [self.category_ids.index(a["category_id"]) + 1 for a in self.annotations[image_id]]
-        target = {"boxes": boxes, "labels": torch.tensor(labels, dtype=torch.int64), "image_id": image_id}
+        target = {"boxes": boxes, "labels": self.labels(index), "image_id": image_id}
         return image, target if self.masks is None else target | {"mask": self.masks[index]}
 
 

@@ -34,8 +34,8 @@ Step = Callable[[nn.Module, object, float], tuple[Tensor, dict[str, Tensor]]]
 class WeightAverage:
     """Exponential moving average of weights and statistics, the ones that are evaluated and released.
 
-    The decay ramps up as min(decay, (1 + step) / (10 + step)), so that the first epochs are
-    not held back by the initial weights. The average lives where the model does.
+    The decay ramps up as min(decay, (1 + step) / (10 + step)), so that the first epochs are not held back by the
+    initial weights. The average lives where the model does.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -194,9 +194,8 @@ class Trainer:
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.optim.clip_norm:
-            self.fabric.clip_gradients(
-                self.model, self.optimizer, max_norm=self.optim.clip_norm, error_if_nonfinite=False
-            )
+            norm = self.optim.clip_norm
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=norm, error_if_nonfinite=False)
         self.optimizer.step()
         self.names = list(parts)
         return torch.stack([value.float() for value in parts.values()])

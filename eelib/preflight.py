@@ -3,6 +3,7 @@
 The measurements serve the recorded phases as well, with their own matching and loss (``studies.phases.preflight``).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -43,7 +44,6 @@ def preflight(config: Config, images: int = 64, steps: int = 100) -> list[Check]
     """Check a configuration on a few training images.
 
     Args:
-        config: of the training.
         images: training images that are looked at, drawn with the configuration's seed.
         steps: of the training on eight images that are to be learnt by heart; 0 leaves it out.
 
@@ -54,12 +54,9 @@ def preflight(config: Config, images: int = 64, steps: int = 100) -> list[Check]
     count = len(read_split("train", source).content["images"])
     count = min(count, config.data.limit or count)
     dataset = DetectionDataset("train", source, limit=min(images, count), seed=config.seed)
-    counts = dict.fromkeys(source.names, 0)
-    for image_id in dataset.image_ids:
-        for row in dataset.annotations[image_id]:
-            counts[source.names[dataset.category_ids.index(row["category_id"])]] += 1
-    seen = ", ".join(f"{name} {n}" for name, n in counts.items())
-    absent = [name for name, n in counts.items() if not n]
+    labels = Counter(label for index in range(len(dataset)) for label in dataset.labels(index).tolist())
+    seen = ", ".join(f"{name} {labels[label]}" for label, name in enumerate(source.names, 1))
+    absent = [name for label, name in enumerate(source.names, 1) if not labels[label]]
     advice = f"no object of {', '.join(absent)}; look at more with --images, or leave the category out"
     checks = [Check("objects by category", f"{seen} on {len(dataset)} images", not absent, advice)]
     checks.append(_budget(config, count))
@@ -126,12 +123,11 @@ def _targets(config: Config, dataset: DetectionDataset, detector: EarlyExitSSDLi
     with torch.no_grad():
         outputs = detector(torch.zeros(1, 3, size, size))
     samples = []
-    for index in range(len(dataset)):
-        entry = dataset.coco.imgs[dataset.image_ids[index]]
-        labels = [dataset.category_ids.index(row["category_id"]) + 1 for row in dataset.annotations[entry["id"]]]
-        boxes = dataset.objects(index) * torch.tensor([size / entry["width"], size / entry["height"]] * 2)
-        if labels:
-            samples.append((boxes, torch.tensor(labels)))
+    for index, image_id in enumerate(dataset.image_ids):
+        entry, labels = dataset.coco.imgs[image_id], dataset.labels(index)
+        if len(labels):
+            scale = torch.tensor([size / entry["width"], size / entry["height"]] * 2)
+            samples.append((dataset.objects(index) * scale, labels))
     if not samples:
         return []  # said before
     for output in outputs:

@@ -204,9 +204,7 @@ def epoch_batches(config: Config, dataset: DetectionDataset, device: torch.devic
     calm_from = round((1 - data.calm) * optim.epochs)
     if fits(dataset, data.size, device):
         return ResidentBatches(pool_of(dataset, device), optim.batch_size, config.seed, calm_from, share)
-    return StreamedBatches(
-        dataset, optim.batch_size, config.seed, calm_from, share, workers=optim.workers, device=device
-    )
+    return StreamedBatches(dataset, optim.batch_size, config.seed, calm_from, share, optim.workers, device)
 
 
 def train(
