@@ -73,16 +73,9 @@ def _centre_form(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode(boxes_xyxy: Tensor, defaults_xyxy: Tensor) -> Tensor:
-    """Regression target of a box relative to its default box.
+    """Offsets (dx, dy, dw, dh) of boxes from their default boxes, scaled by :data:`CODER_WEIGHTS`; all are (..., 4).
 
-    Args:
-        boxes_xyxy: objects in pixels, shape (..., 4), positive width and height.
-        defaults_xyxy: default boxes in pixels, shape (..., 4).
-
-    Returns:
-        Offsets (dx, dy, dw, dh), shape (..., 4), scaled by ``CODER_WEIGHTS``.
-
-    Source: SSD, section 2.2, equation 2.
+    Boxes are in pixels and have positive width and height. Source: SSD, section 2.2, equation 2.
     """
     centre, size = _centre_form(boxes_xyxy)
     default_centre, default_size = _centre_form(defaults_xyxy)
@@ -91,15 +84,7 @@ def encode(boxes_xyxy: Tensor, defaults_xyxy: Tensor) -> Tensor:
 
 
 def decode(bbox_regression: Tensor, defaults_xyxy: Tensor) -> Tensor:
-    """Boxes from regressed offsets; the inverse of :func:`encode`.
-
-    Args:
-        bbox_regression: offsets, shape (..., A, 4).
-        defaults_xyxy: default boxes in pixels, shape (A, 4).
-
-    Returns:
-        ``boxes_xyxy`` in pixels, shape (..., A, 4), not clipped.
-    """
+    """The inverse of :func:`encode`: offsets (..., A, 4) from default boxes (A, 4) to boxes in pixels, not clipped."""
     default_centre, default_size = _centre_form(defaults_xyxy)
     centre = default_centre + bbox_regression[..., :2] / CENTRE_WEIGHT * default_size
     size = default_size * (bbox_regression[..., 2:] / SIZE_WEIGHT).clamp(max=MAX_LOG_SCALE).exp()
@@ -107,15 +92,7 @@ def decode(bbox_regression: Tensor, defaults_xyxy: Tensor) -> Tensor:
 
 
 def pairwise_iou(boxes_xyxy: Tensor, defaults_xyxy: Tensor) -> Tensor:
-    """IoU of every object with every default box.
-
-    Args:
-        boxes_xyxy: objects of a batch in pixels, shape (B, G, 4).
-        defaults_xyxy: default boxes in pixels, shape (A, 4).
-
-    Returns:
-        (B, G, A) in [0, 1].
-    """
+    """IoU in [0, 1] of the objects (B, G, 4) of a batch with every default box (A, 4), in pixels: (B, G, A)."""
     shape = (*boxes_xyxy.shape[:2], len(defaults_xyxy))
     return box_iou(boxes_xyxy.flatten(0, 1), defaults_xyxy).view(shape)
 
@@ -124,13 +101,13 @@ def match(iou: Tensor, valid: Tensor, iou_threshold: float = 0.5) -> Tensor:
     """SSD's matching: IoU above a threshold, and a forced best default box for each object.
 
     Args:
-        iou: of objects and default boxes, shape (B, G, A); G may be 0.
+        iou: of objects and default boxes (B, G, A); G may be 0.
         valid: which of the G are objects, bool (B, G); the rest is padding.
         iou_threshold: a default box at or above it is positive, in (0, 1].
 
     Returns:
-        ``matched_idxs``, int64, shape (B, A): index of the object, or ``BACKGROUND``. A default box that
-        is the best of several objects answers for the last of them.
+        int64 (B, A): index of the object, or :data:`BACKGROUND`. A default box that is the best of several
+        objects answers for the last of them.
 
     Source: SSD, section 2.2, "Matching strategy". Without the forced match a small object
     between two cells would have no positive at all.
@@ -155,12 +132,7 @@ def match_iou(boxes_xyxy: Tensor, defaults_xyxy: Tensor, iou_threshold: float = 
 
 
 def matching_quality(boxes_xyxy: Tensor, defaults_xyxy: Tensor, matched_idxs: Tensor) -> dict[str, float]:
-    """How well an assignment serves one image.
-
-    Args:
-        boxes_xyxy: objects, shape (G, 4), G at least 1.
-        defaults_xyxy: default boxes, shape (A, 4).
-        matched_idxs: an assignment, shape (A,).
+    """How well an assignment (A,) of default boxes (A, 4) serves the objects (G, 4) of one image, G at least 1.
 
     Returns:
         ``objects``; ``reached``: objects with a positive of IoU 0.5 or more; ``positives``;

@@ -67,12 +67,10 @@ class Draw(NamedTuple):
 
 
 def draw(order: Tensor, pool_size: int, generator: torch.Generator) -> Draw:
-    """The random part of images that are visited in an order.
+    """The random part of images, by a generator of the CPU.
 
-    Args:
-        order: int64 (B,), row of the pool that each image begins with.
-        pool_size: N, rows that the other three images of a mosaic come from.
-        generator: of the CPU.
+    ``order`` int64 (B,) is the row of the pool that each image begins with; the other three of a mosaic come from
+    all N rows.
     """
     others = torch.randint(pool_size, (len(order), 3), generator=generator)
     return Draw(torch.cat((order[:, None], others), 1), torch.rand(len(order), NUMBERS, generator=generator))
@@ -100,17 +98,18 @@ def augment(pool: Pool, batch: Draw, size: int, preset: Preset) -> tuple[Tensor,
     most = pool.labels.shape[1]
     width = min(4 * most, max(2 * most, 16)) if mosaics else most
     images = torch.cat([images for images, _, _ in parts])
-    boxes, labels = (torch.cat([part[k][:, :width] for part in map(_objects_first, parts)]) for k in (0, 1))
+    objects = [_objects_first(boxes, labels, width) for _, boxes, labels in parts]
+    boxes, labels = (torch.cat(part) for part in zip(*objects, strict=True))
     images = _recolour(images, batch.numbers[:, -4:], preset.colour)
     return images.contiguous(memory_format=torch.channels_last), Targets(boxes, labels)
 
 
-def _objects_first(part: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Boxes and labels with the padding behind the objects, and enough of it to cut four images' room from."""
-    _, boxes, labels = part
+def _objects_first(boxes: Tensor, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Boxes (B, width, 4) and labels (B, width) with the padding behind the objects."""
     order = torch.argsort((labels == 0).to(torch.uint8), dim=1, stable=True)
     boxes, labels = boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels.gather(1, order)
-    return F.pad(boxes, (0, 0, 0, 3 * boxes.shape[1])), F.pad(labels, (0, 3 * labels.shape[1]))
+    missing = width - labels.shape[1]  # a negative one cuts
+    return F.pad(boxes, (0, 0, 0, missing)), F.pad(labels, (0, missing))
 
 
 def _place(pool: Pool, batch: Draw, tiles: int, size: int, preset: Preset) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,17 +203,13 @@ def _recolour(images: Tensor, u: Tensor, colour: tuple[float, float, float, floa
     """Brightness, contrast, saturation and hue of each image as one linear map of its colours.
 
     SSD composes four steps that are each linear in RGB (hue as a rotation in YIQ). One matrix costs one pass
-    over the pixels and needs no HSV round trip.
-
-    Args:
-        images: (B, 3, S, S) in [0, 1].
-        u: (B, 4) in [0, 1).
-        colour: of a :class:`Preset`.
+    over the pixels (B, 3, S, S) and needs no HSV round trip. ``u`` is (B, 4) in [0, 1).
     """
     if not any(colour):
         return images
-    drawn = (amount * (2 * column - 1) for amount, column in zip(colour, u.unbind(1), strict=True))
-    brightness, contrast, saturation, angle = drawn
+    brightness, contrast, saturation, angle = (
+        amount * (2 * column - 1) for amount, column in zip(colour, u.unbind(1), strict=True)
+    )
     cos, sin = angle.cos() * (1 + saturation), angle.sin() * (1 + saturation)
     entries = [STAYS[i][j] + COSINE[i][j] * cos + SINE[i][j] * sin for i in range(3) for j in range(3)]
     matrix = (1 + contrast)[:, None, None] * torch.stack(entries, 1).view(-1, 3, 3)

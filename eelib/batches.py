@@ -5,7 +5,8 @@ waits for the host. A larger one is decoded by worker processes, batch by batch,
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -34,24 +35,25 @@ class Share(NamedTuple):
     world: int = 1
 
 
-ALONE = Share()
-
-
 def seed_of(*numbers: int) -> int:
     """One seed from several numbers of any size, well mixed: 63 bits."""
     text = ",".join(map(str, numbers)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
 
+def _generator(*numbers: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_of(*numbers))
+
+
 def pool_of(dataset: DetectionDataset, device: torch.device | str = "cpu") -> Pool:
     """All images of a set whose images have one size, and their objects, on a device."""
-    items = [dataset[index] for index in range(len(dataset))]
-    return _pool([image for image, _ in items], [target for _, target in items], device)
+    return _pool([dataset[index] for index in range(len(dataset))], device)
 
 
-def _pool(images: list[Tensor], targets: list[dict], device: torch.device | str) -> Pool:
+def _pool(items: list[tuple[Tensor, dict]], device: torch.device | str) -> Pool:
+    images, targets = zip(*items, strict=True)
     height, width = images[0].shape[-2:]
-    most = max(1, max(len(target["boxes"]) for target in targets))
+    most = max(1, *(len(target["boxes"]) for target in targets))
     boxes, labels = torch.zeros(len(images), most, 4), torch.zeros(len(images), most, dtype=torch.int64)
     for row, target in enumerate(targets):
         count = len(target["boxes"])
@@ -78,6 +80,7 @@ def epoch_order(count: int, batch_size: int, share: Share, generator: torch.Gene
     return order[: steps * batch_size * share.world].view(steps, share.world, batch_size)[:, share.rank]
 
 
+@dataclass
 class ResidentBatches:
     """Epochs of a set that lives on the device.
 
@@ -89,84 +92,75 @@ class ResidentBatches:
         share: of this process.
     """
 
-    def __init__(self, pool: Pool, batch_size: int, seed: int, calm_from: int, share: Share = ALONE):
-        self.pool, self.batch_size, self.seed, self.calm_from, self.share = pool, batch_size, seed, calm_from, share
+    pool: Pool
+    batch_size: int
+    seed: int
+    calm_from: int
+    share: Share = Share()
 
-    def __call__(self, epoch: int) -> "Epoch":
+    def __call__(self, epoch: int) -> list[Batch]:
         """The batches of an epoch, from 0."""
-        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         count = len(self.pool.images)
-        order = epoch_order(count, self.batch_size, self.share, generator)
-        generator.manual_seed(seed_of(self.seed, epoch, self.share.rank))
-        whole = draw(order.flatten(), count, generator)
-        rows, numbers = (part.to(self.pool.images.device) for part in whole)
-        draws = zip(rows.split(order.shape[1]), numbers.split(order.shape[1]), strict=True)
-        batches = (Batch(self.pool, Draw(*part), epoch >= self.calm_from) for part in draws)
-        return Epoch(batches, len(order))
+        order = epoch_order(count, self.batch_size, self.share, _generator(self.seed, epoch))
+        whole = draw(order.flatten(), count, _generator(self.seed, epoch, self.share.rank))
+        parts = (part.to(self.pool.images.device).split(order.shape[1]) for part in whole)
+        return [Batch(self.pool, Draw(*part), epoch >= self.calm_from) for part in zip(*parts, strict=True)]
 
 
+@dataclass
 class StreamedBatches:
     """Epochs of a set that is decoded while it is trained on; mosaics are made of images of one batch.
 
     Args:
         dataset: whose images have one size.
+        batch_size, seed, calm_from, share: as for :class:`ResidentBatches`.
         workers: processes that decode.
         device: where the batches go.
-        batch_size, seed, calm_from, share: as for :class:`ResidentBatches`.
     """
 
-    def __init__(self, dataset, batch_size, seed, calm_from, share, *, workers: int, device: torch.device):
-        self.dataset, self.workers, self.device = dataset, workers, device
-        self.batch_size, self.seed, self.calm_from, self.share = batch_size, seed, calm_from, share
+    dataset: DetectionDataset
+    batch_size: int
+    seed: int
+    calm_from: int
+    share: Share
+    workers: int
+    device: torch.device
 
-    def __call__(self, epoch: int) -> "Epoch":
+    def __call__(self, epoch: int) -> "_Streamed":
         """The batches of an epoch, from 0."""
-        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
-        order = epoch_order(len(self.dataset), self.batch_size, self.share, generator)
-        loader = DataLoader(
-            _Caught(self.dataset), batch_sampler=order.tolist(), num_workers=self.workers,
-            collate_fn=lambda items: items, pin_memory=self.device.type == "cuda",
-        )  # fmt: skip
-        return Epoch(self._batches(loader, epoch), len(order))
+        return _Streamed(self, epoch)
 
-    def _batches(self, loader: Iterable, epoch: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, self.share.rank))
-        for items in loader:
-            for item in items:
-                if isinstance(item, InputError):
-                    raise item
-            pool = _pool([image for image, _ in items], [target for _, target in items], self.device)
-            random = draw(torch.arange(len(items)), len(items), generator)
-            yield Batch(pool, Draw(*(part.to(self.device) for part in random)), epoch >= self.calm_from)
-
-
-class _Caught:
-    """A data set whose broken images are items, not raised: a worker would wrap its traceback around the one line."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple | InputError:
+    def read(self, rows: list[int]) -> list[tuple[Tensor, dict]] | InputError:
+        """The items of a batch; a broken image is given, not raised: a worker would wrap its traceback around it."""
         try:
-            return self.dataset[index]
+            return [self.dataset[row] for row in rows]
         except InputError as error:
             return error
 
 
-class Epoch:
-    """Batches, and how many there are."""
+class _Streamed:
+    """One epoch of :class:`StreamedBatches`."""
 
-    def __init__(self, batches: Iterable[Batch], steps: int):
-        self.batches, self.steps = batches, steps
+    def __init__(self, source: StreamedBatches, epoch: int):
+        self.source, self.epoch = source, epoch
+        generator = _generator(source.seed, epoch)
+        order = epoch_order(len(source.dataset), source.batch_size, source.share, generator).tolist()
+        pinned = source.device.type == "cuda"
+        self.loader = DataLoader(
+            order, batch_size=None, num_workers=source.workers, collate_fn=source.read, pin_memory=pinned
+        )
 
     def __len__(self) -> int:
-        return self.steps
+        return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self.batches)
+        source, generator = self.source, _generator(self.source.seed, self.epoch, self.source.share.rank)
+        for items in self.loader:
+            if isinstance(items, InputError):
+                raise items
+            random = draw(torch.arange(len(items)), len(items), generator)
+            random = Draw(*(part.to(source.device) for part in random))
+            yield Batch(_pool(items, source.device), random, self.epoch >= source.calm_from)
 
 
-EpochBatches = Callable[[int], Epoch]
+EpochBatches = Callable[[int], list[Batch] | _Streamed]

@@ -1,10 +1,12 @@
 """Checkpoints: dicts of tensors and plain values, written whole or not at all, loaded without running code."""
 
 import pickle
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from eelib.files import InputError, refuse_bomb, shorten, write_atomic
 from eelib.model import CHANNELS, FIRST_PLAN, EarlyExitSSDLite, postprocess, rebuild
@@ -72,6 +74,70 @@ def _is_plan(plan: object) -> bool:
         return False
     texts = [*cuts, *classes]
     return 0 < len(classes) <= MAX_CLASSES and all(isinstance(text, str) for text in texts)
+
+
+def check_identity(saved: object, identity: Mapping, path: Path) -> None:
+    """Refuse a checkpoint of another training.
+
+    Raises:
+        TrainingError: names the first key that differs.
+    """
+    before, now = (dict(_flat(values)) for values in (saved if isinstance(saved, Mapping) else {}, identity))
+    different = [key for key in sorted(before.keys() | now.keys()) if not _same(before.get(key), now.get(key))]
+    if different:
+        key = different[0]
+        raise TrainingError(
+            f"{path}: of another training; '{key}' was {shorten(before.get(key))} and is {shorten(now.get(key))} "
+            f"({len(different)} such keys); expected the same settings, or a new folder"
+        )
+
+
+def _same(before: object, now: object) -> bool:
+    return type(before) in (type(now), int, float) and before == now  # a tensor does not say whether it is equal
+
+
+def _flat(values: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def history_of(state: Mapping) -> list[dict]:
+    """The history of a checkpoint to resume from: numbers by name, a dict an epoch.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    history = [dict(row) for row in state["history"]]
+    if [row["epoch"] for row in history] != [*range(1, len(history) + 1)]:
+        raise ValueError("'history' has not every epoch once")
+    if not all(isinstance(key, str) and isinstance(v, int | float) for row in history for key, v in row.items()):
+        raise TypeError("'history' holds more than numbers by name")
+    return history
+
+
+def check_optimizer(optimizer: Optimizer, saved: Mapping) -> None:
+    """Refuse a state that an optimiser would take over now and stumble over in its first step.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is of other parameters, or none.
+    """
+
+    def kinds(groups: Sequence[Mapping]) -> list[dict]:
+        return [{key: type(value) for key, value in group.items() if key != "lr"} for group in groups]
+
+    own = optimizer.state_dict()["param_groups"]
+    if kinds(own) != kinds(saved["param_groups"]):
+        raise ValueError("'optimizer.param_groups' are those of another optimiser")
+    numbers = [number for group in own for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    shapes = {number: parameter.shape for number, parameter in zip(numbers, parameters, strict=True)}
+    for number, values in saved["state"].items():
+        moments = {values[key].shape for key in ("exp_avg", "exp_avg_sq")}
+        if moments != {shapes[number]} or values["step"].numel() != 1:
+            raise ValueError(f"'optimizer.state' of parameter {number} has another shape")
 
 
 def load_weights(model: nn.Module, path: Path | str) -> dict:

@@ -42,12 +42,7 @@ def _pycocotools(content: dict) -> COCO:
 
 
 class OnAccess(Sequence):
-    """A sequence whose items are made each time they are asked for.
-
-    Args:
-        count: number of items.
-        make: the item of an index.
-    """
+    """A sequence of ``count`` items that are made each time they are asked for."""
 
     def __init__(self, count: int, make: Callable[[int], Tensor]):
         self.count, self.make = count, make
@@ -113,12 +108,11 @@ class DetectionDataset(Dataset):
         for annotation in (a for i in ids for a in self.coco.imgToAnns[i]) if masks else ():
             if "segmentation" not in annotation:
                 raise DataError(f"{self.file}: annotation {annotation['id']} has no 'segmentation'")
-        self.images = OnAccess(len(ids), self._image)
-        self.masks = OnAccess(len(ids), self._mask) if masks else None
         originals = (self.coco.imgs[i] for i in ids)
         pixels = sum(image["width"] * image["height"] if size is None else size**2 for image in originals)
-        if pixels * (4 if masks else 3) <= IN_MEMORY_BYTES:
-            self.images, self.masks = list(self.images), list(self.masks) if masks else None
+        keep = list if pixels * (4 if masks else 3) <= IN_MEMORY_BYTES else lambda on_access: on_access
+        self.images = keep(OnAccess(len(ids), self._image))
+        self.masks = keep(OnAccess(len(ids), self._mask)) if masks else None
 
     def select(self, ids: list[int], limit: int | None, seed: int) -> list[int]:
         """The images of the split that are taken, of all ids in rising order."""
@@ -155,14 +149,18 @@ class DetectionDataset(Dataset):
         boxes[:, 2:] += boxes[:, :2]
         return boxes
 
+    def labels(self, index: int) -> Tensor:
+        """Labels of an image's objects, int64 (G,)."""
+        rows = self.annotations[self.image_ids[index]]
+        return torch.tensor([self.category_ids.index(row["category_id"]) + 1 for row in rows], dtype=torch.int64)
+
     def __getitem__(self, index: int) -> tuple[Tensor, dict]:
         image, image_id = self.images[index], self.image_ids[index]
         entry, (height, width) = self.coco.imgs[image_id], image.shape[-2:]
         scale = torch.tensor([width / entry["width"], height / entry["height"]] * 2)
         edge = torch.tensor([width, height] * 2, dtype=torch.float32)
         boxes = torch.minimum((self.objects(index) * scale).clamp(min=0), edge)
-        labels = [self.category_ids.index(a["category_id"]) + 1 for a in self.annotations[image_id]]
-        target = {"boxes": boxes, "labels": torch.tensor(labels, dtype=torch.int64), "image_id": image_id}
+        target = {"boxes": boxes, "labels": self.labels(index), "image_id": image_id}
         return image, target if self.masks is None else target | {"mask": self.masks[index]}
 
 

@@ -56,13 +56,9 @@ def coco_ap(coco: COCO, results: Sequence[dict], image_ids: Sequence[int] | None
 def precision_recall(
     coco: COCO, results: Sequence[dict], image_ids: Sequence[int], score: float = 0.5, iou: float = 0.5
 ) -> dict[str, float]:
-    """Precision and recall of the detections at or above a score, matched as pycocotools matches.
+    """Precision and recall of the detections at or above a score, matched from an IoU as pycocotools matches.
 
-    Args:
-        coco: the annotations; crowds count neither way.
-        results: COCO results; ``image_ids`` are evaluated.
-        score: least score of a detection, in [0, 1].
-        iou: least IoU of a match.
+    Crowds count neither way.
 
     Returns:
         ``score``, ``precision`` (0 without a detection), ``recall`` and ``detections_per_image``.
@@ -90,12 +86,7 @@ def precision_recall(
 
 
 def detect_exits(model: nn.Module, dataset: DetectionDataset, batch_size: int = 16) -> dict[str, list[dict]]:
-    """COCO results of every exit on a data set whose images have the network's size.
-
-    Args:
-        model: yields :class:`eelib.model.ExitOutput` from ``model.exits(images)``.
-        dataset: evaluated in order; its transform resizes and nothing else.
-    """
+    """COCO results of every exit on a data set whose images have the network's size, in its order."""
     results: dict[str, list[dict]] = {name: [] for name in model.exit_names}
     for output, ids, found, _ in detections_of_exits(model, dataset, batch_size):
         for image_id, detections in zip(ids, found, strict=True):
@@ -148,9 +139,8 @@ def provenance(split: str, config: Config, checkpoint: Path | str, root: Path | 
     """What every metrics file records beside its numbers.
 
     Args:
-        split: that was evaluated.
+        split, checkpoint: that were evaluated.
         config: of the checkpoint's training.
-        checkpoint: that was evaluated.
         root: data set that was evaluated; None is that of ``config``.
     """
     return {

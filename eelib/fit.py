@@ -1,15 +1,14 @@
 """The training loop: any device and precision through Lightning Fabric, an exact resume, a CSV line an epoch."""
 
-import csv
-import io
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import Logger
@@ -17,10 +16,17 @@ from torch import Tensor, nn
 
 from eelib.augment import Draw
 from eelib.batches import Batch, EpochBatches
-from eelib.checkpoints import TrainingError, load_checkpoint, save_checkpoint
+from eelib.checkpoints import (
+    TrainingError,
+    check_identity,
+    check_optimizer,
+    history_of,
+    load_checkpoint,
+    save_checkpoint,
+)
 from eelib.config import OptimConfig
 from eelib.files import shorten, write_atomic
-from eelib.progress import draw_history
+from eelib.progress import draw_history, progress_line
 
 Step = Callable[[nn.Module, object, float], tuple[Tensor, dict[str, Tensor]]]
 
@@ -28,8 +34,8 @@ Step = Callable[[nn.Module, object, float], tuple[Tensor, dict[str, Tensor]]]
 class WeightAverage:
     """Exponential moving average of weights and statistics, the ones that are evaluated and released.
 
-    The decay ramps up as min(decay, (1 + step) / (10 + step)), so that the first epochs are
-    not held back by the initial weights. The average lives where the model does.
+    The decay ramps up as min(decay, (1 + step) / (10 + step)), so that the first epochs are not held back by the
+    initial weights. The average lives where the model does.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -165,6 +171,7 @@ class Trainer:
         )
         self.base = [group["lr"] for group in optimizer.param_groups]
         self.model, self.optimizer = self.fabric.setup(model.to(memory_format=torch.channels_last), optimizer)
+        self.scaler = getattr(self.fabric.strategy.precision, "scaler", None)  # of half precision alone
         self.average = WeightAverage(model, optim.ema_decay)
         self.names: list[str] = []
         captured = cuda and optim.devices == 1 and optim.precision != "16-mixed"
@@ -187,9 +194,8 @@ class Trainer:
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.optim.clip_norm:
-            self.fabric.clip_gradients(
-                self.model, self.optimizer, max_norm=self.optim.clip_norm, error_if_nonfinite=False
-            )
+            norm = self.optim.clip_norm
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=norm, error_if_nonfinite=False)
         self.optimizer.step()
         self.names = list(parts)
         return torch.stack([value.float() for value in parts.values()])
@@ -237,38 +243,21 @@ class Trainer:
             "model": self.average.state,
             "raw": self.raw.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": getattr(self.fabric.strategy.precision, "scaler", None)
-            and self.fabric.strategy.precision.scaler.state_dict(),
+            "scaler": self.scaler and self.scaler.state_dict(),
             "average_step": self.average.step,
         }
 
     def restore(self, state: Mapping) -> None:
         """Take over what :meth:`state` gave."""
         self.raw.load_state_dict(state["raw"])
-        self._check_optimizer(state["optimizer"])
+        check_optimizer(self.optimizer, state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._tensor_rates()
         if state.get("scaler"):
-            self.fabric.strategy.precision.scaler.load_state_dict(state["scaler"])
+            self.scaler.load_state_dict(state["scaler"])
         if type(state["average_step"]) is not int:
             raise TypeError("'average_step' is no number")
         self.average.load(state["model"], state["average_step"])
-
-    def _check_optimizer(self, saved: Mapping) -> None:
-        """Refuse what the optimiser would take over now and stumble over in its first step."""
-        groups = self.optimizer.state_dict()["param_groups"]
-        numbers = [index for group in groups for index in group["params"]]
-        shapes = {n: p.shape for n, p in zip(numbers, self._parameters(), strict=True)}
-        same = [{k: type(v) for k, v in g.items() if k != "lr"} for g in groups]
-        if same != [{k: type(v) for k, v in g.items() if k != "lr"} for g in saved["param_groups"]]:
-            raise ValueError("'optimizer.param_groups' are those of another optimiser")
-        for number, values in saved["state"].items():
-            moments = {values[key].shape for key in ("exp_avg", "exp_avg_sq")}
-            if moments != {shapes[number]} or values["step"].numel() != 1:
-                raise ValueError(f"'optimizer.state' of parameter {number} has another shape")
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
 def fit(
@@ -303,21 +292,14 @@ def fit(
         TrainingError: a loss is not finite, or the checkpoint belongs to another training.
     """
     out, optim, first = Path(out), trainer.optim, trainer.fabric.is_global_zero
-    log = log if first else _silent  # every process trains, one speaks and writes
+    log = log if first else lambda _: None  # every process trains, one speaks and writes
     history: list[dict] = []
     if resume and (out / "last.pth").exists():
         state = load_checkpoint(out / "last.pth")
         check_identity(state.get("identity"), identity, out / "last.pth")
         try:
             trainer.restore(state)
-            history = [dict(row) for row in state["history"]]
-            if [row["epoch"] for row in history] != [*range(1, len(history) + 1)]:
-                raise ValueError("'history' has not every epoch once")
-            if not all(
-                isinstance(key, str) and isinstance(v, int | float) for row in history for key, v in row.items()
-            ):
-                raise TypeError("'history' holds more than numbers by name")
-            max(map(selection_score, history), default=-1.0)
+            history = history_of(state)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
             raise TrainingError(f"{out / 'last.pth'}: cannot be resumed from ({shorten(str(error))})") from None
         log(f"resumed after epoch {len(history)} of {optim.epochs}")
@@ -336,7 +318,8 @@ def fit(
             save_checkpoint(out / "best.pth", kept)
         if first and (evaluated or last or trainer.device.type == "cpu"):
             state = trainer.state() | {"epoch": epoch + 1, "history": history, "identity": dict(identity)}
-            write_atomic(out / "losses.csv", lambda file: file.write(as_csv(history).encode()))
+            table = partial(pd.DataFrame(history, dtype=object).to_csv, index=False, lineterminator="\r\n")
+            write_atomic(out / "losses.csv", table)
             draw_history(history, out / "losses.png")
             save_checkpoint(out / "last.pth", state)  # last: a run that is killed before it writes the others again
         trainer.fabric.log_dict({key: value for key, value in row.items() if key != "epoch"}, step=epoch + 1)
@@ -356,63 +339,8 @@ def fit(
     return history
 
 
-def _silent(_: str) -> None:
-    pass
-
-
 def _every_number(row: dict) -> str:
     return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
-
-
-def progress_line(epoch: int, epochs: int) -> Callable[[int, int], None]:
-    """A line on the terminal that is written over: how far the epoch is, and the time left; nothing elsewhere."""
-    began = shown = time.monotonic()
-
-    def show(done: int, steps: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if not sys.stderr.isatty() or (now - shown < 0.5 and done < steps):
-            return
-        shown, left = now, (now - began) / done * (steps - done + steps * (epochs - epoch - 1))
-        text = f"epoch {epoch + 1} of {epochs}, step {done} of {steps}, {duration(left)} left"
-        print(text.ljust(70), end="\r" if done < steps else "\r" + " " * 70 + "\r", file=sys.stderr, flush=True)
-
-    return show
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
-
-
-def check_identity(saved: object, identity: Mapping, path: Path) -> None:
-    """Refuse a checkpoint of another training.
-
-    Raises:
-        TrainingError: names the first key that differs.
-    """
-    before, now = (dict(_flat(values)) for values in (saved if isinstance(saved, Mapping) else {}, identity))
-    different = [key for key in sorted(before.keys() | now.keys()) if not _same(before.get(key), now.get(key))]
-    if different:
-        key = different[0]
-        raise TrainingError(
-            f"{path}: of another training; '{key}' was {shorten(before.get(key))} and is {shorten(now.get(key))} "
-            f"({len(different)} such keys); expected the same settings, or a new folder"
-        )
-
-
-def _same(before: object, now: object) -> bool:
-    return type(before) in (type(now), int, float) and before == now  # a tensor does not say whether it is equal
-
-
-def _flat(values: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
 def selection_score(row: Mapping) -> float:
@@ -422,13 +350,3 @@ def selection_score(row: Mapping) -> float:
     """
     values = [value for key, value in row.items() if key.endswith("_AP")]
     return sum(values) / len(values) if values else -1.0
-
-
-def as_csv(history: list[dict]) -> str:
-    """The history, a line an epoch."""
-    names = list(dict.fromkeys(name for row in history for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names)
-    writer.writeheader()
-    writer.writerows(history)
-    return text.getvalue()

@@ -109,14 +109,7 @@ class Criterion:
 
 
 def assign(iou: Tensor, targets: Targets, output: ExitOutput, iou_threshold: float) -> Matched:
-    """Match the default boxes of an exit to the objects of a batch.
-
-    Args:
-        iou: (B, G, A) of the objects with the exit's default boxes.
-        targets: the objects.
-        output: of the exit; its logits tell K.
-        iou_threshold: of the matching, in (0, 1].
-    """
+    """Match the default boxes of an exit to the objects of a batch by their IoU (B, G, A)."""
     matched = match(iou, targets.valid, iou_threshold)  # (B, A)
     index = matched.clamp(min=0)
     boxes_xyxy = targets.boxes_xyxy.gather(1, index[..., None].expand(-1, -1, 4))
@@ -128,19 +121,14 @@ def assign(iou: Tensor, targets: Targets, output: ExitOutput, iou_threshold: flo
 def detection_loss(
     output: ExitOutput, matched: Matched, classification: str = "quality_focal", box: str = "giou"
 ) -> dict[str, Tensor]:
-    """Class and box term of one exit.
+    """Class and box term of one exit for a batch, scalars divided by the number of positives.
 
     Args:
-        output: raw output of the exit for a batch.
+        output: raw output of the exit.
         matched: what its default boxes are asked for.
-        classification: ``"hard_negative"`` (SSD, 3:1 mining) or ``"quality_focal"`` (the
-            target of a positive is the IoU that its box reaches: Li et al., "Generalized
-            Focal Loss", NeurIPS 2020, equation 4).
-        box: ``"smooth_l1"`` on encoded offsets (SSD) or ``"giou"`` on decoded boxes
-            (Rezatofighi et al., CVPR 2019).
-
-    Returns:
-        ``classification`` and ``bbox_regression``, scalars divided by the number of positives.
+        classification: ``"hard_negative"`` (SSD, 3:1 mining) or ``"quality_focal"`` (the target of a positive is
+            the IoU that its box reaches: Li et al., "Generalized Focal Loss", NeurIPS 2020, equation 4).
+        box: ``"smooth_l1"`` on encoded offsets (SSD) or ``"giou"`` on decoded boxes (Rezatofighi et al., CVPR 2019).
     """
     positive, boxes = matched.positive, matched.boxes_xyxy
     count = positive.sum().clamp(min=1)
@@ -164,19 +152,14 @@ def distillation_loss(student: ExitOutput, teacher: ExitOutput, matched: Matched
     The exit's maps are the first of full's, so their default boxes are the same and are
     compared position by position. Boxes follow full only where it is nearer to the object.
 
-    Args:
-        student: raw output of an exit for a batch.
-        teacher: raw output of full for the same batch.
-        matched: what the exit's default boxes are asked for.
-
     Returns:
         ``distilled_classes``, the KL divergence of the class scores from full's, and
         ``distilled_boxes``, GIoU against full's decoded boxes, scalars divided by the number of
         positives as in :func:`detection_loss`; 0 where the exit equals full.
 
-    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2, at
-    temperature 1; the bound of the box term: Chen et al., "Learning Efficient Object Detection
-    Models with Knowledge Distillation", NeurIPS 2017, section 3.3.
+    Sources: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2, at temperature 1; the
+    bound of the box term: Chen et al., "Learning Efficient Object Detection Models with Knowledge Distillation",
+    NeurIPS 2017, section 3.3.
     """
     boxes_of_exit = student.bbox_regression.shape[1]
     positive, count = matched.positive, matched.positive.sum().clamp(min=1)
@@ -203,7 +186,7 @@ def class_logits(cls_logits: Tensor) -> Tensor:
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection and union of boxes (..., 4) with boxes (..., 4), pair by pair."""
+    """Intersection and union of xyxy boxes (..., 4), pair by pair."""
     lt, rb = torch.max(a[..., :2], b[..., :2]), torch.min(a[..., 2:], b[..., 2:])
     overlap = _area((rb - lt).clamp(min=0))
     return overlap, _area(a[..., 2:] - a[..., :2]) + _area(b[..., 2:] - b[..., :2]) - overlap
@@ -214,16 +197,15 @@ def _area(extent: Tensor) -> Tensor:
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of boxes (..., 4) with boxes (..., 4), pair by pair; xyxy."""
+    """IoU of xyxy boxes (..., 4), pair by pair."""
     overlap, union = _overlap(a, b)
     return overlap / union.clamp(min=1e-6)
 
 
 def giou_loss(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
-    """1 - generalised IoU of boxes (..., 4) with boxes (..., 4), pair by pair; xyxy.
+    """1 - generalised IoU of xyxy boxes (..., 4), pair by pair.
 
     torchvision's selects boxes by indexing, for which a GPU's step would wait.
-
     Source: Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019, algorithm 1.
     """
     overlap, union = _overlap(a, b)
@@ -240,15 +222,10 @@ def quality_focal_loss(cls_logits: Tensor, quality: Tensor) -> Tensor:
 
 
 def hard_negative_loss(cls_logits: Tensor, positive: Tensor, classes: Tensor, ratio: int = 3) -> Tensor:
-    """SSD's class loss: all positives and the ``ratio`` times as many worst negatives of each image.
+    """SSD's class loss: cross-entropies of all positives and ``ratio`` times as many worst negatives of each image.
 
-    Args:
-        cls_logits: (B, A, K + 1).
-        positive: bool (B, A).
-        classes: (B, A, K), 1 for the class of a positive.
-
-    Returns:
-        The sum of the cross-entropies. Source: SSD, section 2.2, "Hard negative mining".
+    Their sum, of logits (B, A, K + 1), ``positive`` bool (B, A), and ``classes`` (B, A, K), 1 for that of a positive.
+    Source: SSD, section 2.2, "Hard negative mining".
     """
     labels = ((torch.arange(classes.shape[-1], device=classes.device) + 1) * classes).sum(-1).long()
     loss = F.cross_entropy(cls_logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(positive)

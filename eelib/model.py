@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V3_Large_Weights
 from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights, ssdlite320_mobilenet_v3_large
-from torchvision.ops import Conv2dNormActivation, clip_boxes_to_image, nms
+from torchvision.ops import clip_boxes_to_image, nms
 
 from eelib.anchors import decode, default_boxes
 from eelib.deploy.evidence import SCORE_CUTS
 from eelib.detections import Detections
+from eelib.heads import EXIT_WIDTH, BlankGate, EarlyExit, initialise
 
 SIZE = 320  # side of the network input in pixels
 CUTS = (8, 12)  # children of torchvision's features[0] before exit1 and exit2
@@ -22,7 +23,6 @@ GATE_CUTS = (7, 8)  # where the blank gates look: the last map of an eighth, and
 # Chairs of showroom are small (median 62 px of 320, 44 % under 32 x 32 px), and torchvision's
 # default scales start at 64 px: only 70 % of the objects reach IoU 0.5 with some box, 89 % with these.
 SCALES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
-EXIT_WIDTH = 96  # channels of an exit's own maps
 ASPECT_RATIOS = ((1.5, 2.2),) * 6
 SCORE_THRESHOLD = 0.001  # scores at or below it are no detections
 
@@ -45,139 +45,6 @@ class ExitOutput(NamedTuple):
     cls_logits: Tensor
     bbox_regression: Tensor
     default_boxes: Tensor
-
-
-def _batch_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=0.001, momentum=0.03)
-
-
-def _separable(channels_in: int, channels_out: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        Conv2dNormActivation(
-            channels_in, channels_in, 3, stride, dilation=dilation, groups=channels_in,
-            norm_layer=_batch_norm, activation_layer=nn.ReLU6,
-        ),
-        Conv2dNormActivation(channels_in, channels_out, 1, norm_layer=_batch_norm, activation_layer=nn.ReLU6),
-    )  # fmt: skip
-
-
-def _predictor(channels_in: int, channels_out: int) -> nn.Sequential:
-    return nn.Sequential(
-        Conv2dNormActivation(
-            channels_in, channels_in, 3, groups=channels_in, norm_layer=_batch_norm, activation_layer=nn.ReLU6
-        ),
-        nn.Conv2d(channels_in, channels_out, 1),
-    )
-
-
-def flatten_predictions(maps: Sequence[Tensor], columns: int) -> Tensor:
-    """Join head outputs (B, K * columns, H, W) to (B, sum of H * W * K, columns).
-
-    The permute comes before the view. Viewing without it pairs two neighbouring columns of
-    one channel: the first defect of the record.
-    """
-    flat = []
-    for values in maps:
-        batch, _, height, width = values.shape
-        values = values.reshape(batch, -1, columns, height, width).permute(0, 3, 4, 1, 2)  # (B, H, W, K, columns)
-        flat.append(values.reshape(batch, -1, columns))
-    return torch.cat(flat, 1)
-
-
-class EarlyExit(nn.Module):
-    """A light SSDLite exit: a context block, four maps (20, 10, 5 and 3 cells a side of 320 px) and their predictors.
-
-    Classes and boxes share a predictor: an image that goes on has paid for the exits before, and
-    at batch 1 on a CPU the number of small layers is what an exit costs.
-
-    Args:
-        channels_in: channels of the trunk at the cut.
-        stride: 2 where the trunk's map is still an eighth of the input, so that the exit's own begin at a sixteenth.
-        channels: width of the exit's own pyramid.
-        boxes_per_cell: default boxes at each cell.
-        classes: K, without the background.
-    """
-
-    MAPS = 4
-
-    def __init__(self, channels_in, stride: int = 1, channels: int = EXIT_WIDTH, boxes_per_cell: int = 6, classes=1):
-        super().__init__()
-        # Dilation widens the receptive field at no cost: exit1 sees 179 px of 320 without it.
-        self.context = nn.Sequential(
-            _separable(channels_in, channels, stride), _separable(channels, channels, dilation=2)
-        )
-        self.down = nn.ModuleList(_separable(channels, channels, stride=2) for _ in range(self.MAPS - 1))
-        self.columns = classes + 1
-        self.class_channels = boxes_per_cell * self.columns  # of a predictor's output; the rest are box offsets
-        width = self.class_channels + boxes_per_cell * 4
-        self.predictors = nn.ModuleList(_predictor(channels, width) for _ in range(self.MAPS))
-        initialise(self)
-        for predictor in self.predictors:
-            last = predictor[-1]
-            _start_at_background(last.weight[: self.class_channels], last.bias[: self.class_channels], self.columns)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-        """Features (B, C, H, W) to cls_logits (B, A, K + 1), bbox_regression (B, A, 4), grid sizes."""
-        maps = [self.context(features)]
-        for down in self.down:
-            maps.append(down(maps[-1]))
-        outputs = [predictor(m) for predictor, m in zip(self.predictors, maps, strict=True)]
-        logits = flatten_predictions([o[:, : self.class_channels] for o in outputs], self.columns)
-        boxes = flatten_predictions([o[:, self.class_channels :] for o in outputs], 4)
-        return logits, boxes, [tuple(m.shape[-2:]) for m in maps]
-
-
-class BlankGate(nn.Module):
-    """One logit from a map of the trunk, pooled: does the image hold an object?
-
-    The strongest and the mean response of each channel are kept: one chair anywhere must be enough.
-
-    Args:
-        channels_in: channels of the trunk at the cut.
-        channels: that are pooled.
-    """
-
-    def __init__(self, channels_in: int, channels: int = 48):
-        super().__init__()
-        self.features = _separable(channels_in, channels)
-        self.logit = nn.Linear(2 * channels, 1)
-        initialise(self)
-        nn.init.normal_(self.logit.weight, std=0.01)
-        nn.init.constant_(self.logit.bias, 2.0)  # most images hold an object
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features (B, C, H, W) to logits (B,); above 0 an object is likelier than none."""
-        return self.decide(self.features(features))
-
-    def decide(self, maps: Tensor) -> Tensor:
-        """Maps (B, channels, H, W) of :attr:`features` to logits (B,)."""
-        return self.logit(torch.cat((maps.amax((2, 3)), maps.mean((2, 3))), 1)).squeeze(1)
-
-
-@torch.no_grad()
-def _start_at_background(weight: Tensor, bias: Tensor, columns: int) -> None:
-    nn.init.normal_(weight, std=0.01)
-    bias.view(-1, columns).copy_(torch.tensor([2.3] + [-2.3] * (columns - 1)))
-
-
-def initialise(module: nn.Module, columns: int = 2) -> None:
-    """Kaiming weights, and a class bias that starts at 1 % of each class (RetinaNet's prior).
-
-    torchvision draws every weight with standard deviation 0.03, which suits SGD; under AdamW
-    a step of 2e-3 is then a fifteenth of a weight and the first epochs are lost.
-
-    Args:
-        module: whose convolutions are drawn anew.
-        columns: K + 1 of its classification head.
-    """
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    for name, layer in module.named_modules():
-        if "classification_head" in name and isinstance(layer, nn.Conv2d) and layer.bias is not None:
-            _start_at_background(layer.weight, layer.bias, columns)
 
 
 def rescale_gradient(features: Tensor, factor: float) -> Tensor:
@@ -245,27 +112,19 @@ class EarlyExitSSDLite(nn.Module):
             initialise(self.backbone)
         initialise(self.head, columns)
         if weights == "coco":
-            self._load_coco()
-        self.early = nn.ModuleDict()
+            state = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.get_state_dict(check_hash=True)
+            own = self.state_dict()
+            self.load_state_dict({k: v for k, v in state.items() if k in own and v.shape == own[k].shape}, strict=False)
+        self.early, boxes = nn.ModuleDict(), 2 + 2 * len(self.aspect_ratios[0])
         for name, cut in self.cuts.items():
-            boxes = 2 + 2 * len(self.aspect_ratios[0])
             stride = 2 if CHANNELS[cut] == CHANNELS[5] else 1
-            self.early[name] = EarlyExit(CHANNELS[cut], stride, exit_width, boxes, columns - 1)
+            self.early[name] = EarlyExit(CHANNELS[cut], stride, exit_width, boxes, len(self.classes))
         self.blank = nn.ModuleDict({str(cut): BlankGate(CHANNELS[cut]) for cut in GATE_CUTS if blank_gate})
         if not full:
-            self._truncate()
+            trunk = list(self.backbone.features[0].children())[: max(self.cuts.values())]
+            self.backbone.features = nn.Sequential(nn.Sequential(*trunk))
+            self.backbone.extra, self.head = nn.ModuleList(), None
         self._defaults: dict[tuple, Tensor] = {}
-
-    def _load_coco(self) -> None:
-        state = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.get_state_dict(check_hash=True)
-        own = self.state_dict()
-        fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-        self.load_state_dict(fitting, strict=False)
-
-    def _truncate(self) -> None:
-        last = max(self.cuts.values())
-        self.backbone.features = nn.Sequential(nn.Sequential(*list(self.backbone.features[0].children())[:last]))
-        self.backbone.extra, self.head = nn.ModuleList(), None
 
     @property
     def exit_names(self) -> tuple[str, ...]:
@@ -279,7 +138,7 @@ class EarlyExitSSDLite(nn.Module):
         A gate comes before an exit at the same cut: it may spare the exit's head. None is the whole trunk.
         """
         gates = [(cut, 0, f"blank{k}") for k, cut in enumerate(map(int, self.blank), 1)]
-        exits = [(cut, 1, name) for name, cut in self.cuts.items() if name in self.early]
+        exits = [(cut, 1, name) for name, cut in self.cuts.items()]
         order = {name: cut for cut, _, name in sorted(gates + exits)}
         return order | ({"full": None} if self.head is not None else {})
 
@@ -312,7 +171,9 @@ class EarlyExitSSDLite(nn.Module):
             logits, boxes, grids = exit_(own)
             yield self._output(name, logits, boxes, grids, size_hw)
         if self.head is not None:
-            yield self._full(self.pyramid(self.segment(features, done, None, maps)), size_hw)
+            pyramid = self.pyramid(self.segment(features, done, None, maps))
+            outputs, grids = self.head(pyramid), [tuple(m.shape[-2:]) for m in pyramid]
+            yield self._output("full", outputs["cls_logits"], outputs["bbox_regression"], grids, size_hw)
 
     def blank_logits(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Logits (B,) of each blank gate from the maps that :meth:`exits` left: does the image hold an object?"""
@@ -324,11 +185,6 @@ class EarlyExitSSDLite(nn.Module):
         for block in self.backbone.extra:
             maps.append(block(maps[-1]))
         return maps
-
-    def _full(self, maps: list[Tensor], size_hw: tuple[int, int]) -> ExitOutput:
-        outputs = self.head(maps)
-        grids = [tuple(m.shape[-2:]) for m in maps]
-        return self._output("full", outputs["cls_logits"], outputs["bbox_regression"], grids, size_hw)
 
     def _output(self, name, logits, boxes, grids, size_hw) -> ExitOutput:
         key, n = (tuple(grids), size_hw, logits.device), len(grids)
@@ -364,10 +220,10 @@ class EarlyExitSSDLite(nn.Module):
             **({} if self.scales == SCALES else {"scales": list(self.scales)}),
         }
 
-    def forward(self, images: Tensor, last: str | None = None) -> list[ExitOutput]:
-        """The exits in order, up to and with ``last``; None is all."""
+    def forward(self, images: Tensor, last: str | None = None, maps: list[Tensor] | None = None) -> list[ExitOutput]:
+        """The exits in order, up to and with ``last``; None is all. ``maps`` as for :meth:`exits`."""
         outputs = []
-        for output in self.exits(images):
+        for output in self.exits(images, maps):
             outputs.append(output)
             if output.name == last:
                 break
@@ -379,14 +235,10 @@ FIRST_PLAN = {"size": SIZE, "maps": 6, "cuts": dict(zip(("exit1", "exit2"), CUTS
 
 
 def rebuild(plan: Mapping | None, state: Mapping[str, Tensor]) -> EarlyExitSSDLite:
-    """The architecture of a checkpoint, without its weights.
+    """The architecture of a checkpoint, without its weights; None of a plan is :data:`FIRST_PLAN`.
 
-    Pruning leaves layers and names as they are, so the shapes in ``state`` tell every width, and
-    the keys tell which parts there are.
-
-    Args:
-        plan: of :attr:`EarlyExitSSDLite.plan`; None is :data:`FIRST_PLAN`.
-        state: the checkpoint's weights.
+    Pruning leaves layers and names as they are, so the shapes in ``state``, the checkpoint's weights, tell every
+    width, and the keys tell which parts there are.
 
     Raises:
         KeyError, TypeError, ValueError: the plan is not one.
@@ -422,31 +274,25 @@ def postprocess(
     size_hw: tuple[int, int],
     score_threshold: float = SCORE_THRESHOLD,
     nms_threshold: float = 0.55,
-    topk: int = 300,
 ) -> list[Detections]:
     """Decode, clip, keep the best and suppress the overlapping: torchvision's post-processing.
 
     Args:
         output: raw output of an exit.
-        size_hw: size of the network input in pixels.
+        size_hw: size of the network input in pixels, in which the detections are.
         score_threshold: scores at or below it are dropped, in [0, 1].
         nms_threshold: IoU above which the weaker of two boxes of a class goes, in [0, 1].
-        topk: boxes that enter the suppression, and at most leave it.
-
-    Returns:
-        One for each image, in pixels of the network input.
     """
     boxes = decode(output.bbox_regression, output.default_boxes)
-    scores = class_scores(output.cls_logits)
-    return keep_best(output.name, boxes, scores, size_hw, score_threshold, nms_threshold, topk)
+    return keep_best(output.name, boxes, class_scores(output.cls_logits), size_hw, score_threshold, nms_threshold)
 
 
-def class_scores(cls_logits: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+def class_scores(cls_logits: Tensor) -> Tensor:
     """Score of each class from logits (B, A, K + 1), background first: sigmoid(l_k - l_0), (B, A, K)."""
-    logits = cls_logits / temperature
-    background = logits[..., :1].expand_as(logits[..., 1:])
+    objects = cls_logits[..., 1:]
+    background = cls_logits[..., :1].expand_as(objects)
     # the softmax of the two is that sigmoid, and for one class torchvision's score bit for bit
-    return torch.stack((background, logits[..., 1:]), -1).softmax(-1)[..., 1]
+    return torch.stack((background, objects), -1).softmax(-1)[..., 1]
 
 
 def raw_evidence(scores: Tensor, classes: int) -> Tensor:
@@ -455,12 +301,7 @@ def raw_evidence(scores: Tensor, classes: int) -> Tensor:
     ``box_certainty`` is the mean of 1 - H2(p), the binary entropy in bits, over the best class score p of every
     default box. Few operations: at this size one costs more by being called than by what it computes.
 
-    Args:
-        scores: (B, K, A) in [0, 1].
-        classes: K.
-
-    Returns:
-        (B, F), columns :func:`eelib.deploy.evidence.raw_columns`.
+    From scores (B, K, A) in [0, 1] to (B, F), columns :func:`eelib.deploy.evidence.raw_columns`.
     """
     best = scores if classes == 1 else scores.amax(1, keepdim=True)  # (B, 1, A)
     q = best.clamp(1e-7, 1 - 1e-7)
@@ -481,7 +322,10 @@ def keep_best(
     nms_threshold: float = 0.55,
     topk: int = 300,
 ) -> list[Detections]:
-    """Clip boxes (B, A, 4), keep the best by score (B, A, K) and suppress; arguments as in :func:`postprocess`."""
+    """Clip boxes (B, A, 4), keep the best by score (B, A, K) and suppress; arguments as in :func:`postprocess`.
+
+    ``topk`` boxes of an image enter the suppression, and at most leave it.
+    """
     detections, classes = [], scores.shape[-1]
     for image_boxes, image_scores in zip(clip_boxes_to_image(boxes_xyxy, size_hw), scores.flatten(1), strict=True):
         passing = torch.where(image_scores > score_threshold)[0]

@@ -3,6 +3,7 @@
 The measurements serve the recorded phases as well, with their own matching and loss (``studies.phases.preflight``).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from eelib.anchors import decode, encode, match_iou, matching_quality, pairwise_iou
 from eelib.augment import Draw, draw
-from eelib.batches import Batch, Epoch, pool_of
+from eelib.batches import Batch, pool_of
 from eelib.checkpoints import TrainingError
 from eelib.coco import open_source, read_split
 from eelib.config import Config, ConfigError
@@ -31,14 +32,7 @@ APART = 0.1  # least distance of the best score with objects from that of a grey
 
 
 class Check(NamedTuple):
-    """One measurement.
-
-    Attributes:
-        name: what was looked at.
-        measured: what it is, in words.
-        holds: whether it will do.
-        advice: what helps where it does not, with the words for what would be seen.
-    """
+    """One measurement, in words: whether it will do, and what helps where it does not."""
 
     name: str
     measured: str
@@ -50,7 +44,6 @@ def preflight(config: Config, images: int = 64, steps: int = 100) -> list[Check]
     """Check a configuration on a few training images.
 
     Args:
-        config: of the training.
         images: training images that are looked at, drawn with the configuration's seed.
         steps: of the training on eight images that are to be learnt by heart; 0 leaves it out.
 
@@ -61,12 +54,9 @@ def preflight(config: Config, images: int = 64, steps: int = 100) -> list[Check]
     count = len(read_split("train", source).content["images"])
     count = min(count, config.data.limit or count)
     dataset = DetectionDataset("train", source, limit=min(images, count), seed=config.seed)
-    counts = dict.fromkeys(source.names, 0)
-    for image_id in dataset.image_ids:
-        for row in dataset.annotations[image_id]:
-            counts[source.names[dataset.category_ids.index(row["category_id"])]] += 1
-    seen = ", ".join(f"{name} {n}" for name, n in counts.items())
-    absent = [name for name, n in counts.items() if not n]
+    labels = Counter(label for index in range(len(dataset)) for label in dataset.labels(index).tolist())
+    seen = ", ".join(f"{name} {labels[label]}" for label, name in enumerate(source.names, 1))
+    absent = [name for label, name in enumerate(source.names, 1) if not labels[label]]
     advice = f"no object of {', '.join(absent)}; look at more with --images, or leave the category out"
     checks = [Check("objects by category", f"{seen} on {len(dataset)} images", not absent, advice)]
     checks.append(_budget(config, count))
@@ -93,24 +83,25 @@ def _budget(config: Config, count: int) -> Check:
 
 
 def matching(samples: Iterable[tuple[Tensor, Tensor]], defaults: Tensor) -> dict[str, float]:
-    """How an assignment serves images that hold objects.
+    """How an assignment of default boxes (A, 4) serves images that hold objects.
 
     Args:
         samples: of each image the boxes (G, 4) in pixels of the input, and the index of the object of each default
             box (A,), negative for none.
-        defaults: default boxes (A, 4).
 
     Returns:
         ``objects``; ``reached``: share of them with a positive of IoU 0.5; ``iou``: mean IoU of a positive;
         ``positives`` an image.
     """
     rows = [matching_quality(boxes, defaults, matched) for boxes, matched in samples]
-    total = {key: sum(row[key] for row in rows) for key in ("objects", "reached", "positives", "iou_sum")}
+    objects, reached, positives, iou_sum = (
+        sum(row[key] for row in rows) for key in ("objects", "reached", "positives", "iou_sum")
+    )
     return {
-        "objects": total["objects"],
-        "reached": total["reached"] / max(1, total["objects"]),
-        "iou": total["iou_sum"] / max(1, total["positives"]),
-        "positives": total["positives"] / max(1, len(rows)),
+        "objects": objects,
+        "reached": reached / max(1, objects),
+        "iou": iou_sum / max(1, positives),
+        "positives": positives / max(1, len(rows)),
     }
 
 
@@ -121,11 +112,8 @@ def raised_share(samples: Iterable[tuple[Tensor, Tensor]]) -> float:
         samples: of each image the gradient of the class loss to the logit of the object's class (A,), and which
             boxes are positives (A,).
     """
-    raised: dict[bool, list[Tensor]] = {True: [], False: []}
-    for gradient, positive in samples:
-        for sign in raised:
-            raised[sign].append(gradient[positive == sign] < 0)
-    found, others = (torch.cat(raised[sign]).float() for sign in (True, False))
+    gradients, positive = (torch.cat(parts) for parts in zip(*samples, strict=True))
+    found, others = ((gradients[mask] < 0).float() for mask in (positive, ~positive))
     return float(found.mean() if len(found) else 0.0) - float(others.mean() if len(others) else 0.0)
 
 
@@ -135,12 +123,11 @@ def _targets(config: Config, dataset: DetectionDataset, detector: EarlyExitSSDLi
     with torch.no_grad():
         outputs = detector(torch.zeros(1, 3, size, size))
     samples = []
-    for index in range(len(dataset)):
-        entry = dataset.coco.imgs[dataset.image_ids[index]]
-        labels = [dataset.category_ids.index(row["category_id"]) + 1 for row in dataset.annotations[entry["id"]]]
-        boxes = dataset.objects(index) * torch.tensor([size / entry["width"], size / entry["height"]] * 2)
-        if labels:
-            samples.append((boxes, torch.tensor(labels)))
+    for index, image_id in enumerate(dataset.image_ids):
+        entry, labels = dataset.coco.imgs[image_id], dataset.labels(index)
+        if len(labels):
+            scale = torch.tensor([size / entry["width"], size / entry["height"]] * 2)
+            samples.append((dataset.objects(index) * scale, labels))
     if not samples:
         return []  # said before
     for output in outputs:
@@ -154,11 +141,10 @@ def _targets(config: Config, dataset: DetectionDataset, detector: EarlyExitSSDLi
         )
         advice = "AP stays near 0 for objects that no box reaches; " + _scales(samples, detector, output, size)
         checks.append(Check(f"default boxes of {output.name}", text, found["reached"] >= REACHED, advice))
-    wrong = max(
-        float((decode(encode(boxes[found[found >= 0]], near), near) - boxes[found[found >= 0]]).abs().max())
-        for boxes, found in matched
-        for near in [defaults[found >= 0]]
-    )
+    wrong = 0.0
+    for boxes, found in matched:
+        near, objects = defaults[found >= 0], boxes[found[found >= 0]]
+        wrong = max(wrong, float((decode(encode(objects, near), near) - objects).abs().max()))
     checks.append(Check("encoding of boxes", f"decoded {wrong:.3f} px away at the most", wrong < 0.1, "eelib.anchors"))
     share = raised_share(_class_gradients(config, outputs[-1], samples[:BY_HEART]))
     text = f"raises the score of {share:.2f} more of the positives than of the others, expected 0.9"
@@ -191,9 +177,8 @@ def _class_gradients(config: Config, output: ExitOutput, samples: Sequence) -> I
         logits.requires_grad_()
         untrained = output._replace(cls_logits=logits, bbox_regression=torch.zeros_like(output.bbox_regression))
         targets = Targets(boxes[None], labels[None])
-        matched = assign(
-            pairwise_iou(targets.boxes_xyxy, output.default_boxes), targets, untrained, config.loss.iou_threshold
-        )
+        iou = pairwise_iou(targets.boxes_xyxy, output.default_boxes)
+        matched = assign(iou, targets, untrained, config.loss.iou_threshold)
         loss = detection_loss(untrained, matched, config.loss.classification, config.loss.box)["classification"]
         (gradient,) = torch.autograd.grad(loss, logits)
         classes = matched.classes[0].argmax(-1, keepdim=True) + 1
@@ -225,7 +210,7 @@ def _by_heart(config: Config, steps: int) -> list[Check]:
     name, losses, checks = f"{len(dataset)} images by heart", [], []
     try:
         for step in range(steps):
-            losses.append(trainer.run_epoch(step, lambda _: Epoch([batch], 1), lambda *_: None)["loss"])
+            losses.append(trainer.run_epoch(step, lambda _: [batch], lambda *_: None)["loss"])
             if not step:
                 checks.append(_gradients(detector))
     except TrainingError as error:

@@ -1,6 +1,8 @@
-"""What shows how a training goes: its losses and AP as a picture, and TensorBoard where it is asked for."""
+"""What shows how a training goes: a line on the terminal, losses and AP as a picture, TensorBoard if asked for."""
 
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,29 @@ from eelib.files import InputError, write_atomic
 
 if TYPE_CHECKING:
     from lightning_fabric.loggers import Logger
+
+
+def progress_line(epoch: int, epochs: int) -> Callable[[int, int], None]:
+    """A line on the terminal that is written over: how far the epoch is, and the time left; nothing elsewhere."""
+    began = shown = time.monotonic()
+
+    def show(done: int, steps: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if not sys.stderr.isatty() or (now - shown < 0.5 and done < steps):
+            return
+        shown, left = now, (now - began) / done * (steps - done + steps * (epochs - epoch - 1))
+        text = f"epoch {epoch + 1} of {epochs}, step {done} of {steps}, {duration(left)} left"
+        print(text.ljust(70), end="\r" if done < steps else "\r" + " " * 70 + "\r", file=sys.stderr, flush=True)
+
+    return show
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
 
 
 def draw_history(history: Sequence[Mapping], path: Path) -> bool:

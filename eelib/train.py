@@ -17,8 +17,9 @@ from eelib.data import DetectionDataset, split_sha256
 from eelib.evaluate import coco_ap, detect_exits
 from eelib.files import locked
 from eelib.fit import Step, Trainer, fit, parameter_groups, warmup_of
+from eelib.heads import EXIT_WIDTH
 from eelib.losses import Criterion
-from eelib.model import EXIT_WIDTH, SCALES, EarlyExitSSDLite, ExitOutput, rebuild
+from eelib.model import SCALES, EarlyExitSSDLite, ExitOutput, rebuild
 from eelib.progress import tensorboard as tensorboard_in
 
 # Of an exit, which has scores and boxes in one, and of full's classes.
@@ -67,10 +68,7 @@ def build_model(config: Config) -> EarlyExitSSDLite:
 def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> EarlyExitSSDLite:
     """The detector with what a checkpoint has of it: widths and tail are the checkpoint's, exits the detector's.
 
-    Args:
-        detector: as configured; keeps its own weights where the checkpoint has none.
-        state: of the checkpoint.
-        source: named in errors.
+    It keeps its own weights where the checkpoint has none; ``source`` is named in errors.
 
     Raises:
         TrainingError: a shape differs, or the checkpoint has nothing of the trunk.
@@ -174,13 +172,9 @@ class WithGates(nn.Module):
 
     def forward(self, images: Tensor, last: str) -> tuple[list[tuple], list[Tensor]]:
         """Exits up to and with ``last`` as plain tuples, and logits (B,) of each gate."""
-        maps: list[Tensor] | None = [] if self.detector.blank else None
-        exits = []
-        for output in self.detector.exits(images, maps):
-            exits.append(tuple(output))
-            if output.name == last:
-                break
-        return exits, self.detector.blank_logits(maps or ())
+        maps: list[Tensor] = []
+        exits = self.detector(images, last, maps)
+        return [tuple(output) for output in exits], self.detector.blank_logits(maps)
 
 
 def compiled(call: Callable, log: Callable[[str], None]) -> Callable:
@@ -210,9 +204,7 @@ def epoch_batches(config: Config, dataset: DetectionDataset, device: torch.devic
     calm_from = round((1 - data.calm) * optim.epochs)
     if fits(dataset, data.size, device):
         return ResidentBatches(pool_of(dataset, device), optim.batch_size, config.seed, calm_from, share)
-    return StreamedBatches(
-        dataset, optim.batch_size, config.seed, calm_from, share, workers=optim.workers, device=device
-    )
+    return StreamedBatches(dataset, optim.batch_size, config.seed, calm_from, share, optim.workers, device)
 
 
 def train(

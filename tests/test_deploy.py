@@ -21,7 +21,8 @@ from eelib.deploy.manifest import DeploymentError, read_manifest
 from eelib.deploy.router import Gate, Router, Times
 from eelib.deploy.runtime import Session
 from eelib.files import InputError, file_sha256
-from eelib.model import EarlyExitSSDLite, ExitOutput, flatten_predictions, postprocess
+from eelib.heads import flatten_predictions
+from eelib.model import EarlyExitSSDLite, ExitOutput, postprocess
 
 
 def assert_same(mine, theirs):

@@ -6,11 +6,12 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
-from eelib.checkpoints import TrainingError, load_checkpoint, load_weights, save_checkpoint
+from eelib.checkpoints import TrainingError, check_identity, load_checkpoint, load_weights, save_checkpoint
 from eelib.config import OptimConfig
 from eelib.files import locked, write_atomic
-from eelib.fit import Trainer, check_identity, duration, fit, parameter_groups
+from eelib.fit import Trainer, fit, parameter_groups
 from eelib.model import EarlyExitSSDLite
+from eelib.progress import duration
 
 OPTIM = OptimConfig(epochs=4, batch_size=2, accelerator="cpu", warmup_steps=2, eval_every=1)
 QUIET = {"log": lambda _: None}

@@ -4,7 +4,8 @@ import torch
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
-from eelib.model import EarlyExitSSDLite, flatten_predictions, postprocess, rescale_gradient
+from eelib.heads import flatten_predictions
+from eelib.model import EarlyExitSSDLite, postprocess, rescale_gradient
 
 RATIOS = [[2.0, 3.0]] * 6
 

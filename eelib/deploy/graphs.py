@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from eelib.anchors import CODER_WEIGHTS, MAX_LOG_SCALE, default_boxes
-from eelib.model import SIZE, BlankGate, EarlyExitSSDLite, raw_evidence
+from eelib.heads import BlankGate
+from eelib.model import SIZE, EarlyExitSSDLite, raw_evidence
 
 
 def _with_weights(predictor: nn.Sequential, weight: Tensor, bias: Tensor) -> nn.Sequential:

@@ -17,17 +17,8 @@ from torch.nn import functional as F
 
 from eelib.anchors import decode, default_boxes
 from eelib.detections import Detections
-from eelib.model import (
-    ASPECT_RATIOS,
-    CUTS,
-    SCALES,
-    SIZE,
-    EarlyExitSSDLite,
-    ExitOutput,
-    class_scores,
-    flatten_predictions,
-    keep_best,
-)
+from eelib.heads import flatten_predictions
+from eelib.model import ASPECT_RATIOS, CUTS, SCALES, SIZE, EarlyExitSSDLite, ExitOutput, class_scores, keep_best
 from studies.phases.confidence import chair_probability
 from studies.phases.config import EXIT_NAMES, ModelConfig, PhaseConfig, TemperatureConfig, ThresholdConfig
 

@@ -12,8 +12,8 @@ from torchvision.ops import generalized_box_iou_loss
 
 from eelib.anchors import BACKGROUND, encode, match_iou
 from eelib.deploy.evidence import first_exit
+from eelib.heads import flatten_predictions
 from eelib.losses import hard_negative_loss, paired_iou, quality_focal_loss
-from eelib.model import flatten_predictions
 from studies.phases.confidence import chair_probability, confidence
 from studies.phases.config import EXIT_NAMES, LossConfig, PhaseConfig, ThresholdConfig
 from studies.phases.detector import ExitMaps, decoded_boxes, prior_boxes
