@@ -75,7 +75,7 @@ def _split(predictor: nn.Sequential, class_channels: int) -> tuple[nn.Sequential
 
 
 class Decoder(nn.Module):
-    """Heads of an exit and the decoding of their maps, with every constant folded in.
+    """Heads of an exit and the decoding of their maps.
 
     Args:
         class_heads, box_heads: one predictor a map; where each is a lone convolution, the two run as one.
