@@ -9,6 +9,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -54,22 +55,11 @@ def train(
         tensorboard: write losses and AP to OUT/tensorboard, too, for TensorBoard.
         set_: KEY=VALUE in place of a value of the file, such as optim.lr=1e-3; may be given several times.
     """
-    from eelib.config import load_config, read_settings
-
-    settings = load_config(config, data.settings("train") | read_settings(set_ or ()))
-    _expect_start(settings.model.start)
+    settings = data.configure(config, set_)
     from eelib.train import train as run
 
-    print(f"released {run(settings, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard, log=_flushed)}")
-
-
-def _expect_start(start: str | None) -> None:
-    from eelib.config import resolve
-
-    if start and not resolve(start).is_file():
-        maker = "make pretrained" if "pretrained" in Path(start).parts else "eelib train"
-        problem = f"key 'model.start' is '{start}': no such checkpoint; `{maker}` makes it"
-        raise InputError(f"{problem}, or start from a released detector: --set model.start=checkpoints/exits_256.pth")
+    log = partial(print, flush=True)
+    print(f"released {run(settings, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard, log=log)}")
 
 
 @app.command(group=LIBRARY)
@@ -88,6 +78,8 @@ def evaluate(
     """
     path = path_of(checkpoint)
     source = data.source_for(path)
+    import pandas as pd
+
     from eelib.checkpoints import load_released
     from eelib.data import DetectionDataset, split_sha256
     from eelib.evaluate import evaluate as measure
@@ -103,17 +95,12 @@ def evaluate(
     exits = measure(model, dataset)
     about = {"checkpoint": str(path), "checkpoint_sha256": file_sha256(path), "split": "test"}
     about |= {"split_sha256": split_sha256("test", source), "categories": source.names, "images": len(dataset)}
-    print(json.dumps(about | {"exits": exits}) if as_json else _ap_table(exits, about))
-
-
-def _ap_table(exits: dict[str, dict], about: dict) -> str:
-    """AP of each exit as aligned text; a dash where no object has that size."""
-    names = list(next(iter(exits.values())))
-    rows = [["exit", *names]]
-    rows += [[name, *(f"{ap[key]:.3f}" if ap[key] >= 0 else "-" for key in names)] for name, ap in exits.items()]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([f"{about['images']} images of test, {', '.join(about['categories'])}", *lines])
+    if as_json:
+        print(json.dumps(about | {"exits": exits}))
+        return
+    print(f"{len(dataset)} images of test, {', '.join(source.names)}")
+    table = pd.DataFrame(exits).T.rename_axis(columns="exit")
+    print(table.where(table >= 0).to_string(float_format="{:.3f}".format, na_rep="-"))  # no object has that size
 
 
 @app.command(group=LIBRARY)
@@ -166,18 +153,13 @@ def certify(
 
 
 def _tell_router(system: "RoutedSystem", study: StudyOptions) -> None:
-    """Write and print what was chosen."""
+    """Write the router, and print what it gives; beside it each exit alone, and the best coin of its exits."""
     if study.out:
         system.router.save(study.out)
-    answer = system.stated | system.measured | {"comparison": system.comparison, "notes": system.notes}
-    print(json.dumps(answer) if study.as_json else _routed_text(answer))
-    if study.out and not study.as_json:
-        print(f"wrote {study.out}: `eelib export --router {study.out}` lets images leave by it")
-
-
-def _routed_text(answer: dict) -> str:
-    """What a router gives, as aligned lines; beside it each exit alone, and the best coin of its exits."""
-    lines = []
+    answer, lines = system.stated | system.measured | {"comparison": system.comparison, "notes": system.notes}, []
+    if study.as_json:
+        print(json.dumps(answer))
+        return
     if "epsilon" in answer:
         lines.append(
             f"guarantee    mean loss <= {answer['epsilon']} with probability {1 - answer['delta']:g} "
@@ -200,7 +182,9 @@ def _routed_text(answer: dict) -> str:
     here = answer["comparison"]
     for other in ({"name": "this router"} | here, *here["exits"], here["coin"]):
         lines.append(f"on {here['split']}  AP {other['AP']:.4f} at {other['time_ratio']:.3f}  {other['name']}")
-    return "\n".join([*lines, *(f"note: {note}" for note in answer["notes"])])
+    print("\n".join([*lines, *(f"note: {note}" for note in answer["notes"])]))
+    if study.out:
+        print(f"wrote {study.out}: `eelib export --router {study.out}` lets images leave by it")
 
 
 @app.command(group=LIBRARY)
@@ -264,14 +248,16 @@ def detect(
         raise InputError("--router and --exit: expected one of them")
     from eelib import detecting
     from eelib.deploy.inputs import find
+    from eelib.deploy.router import Router
     from eelib.deploy.runtime import Session
     from eelib.files import look_up
 
     given, session = find(inputs, recursive), Session(look_up(export), threads, int8, runtime)
     if router:
-        detecting.obey(session, router)
+        session.router = Router.load(router)
+        session.manifest.check_router(session.router)
     rule = session.at_exit(exit_) if exit_ else None
-    return detecting.run(session, detecting.Job(given, out, draw, min_score, draw_score, batch, rule))
+    return detecting.run(session, given, out, draw, min_score, draw_score, batch, rule)
 
 
 @app.command(group=LIBRARY)
@@ -287,10 +273,7 @@ def check(
         steps: steps of a training on eight small images that are to be learnt by heart; 0 leaves it out.
         set_: KEY=VALUE in place of a value of the file; may be given several times.
     """
-    from eelib.config import load_config, read_settings
-
-    settings = load_config(config, data.settings("train") | read_settings(set_ or ()))
-    _expect_start(settings.model.start)
+    settings = data.configure(config, set_)
     from eelib.preflight import preflight
 
     checks = preflight(settings, images, steps)
@@ -319,9 +302,8 @@ def release(checkpoint: Path, name: str, /, *, half: bool = False) -> None:
 
 @data_app.command(name="check")
 def data_check(
-    *, fix: Path | None = None, decode: bool = False, as_json: Json = False,
-    data: DataOptions = NO_DATA,
-) -> int:  # fmt: skip
+    *, fix: Path | None = None, decode: bool = False, as_json: Json = False, data: DataOptions = NO_DATA
+) -> int:
     """Count what a data set holds and name all that is wrong with it, with the first examples; by default of showroom.
 
     Args:
@@ -340,9 +322,8 @@ def data_check(
 
 @data_app.command(name="coco")
 def data_coco(
-    *, root: Path, category: tuple[str, ...] | None = None, decode: bool = False,
-    as_json: Json = False,
-) -> int:  # fmt: skip
+    *, root: Path, category: tuple[str, ...] | None = None, decode: bool = False, as_json: Json = False
+) -> int:
     """Check COCO 2017 in a folder, or say how to obtain what is missing.
 
     Args:
@@ -402,15 +383,11 @@ def add_studies() -> None:
         app.command(where, name=name, help=text, group=CHECKOUT)
 
 
-def _run(argv: Sequence[str]) -> object:
-    add_studies()
-    return app(argv, exit_on_error=False, print_error=False, result_action="return_value")
-
-
-def _flushed(line: str) -> None:
-    print(line, flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit status is one of :mod:`eelib.door`."""
-    return door.enter(_run, argv)
+
+    def run(words: list[str]) -> object:
+        add_studies()
+        return app(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+    return door.enter(run, argv)

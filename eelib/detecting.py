@@ -13,12 +13,11 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from eelib.deploy.inputs import Inputs
-from eelib.deploy.router import Router, Rule
+from eelib.deploy.router import Rule
 from eelib.deploy.runtime import Session
 from eelib.deploy.writing import Coco, Drawings, Item, Lines
 from eelib.detections import Detections
@@ -27,44 +26,6 @@ from eelib.files import InputError, check_target
 from eelib.preprocess import ImageError, read_image, to_input
 
 FEW = 10  # images that are told one by one
-
-
-def obey(session: Session, path: Path) -> None:
-    """Let images leave by the router in a file, in place of the one in the export.
-
-    Raises:
-        RouterError: no router.
-        DeploymentError: a router of another detector.
-    """
-    router = Router.load(path)
-    session.manifest.check_router(router)
-    session.router = router
-
-
-class Job(NamedTuple):
-    """What is detected in, and what becomes of it.
-
-    Attributes:
-        inputs: of :func:`eelib.deploy.inputs.find`.
-        out: JSON Lines where it ends in .jsonl, COCO results where it ends in .json.
-        draw: folder of drawings, or a video file; None draws nothing.
-        min_score, draw_score: least score that is written, and drawn.
-        batch: images of one call.
-        rule: where images leave, whatever the session's router says.
-    """
-
-    inputs: Inputs
-    out: Path
-    draw: Path | None = None
-    min_score: float = 0.05
-    draw_score: float = 0.3
-    batch: int = 1
-    rule: Rule | None = None
-
-    @property
-    def live(self) -> bool:
-        """Whether there are videos or cameras."""
-        return bool(self.inputs.videos or self.inputs.cameras)
 
 
 class Tally:
@@ -116,40 +77,63 @@ class Tally:
         return "\n".join(lines)
 
 
-def run(session: Session, job: Job) -> int:
+def run(
+    session: Session, inputs: Inputs, out: Path, draw: Path | None, min_score: float, draw_score: float, batch: int,
+    rule: Rule | None,
+) -> int:  # fmt: skip
     """Detect in all inputs; the exit status, 1 where an image or a video broke.
 
     What was detected until Ctrl-C or an error is written all the same.
+
+    Args:
+        session: the detector.
+        inputs: of :func:`eelib.deploy.inputs.find`.
+        out: JSON Lines where it ends in .jsonl, COCO results where it ends in .json.
+        draw: folder of drawings, or a video file; None draws nothing.
+        min_score, draw_score: least score that is written, and drawn.
+        batch: images of one call.
+        rule: where images leave, whatever the session's router says; None leaves it to the router.
 
     Raises:
         InputError: an output that is an input, a folder or of an unknown kind, or a video that cannot be opened;
             nothing is written then.
     """
-    _check_out(job)
-    frames = _check_videos(job.inputs)
-    places = [stage.exit for stage in session.stages]
-    tally = Tally(places, None if frames is None else frames + len(job.inputs.pictures))
+    if out.suffix not in (".json", ".jsonl"):
+        raise InputError(f"--out {out}: expected a file that ends in .json (COCO results) or .jsonl (a line an image)")
+    check_target("--out", out)
+    if out.resolve() in inputs.files:
+        raise InputError(f"--out {out}: is an input; expected another file")
+    tally = Tally([stage.exit for stage in session.stages], _count(inputs))
+    items = itertools.takewhile(lambda _: not tally.stopped, _items(inputs, tally))
+    ids = [category.id for category in session.manifest.categories]
+    told = not (inputs.videos or inputs.cameras) and len(inputs.pictures) <= FEW
     with contextlib.ExitStack() as stack:
-        drawings = Drawings(job.draw, job.inputs, job.draw_score) if job.draw else None
-        writer = (Lines if job.out.suffix == ".jsonl" else Coco)(job.out)
+        drawings = Drawings(draw, inputs, draw_score) if draw else None
+        writer = (Lines if out.suffix == ".jsonl" else Coco)(out)
         for part in filter(None, (drawings, writer)):
             stack.callback(lambda part=part: part.close(keep=finished or tally.images > 0))
         finished = False
         try:
             with _gentle_stop(tally):
-                _detect(session, job, writer, drawings, tally)
+                for item, found, ms in _detected(session, items, batch, rule, min_score, keep=bool(draw)):
+                    writer.add(item, found, ids)
+                    if drawings:
+                        drawings.add(item, found)
+                    tally.add(found, ms)
+                    if told:
+                        print(_words(item, found))
         except OSError as error:
-            error.filename = error.filename or str(job.out)  # a full disk names no file by itself
+            error.filename = error.filename or str(out)  # a full disk names no file by itself
             raise
         finished = True
-    print(tally.summary(job.out))
-    about_ids = job.inputs.about_ids if job.out.suffix == ".json" else ""
-    for line in filter(None, (session.describe() if job.rule is None else "", about_ids, *job.inputs.skipped_lines())):
+    print(tally.summary(out))
+    about_ids = inputs.about_ids if out.suffix == ".json" else ""
+    for line in filter(None, (session.describe() if rule is None else "", about_ids, *inputs.skipped_lines())):
         say(line)
     if tally.broken:
         say(f"{tally.broken} of {tally.images + tally.broken} images or videos are broken")
     if tally.stopped:
-        raise KeyboardInterrupt(f"stopped; {job.out} holds what was detected until then")
+        raise KeyboardInterrupt(f"stopped; {out} holds what was detected until then")
     return 1 if tally.broken else 0
 
 
@@ -173,48 +157,33 @@ def _gentle_stop(tally: Tally) -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _check_out(job: Job) -> None:
-    out = job.out
-    if out.suffix not in (".json", ".jsonl"):
-        raise InputError(f"--out {out}: expected a file that ends in .json (COCO results) or .jsonl (a line an image)")
-    check_target("--out", out)
-    if out.resolve() in job.inputs.files:
-        raise InputError(f"--out {out}: is an input; expected another file")
-
-
-def _check_videos(inputs: Inputs) -> int | None:
-    """Open every video before anything is written; their frames, None where one does not state them."""
+def _count(inputs: Inputs) -> int | None:
+    """Open every video before anything is written; how many images there are, None where a video does not state it."""
     counts = []
     for source in (*inputs.videos, *inputs.cameras):
         from eelib.deploy.video import Video
 
         with Video(source) as video:
             counts.append(video.frames)
-    return sum(counts) if all(counts) else None
+    return sum(counts) + len(inputs.pictures) if all(counts) else None
 
 
-def _detect(session: Session, job: Job, writer: Lines | Coco, drawings: Drawings | None, tally: Tally) -> None:
-    """The loop."""
-    ids = [category.id for category in session.manifest.categories]
-    items, told = _items(job.inputs, tally), not job.live and len(job.inputs.pictures) <= FEW
-    while not tally.stopped:
-        batch, pixels = [], []
-        for item in itertools.islice(items, job.batch):
+def _detected(
+    session: Session, items: Iterator[Item], batch: int, rule: Rule | None, min_score: float, keep: bool
+) -> Iterator[tuple[Item, Detections, float]]:
+    """Each image, which is kept where it is to be drawn, its detections in its own pixels, and their milliseconds."""
+    while True:
+        taken, pixels = [], []
+        for item in itertools.islice(items, batch):
             pixels.append(to_input(item.image, session.size))
-            batch.append(item if drawings else item._replace(image=None))
-        if not batch:
+            taken.append(item if keep else item._replace(image=None))
+        if not taken:
             return
         began = time.perf_counter()
-        answers = session.detect_batch(np.stack(pixels), job.rule, job.min_score)
-        ms = (time.perf_counter() - began) * 1e3 / len(batch)
-        for item, answer in zip(batch, answers, strict=True):
-            found = answer.scaled(item.size_wh[0] / session.size, item.size_wh[1] / session.size)
-            writer.add(item, found, ids)
-            if drawings:
-                drawings.add(item, found)
-            tally.add(found, ms)
-            if told:
-                print(_words(item, found))
+        answers = session.detect_batch(np.stack(pixels), rule, min_score)
+        ms = (time.perf_counter() - began) * 1e3 / len(taken)
+        for item, found in zip(taken, answers, strict=True):
+            yield item, found.scaled(item.size_wh[0] / session.size, item.size_wh[1] / session.size), ms
 
 
 def _items(inputs: Inputs, tally: Tally) -> Iterator[Item]:

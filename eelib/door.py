@@ -24,10 +24,8 @@ TRACEBACK = "EELIB_TRACEBACK"  # set to 1, it does what --traceback does
 # What goes on where Ctrl-C stopped a command.
 GO_ON = {
     "train": "the same command with --resume goes on after the last epoch",
-    "route": "the same command goes on; records that were finished are kept",
-    "certify": "the same command goes on; records that were finished are kept",
-    "phases": "the same command goes on",
-    "study": "the same command goes on",
+    **dict.fromkeys(("route", "certify"), "the same command goes on; records that were finished are kept"),
+    **dict.fromkeys(("phases", "study"), "the same command goes on"),
 }
 # The extra that brings a package, by the name under which the package is imported.
 EXTRAS = {

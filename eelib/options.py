@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,10 +10,11 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
-from eelib.files import check_target
+from eelib.files import InputError, check_target
 
 if TYPE_CHECKING:
     from eelib.coco import Source
+    from eelib.config import Config
     from eelib.routers import RouterOptions
 
 Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
@@ -42,6 +44,19 @@ class DataOptions:
         from eelib.checking import data_settings
 
         return data_settings(self.data, self.images, self.category, split)
+
+    def configure(self, file: Path, set_: Set) -> "Config":
+        """A parameter file under these options and ``--set``; where it starts from is looked for, too."""
+        from eelib.config import load_config, read_settings, resolve
+
+        config = load_config(file, self.settings("train") | read_settings(set_ or ()))
+        start = config.model.start
+        if start and not resolve(start).is_file():
+            maker = "make pretrained" if "pretrained" in Path(start).parts else "eelib train"
+            problem = f"key 'model.start' is '{start}': no such checkpoint; `{maker}` makes it"
+            advice = "start from a released detector: --set model.start=checkpoints/exits_256.pth"
+            raise InputError(f"{problem}, or {advice}")
+        return config
 
     def source(self, split: str = "test") -> "Source":
         """The data set; showroom where none is given."""
@@ -98,12 +113,9 @@ class StudyOptions:
 
         return RouterOptions(
             calibrate_on=self.calibrate_on, gate_epsilon=self.gates, times=self.times and self.times.resolve(),
-            records=self.records.resolve(), limit=self.limit, resamples=self.resamples, progress=_to_stderr, **fitting,
+            records=self.records.resolve(), limit=self.limit, resamples=self.resamples,
+            progress=partial(print, file=sys.stderr, flush=True), **fitting,
         )  # fmt: skip
 
 
 STUDY = StudyOptions()
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

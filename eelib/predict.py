@@ -1,6 +1,7 @@
 """Detect in images with a detector in torch: what :meth:`eelib.model.EarlyExitSSDLite.predict` does."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -33,20 +34,17 @@ def predict(
         ImageError: a file that cannot be read.
     """
     thresholds = dict(thresholds or {})
-    for name, value in thresholds.items():
+    for name in thresholds:
         if name not in model.exit_names[:-1]:
             early = ", ".join(model.exit_names[:-1]) or "none"
             raise ValueError(f"thresholds: no early exit '{name}'; this detector has {early}")
-        _check_share(f"threshold of {name}", value)
-    _check_share("min_score", min_score)
+    shares = {f"threshold of {name}": value for name, value in thresholds.items()} | {"min_score": min_score}
+    for what, value in shares.items():
+        if not 0 <= value <= 1:  # NaN as well
+            raise ValueError(f"{what} is {value}; expected a number from 0 to 1")
     if isinstance(images, list | tuple):
         return [_detect(model, image, thresholds, min_score) for image in images]
     return _detect(model, images, thresholds, min_score)
-
-
-def _check_share(what: str, value: float) -> None:
-    if not 0 <= value <= 1:  # NaN as well
-        raise ValueError(f"{what} is {value}; expected a number from 0 to 1")
 
 
 @torch.inference_mode()
@@ -65,8 +63,5 @@ def _detect(
                 break
     finally:
         model.train(training)
-    (detections,) = postprocess(output, (size, size), score_threshold=min_score)
-    detections = detections.scaled(image.width / size, image.height / size)
-    return Detections(
-        detections.boxes_xyxy, detections.scores, detections.labels, output.name, tuple(model.classes), image
-    )
+    (found,) = postprocess(output, (size, size), score_threshold=min_score)
+    return replace(found.scaled(image.width / size, image.height / size), classes=tuple(model.classes), image=image)

@@ -69,9 +69,9 @@ def release(
         rounded = {key: value.half() if value.is_floating_point() else value for key, value in state["model"].items()}
         state = state | {"model": rounded}
         model.load_state_dict(rounded)
-    for key, value in state["model"].items():
-        if not value.isfinite().all():
-            raise TrainingError(f"{source}: '{key}' holds values that are not finite")
+        for key, value in rounded.items():
+            if not value.isfinite().all():  # too large for it
+                raise TrainingError(f"{source}: '{key}' holds values that are not finite")
     torch.save({key: state[key] for key in ("model", "plan", "config", "history") if key in state}, content)
     if content.tell() > LARGEST_BYTES:  # known before what has the name is replaced
         mebibytes = content.tell() / 2**20

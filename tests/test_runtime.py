@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -334,13 +335,12 @@ def test_openvino_detects_the_same(exported, gated, looks):
 
 
 def test_auto_takes_the_faster_runtime_and_remembers_it(exported, monkeypatch):
-    pauses = {"onnxruntime": 0.004, "openvino": 0.001}
+    pauses = {"onnxruntime": 0.02, "openvino": 0.001}
     monkeypatch.setattr(runtime, "_faster", {})
-    monkeypatch.setattr(runtime, "_seconds", lambda run, image: pauses[run])
-    runners = {name: (lambda folder, graph, threads, name=name: name) for name in pauses}
+    runners = {name: (lambda *_, name=name: lambda image: time.sleep(pauses[name])) for name in pauses}
     monkeypatch.setattr(runtime, "RUNNERS", runners)
     assert Session(exported("plain"), runtime="auto").runtime == "openvino"
-    pauses["openvino"] = 0.01
+    pauses["openvino"] = 0.1
     assert Session(exported("plain"), runtime="auto").runtime == "openvino"
     assert Session(exported("plain"), runtime="auto", threads=2).runtime == "onnxruntime"
 

@@ -1,8 +1,6 @@
 """From the evidence of an exit to the decision to leave there, and from raw to calibrated scores: numpy alone.
 
-What is fitted elsewhere is here plain data, so that a deployed session decides exactly as the study did: a
-:class:`Confidence` maps evidence to [0, 1], :func:`first_exit` compares it with thresholds, a calibrator maps the
-scores of the boxes that are returned.
+What is fitted elsewhere is plain data here, so that a deployed session decides exactly as the study did.
 """
 
 import importlib
@@ -88,11 +86,9 @@ class Column(Confidence):
 
     @property
     def evidence(self) -> tuple[str, ...]:
-        """The one name."""
         return (self.name,)
 
     def at(self, evidence: np.ndarray, index: int) -> np.ndarray:
-        """As in :class:`Confidence`."""
         return FORMS[self.form](evidence[:, index, 0])
 
 
@@ -102,11 +98,9 @@ class Never(Confidence):
 
     @property
     def evidence(self) -> tuple[str, ...]:
-        """None is read."""
         return ()
 
     def at(self, evidence: np.ndarray, index: int) -> np.ndarray:
-        """As in :class:`Confidence`."""
         return np.zeros(len(evidence))
 
 
@@ -133,8 +127,8 @@ class Regressor:
                 raise RouterError(f"spread[{position}] is {value}; expected a number above 0")
 
     @cached_property
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return np.array(self.mean), np.array(self.spread), np.array(self.weights)
+    def _arrays(self) -> list[np.ndarray]:
+        return [np.array(values) for values in (self.mean, self.spread, self.weights)]
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Predictions for rows of features, (N, P) to (N,)."""
@@ -174,7 +168,6 @@ class Benefit(Confidence):
                 raise RouterError(f"regressors[{index}].mean has {len(regressor.mean)} numbers; expected {expected}")
 
     def at(self, evidence: np.ndarray, index: int) -> np.ndarray:
-        """As in :class:`Confidence`."""
         return self.of_gain(self.regressors[index](features_at(evidence, index)))
 
     def of_gain(self, gain: np.ndarray) -> np.ndarray:
@@ -211,10 +204,11 @@ class Function(Confidence):
 
     def at(self, evidence: np.ndarray, index: int) -> np.ndarray:
         """As in :class:`Confidence`; :class:`RouterError` where the function is missing or answers anything else."""
-        answer = np.asarray(self._function(evidence[:, : index + 1]), float)
-        if answer.shape != (len(evidence),) or not ((answer >= 0) & (answer <= 1)).all():
-            shown = answer.shape if answer.shape != (len(evidence),) else answer[~((answer >= 0) & (answer <= 1))][0]
-            raise RouterError(f"confidence {self.name!r} gave {shown}; expected {len(evidence)} numbers in [0, 1]")
+        answer, count = np.asarray(self._function(evidence[:, : index + 1]), float), len(evidence)
+        wrong = answer[~((answer >= 0) & (answer <= 1))]
+        if answer.shape != (count,) or len(wrong):
+            shown = answer.shape if answer.shape != (count,) else wrong[0]
+            raise RouterError(f"confidence {self.name!r} gave {shown}; expected {count} numbers in [0, 1]")
         return answer
 
 
@@ -259,17 +253,16 @@ def first_exit(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarr
 
 
 def logit(scores: np.ndarray) -> np.ndarray:
-    """Log odds of scores, held finite."""
+    """Log odds of scores of any shape, held finite."""
     q = np.clip(scores, 1e-6, 1 - 1e-6)
     return np.log(q / (1 - q))
 
 
 @dataclass(frozen=True)
 class Raw:
-    """Scores as they are."""
+    """Scores as they are. Like every calibrator it maps an array of any shape."""
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
-        """The same scores."""
         return scores
 
 
@@ -292,7 +285,6 @@ class Isotonic:
             raise RouterError(f"y has {len(self.y)} numbers; expected {len(self.x)}, as x")
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
-        """Scores mapped, of any shape."""
         return (1 - 1e-5) * np.interp(scores, self.x, self.y) + 1e-5 * scores  # told apart in float32, too
 
 
@@ -308,7 +300,6 @@ class Platt:
             raise RouterError(f"slope is {self.slope}; expected a number above 0")
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
-        """Scores mapped, of any shape."""
         return 1 / (1 + np.exp(-(self.slope * logit(scores) + self.shift)))
 
 

@@ -84,7 +84,9 @@ def export(
     if out.exists() and not out.is_dir():
         raise DeploymentError(f"{out}: output is not a folder")
     model = load_released(path).eval()
-    _check_trained(model, path)
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.BatchNorm2d) and not layer.running_mean.any():
+            raise TrainingError(f"{path}: untrained weights; the statistics of '{name}' have never seen an image")
     source = None if source is None else source_for(model, source)
     router = Router.load(router) if isinstance(router, str | Path) else getattr(router, "router", router)
     if not (router is None or router.reads_gates if gates is None else gates):
@@ -130,15 +132,6 @@ def _build(model: EarlyExitSSDLite, path: Path, folder: Path, router: Router | N
         config=state.get("config"),
         versions=versions(),
     )
-
-
-def _check_trained(model: nn.Module, path: Path | str) -> None:
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.BatchNorm2d) and not layer.running_mean.any():
-            raise TrainingError(f"{path}: untrained weights; the statistics of '{name}' have never seen an image")
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise TrainingError(f"{path}: '{name}' holds values that are not finite")
 
 
 def _categories(model: EarlyExitSSDLite, state: dict, source: Source | None) -> tuple[Category, ...]:

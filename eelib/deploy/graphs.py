@@ -76,7 +76,7 @@ def _split(predictor: nn.Sequential, class_channels: int) -> tuple[nn.Sequential
 
 
 class Decoder(nn.Module):
-    """Heads of an exit and the decoding of their maps, with every constant folded in.
+    """Heads of an exit and the decoding of their maps.
 
     Args:
         class_heads, box_heads: one predictor a map; where each is a lone convolution, the two run as one.
@@ -140,12 +140,11 @@ class Trunk(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images or features to features."""
         return self.layers(x - 0.5 if self.first else x)
 
 
 class ExitStage(nn.Module):
-    """A trunk segment, which is empty where a gate stands at the same cut, and its exit.
+    """A trunk segment, which is empty where a gate stands at the same cut, and its exit: features to :attr:`outputs`.
 
     Args:
         last: no image goes on: neither evidence nor features come out.
@@ -165,7 +164,6 @@ class ExitStage(nn.Module):
         self.outputs = ("scores", "boxes") + ("evidence",) * (not last) + ("next_features",) * self.passes
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of the last cut to :attr:`outputs`."""
         features = self.trunk(x)
         maps = [self.context(features)]
         for down in self.down:
@@ -196,7 +194,6 @@ class GateStage(nn.Module):
         self.trunk, self.features, self.decoder = Trunk(model, start, cut), gate.features, _Holds(gate)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of the last cut to :attr:`outputs`."""
         features = self.trunk(x)
         return self.decoder(self.features(features)), features
 
@@ -218,7 +215,6 @@ class FullStage(nn.Module):
         self.decoder = Decoder(class_heads, box_heads, *shapes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of the last cut to scores and boxes."""
         features = self.trunk(x)
         maps = [features, self.second(features)]
         for block in self.extra:
@@ -227,14 +223,13 @@ class FullStage(nn.Module):
 
 
 class Monolith(nn.Module):
-    """All stages in one graph, every exit computed: what the stages save is measured against it."""
+    """Scores and boxes of every exit in turn, by one graph: what the stages save is measured against it."""
 
     def __init__(self, stages: Sequence[nn.Module]):
         super().__init__()
         self.stages = nn.ModuleList(stages)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images to scores and boxes of every exit in turn."""
         answers = []
         for stage in self.stages:
             named = dict(zip(stage.outputs, stage(x), strict=True))

@@ -112,7 +112,7 @@ def _in_folder(root: Path, recursive: bool, skipped: dict[str, list[str]]) -> It
     """Images of a folder by name; what else there is goes to ``skipped``, hidden files aside."""
     for folder, below, names in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
-        if not recursive:
+        if below and not recursive:
             skipped[BELOW] += below
             below.clear()
         for path in (Path(folder) / name for name in sorted(names) if not name.startswith(".")):
@@ -122,8 +122,6 @@ def _in_folder(root: Path, recursive: bool, skipped: dict[str, list[str]]) -> It
                 yield path, path.relative_to(root).as_posix(), root
             else:
                 skipped[NO_IMAGE].append(path.name)
-    for reason in [reason for reason, names in skipped.items() if not names]:
-        del skipped[reason]
 
 
 def _is_image(path: Path) -> bool:
@@ -146,13 +144,10 @@ def _number(inputs: Inputs, rows: Sequence[tuple[Path, str, Path]]) -> None:
         source, ids = _coco_ids(folder, [path for path, _, given in rows if folder in (given, path.parent)])
         sources += [source] if ids else []
         by_path = ids | by_path
-    taken, known = set(), {}
-    for path, *_ in rows:
-        number = by_path.get(path)
-        if number is not None and number not in taken:
-            taken.add(number)
-            known[path] = number
-    free = itertools.count(max(taken, default=0) + 1)
+    # two files of one id: the first keeps it
+    firsts = {by_path[path]: path for path, *_ in reversed(rows) if path in by_path}
+    known = {path: number for number, path in firsts.items()}
+    free = itertools.count(max(firsts, default=0) + 1)
     inputs.pictures = [Picture(name, path, known[path] if path in known else next(free)) for path, name, _ in rows]
     unknown = [picture for picture in inputs.pictures if picture.path not in known]
     if unknown:

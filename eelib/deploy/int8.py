@@ -36,12 +36,11 @@ class _Reader(CalibrationDataReader):
     """Features of one stage, an image at a time."""
 
     def __init__(self, features: np.ndarray):
-        self.features = iter(features)
+        self.inputs = ({"features": image[None]} for image in features)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The next input of the graph; None after the last."""
-        image = next(self.features, None)
-        return None if image is None else {"features": image[None]}
+        return next(self.inputs, None)
 
 
 def kept_in_float(graph: onnx.GraphProto, reads_pixels: bool) -> list[str]:

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from eelib.deploy.evidence import EVIDENCE
+from eelib.deploy.evidence import OF_BOXES
 from eelib.deploy.plain import from_plain, to_plain
 from eelib.deploy.router import KINDS, Router
 from eelib.files import InputError, read_json, shorten, write_json
@@ -143,8 +143,7 @@ class Manifest:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of all the evidence that the detector has."""
-        of_boxes = (name for name in EVIDENCE if name not in self.evidence)
-        return (*self.evidence, *of_boxes, *(f"blank{k + 1}" for k in range(len(self.gates))))
+        return (*self.evidence, *OF_BOXES, *(f"blank{k + 1}" for k in range(len(self.gates))))
 
     @property
     def files(self) -> set[str]:

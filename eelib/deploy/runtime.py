@@ -8,10 +8,10 @@ its own: inside, images that go on would pay it too, and in numpy it takes four 
 import ctypes
 import io
 import sys
-import time
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,7 @@ class Session:
                     run = RUNNERS[runtime](self.folder, self._plain, self.threads)
                 except DeploymentError:  # not installed, or it cannot run the graph
                     continue
-                times[runtime] = min(_seconds(run, image) for _ in range(10))
+                times[runtime] = min(timeit.repeat(lambda run=run: run(image), number=1, repeat=10))
             _faster[key] = min(times, key=times.get, default="onnxruntime")
         return _faster[key]
 
@@ -156,16 +156,20 @@ class Session:
             DeploymentError: wrong shape or type, an image with values that are not finite, a rule of other exits, or
                 one that needs evidence which is not there.
         """
-        self._check(images)
+        expected = (3, self.size, self.size)
+        if not isinstance(images, np.ndarray) or images.ndim != 4 or images.shape[1:] != expected:
+            shape = getattr(images, "shape", type(images).__name__)
+            raise DeploymentError(f"images: {shape}; expected an array of shape (B, 3, {self.size}, {self.size})")
+        if images.dtype != np.float32:
+            raise DeploymentError(f"images: {images.dtype}; expected float32 in [0, 1]")
         rule = rule or self.router
         if rule and (rule.exits != self.exits or len(rule.gates) not in (0, len(self.gates))):
             raise DeploymentError(f"rule: is of the exits {', '.join(rule.exits)}; here are {', '.join(self.exits)}")
-        answers: list[Detections | None] = [None] * len(images)
+        rows, answers = np.arange(len(images)), {}
         for first in range(0, len(images), CHUNK):
-            chunk = images[first : first + CHUNK]
-            for row, found in self._route(chunk, np.arange(first, first + len(chunk)), rule, min_score):
-                answers[row] = found
-        return answers
+            chunk = slice(first, first + CHUNK)
+            answers.update(self._route(images[chunk], rows[chunk], rule, min_score))
+        return [answers[row] for row in rows]
 
     def _route(
         self, features: np.ndarray, rows: np.ndarray, rule: Rule | None, min_score: float
@@ -173,32 +177,39 @@ class Session:
         """Run the stages on the images that go on; yields row and detections of each that leaves."""
         early, index = rule is not None and rule.early, 0
         columns = self._columns(rule) if early else []
-        seen, holds = np.zeros((len(rows), len(self.exits), len(columns))), np.ones((len(rows), len(self.gates)))
-        going = _Going(features, rows, holds, seen, [None] * len(rows))
+        # of the images that go on: what each gate says, evidence that the rule reads, and boxes of the exit before
+        holds, seen = np.ones((len(rows), len(self.gates))), np.zeros((len(rows), len(self.exits), len(columns)))
+        before: list[Detections | None] = [None] * len(rows)
         for stage in self.stages if early else (self._plain,):
-            outputs = self._outputs(stage, going.features)
-            found: list[Detections | None] = [None] * len(going.rows)
+            outputs = self._outputs(stage, features)
+            found: list[Detections | None] = [None] * len(rows)
             if stage.gate:
                 gate = int(stage.exit.removeprefix("blank")) - 1
-                going.holds[:, gate] = _finite(outputs["holds_object"], stage.exit, going.rows)
-                leaves = going.holds[:, gate] < (rule.gates[gate].threshold if rule.gates else 0)
+                holds[:, gate] = _finite(outputs["holds_object"], stage.exit, rows)
+                leaves = holds[:, gate] < (rule.gates[gate].threshold if rule.gates else 0)
             elif stage.exit == self.exits[-1]:
-                _finite(outputs["scores"], stage.exit, going.rows)
-                leaves = np.ones(len(going.rows), bool)
+                _finite(outputs["scores"], stage.exit, rows)
+                leaves = np.ones(len(rows), bool)
             else:
+                raw, of_boxes = outputs["evidence"], np.zeros((len(rows), len(OF_BOXES)), np.float32)
                 if rule.confidence.reads_boxes:
                     pairs = zip(outputs["boxes"], outputs["scores"], strict=True)
                     found = [self.suppress(*pair, stage.exit) for pair in pairs]
-                raw = _finite(outputs["evidence"], stage.exit, going.rows)
-                going.seen[:, index] = self._observed(raw, found, going)[:, columns]
-                leaves, index = rule.leaves(going.seen, index), index + 1
+                    best = [detections.rows(slice(MAX_DETECTIONS)) for detections in found]
+                    size_hw = self.size, self.size
+                    of_boxes[:] = [evidence_of(*pair, size_hw) for pair in zip(best, before, strict=True)]
+                    before = best
+                evidence = np.concatenate((_finite(raw, stage.exit, rows), of_boxes, holds.astype(np.float32)), 1)
+                seen[:, index] = evidence[:, columns]
+                leaves, index = rule.leaves(seen, index), index + 1
             for row in np.flatnonzero(leaves):
-                yield going.rows[row], self._answer(stage, outputs, row, found[row], rule, min_score)
+                yield rows[row], self._answer(stage, outputs, row, found[row], rule, min_score)
             if leaves.all():
                 return
-            going.features = outputs.get("next_features", going.features)
+            features = outputs.get("next_features", features)
             if leaves.any():  # no copy while all images go on
-                going.keep(np.flatnonzero(~leaves))
+                features, rows, holds, seen = (values[~leaves] for values in (features, rows, holds, seen))
+                before = [before[row] for row in np.flatnonzero(~leaves)]
 
     def _outputs(self, stage: Stage, features: np.ndarray) -> dict[str, np.ndarray]:
         """What a graph answers, by name; :class:`DeploymentError` where it is not what the manifest says of it."""
@@ -226,22 +237,12 @@ class Session:
         return outputs
 
     def _columns(self, rule: Rule) -> list[int]:
-        """Places of a rule's evidence among the columns of :meth:`_observed`."""
-        columns = (*self.manifest.evidence, *OF_BOXES, *(f"blank{k + 1}" for k in range(len(self.gates))))
+        """Places of a rule's evidence among the manifest's columns."""
+        columns = self.manifest.columns
         for name in rule.confidence.evidence:
             if name not in columns:
                 raise DeploymentError(f"rule: needs the evidence '{name}'; this export has {', '.join(columns)}")
         return [columns.index(name) for name in rule.confidence.evidence]
-
-    def _observed(self, raw: np.ndarray, found: list[Detections | None], going: "_Going") -> np.ndarray:
-        """All evidence of one exit, (n, F); that of boxes is zero where none were suppressed for it."""
-        of_boxes = np.zeros((len(raw), len(OF_BOXES)), np.float32)
-        for row, detections in enumerate(found):
-            if detections is not None:
-                best = detections.rows(slice(MAX_DETECTIONS))
-                of_boxes[row] = evidence_of(best, going.before[row], (self.size, self.size))
-                going.before[row] = best
-        return np.concatenate((raw, of_boxes, going.holds.astype(np.float32)), 1)
 
     def _answer(self, stage, outputs, row, found: Detections | None, rule: Rule | None, min_score: float) -> Detections:
         """Detections of an image that leaves, under calibrated scores."""
@@ -253,8 +254,7 @@ class Session:
             least = min_score if isinstance(calibrator, Raw) else 0.0
             found = self.suppress(outputs["boxes"][row], outputs["scores"][row], stage.exit, least)
         scores = calibrator(found.scores.astype(np.float64)).astype(np.float32)
-        shown = scores >= min_score
-        return replace(found, scores=scores).rows(shown)
+        return replace(found, scores=scores).rows(scores >= min_score)
 
     def suppress(self, boxes: np.ndarray, scores: np.ndarray, exit_name: str, min_score: float = 0.0) -> Detections:
         """Keep the best boxes of one image: threshold, top k, clip, suppression of overlaps within a class.
@@ -288,29 +288,6 @@ class Session:
                 raise _refused(self.folder / self.manifest.suppression.file, "onnxruntime", error) from None
         return Detections(candidates, best, labels + 1, exit_name, self.classes)
 
-    def _check(self, images: np.ndarray) -> None:
-        expected = (3, self.size, self.size)
-        if not isinstance(images, np.ndarray) or images.ndim != 4 or images.shape[1:] != expected:
-            shape = getattr(images, "shape", type(images).__name__)
-            raise DeploymentError(f"images: {shape}; expected an array of shape (B, 3, {self.size}, {self.size})")
-        if images.dtype != np.float32:
-            raise DeploymentError(f"images: {images.dtype}; expected float32 in [0, 1]")
-
-
-@dataclass
-class _Going:
-    """Images of a batch that have not left yet."""
-
-    features: np.ndarray
-    rows: np.ndarray  # (n,) of the batch
-    holds: np.ndarray  # (n, G) by each gate
-    seen: np.ndarray  # (n, E, F) evidence that the rule reads, of the exits that have run
-    before: list[Detections | None]  # of the exit before, where a rule reads boxes
-
-    def keep(self, stay: np.ndarray) -> None:
-        self.features, self.rows, self.holds = self.features[stay], self.rows[stay], self.holds[stay]
-        self.seen, self.before = self.seen[stay], [self.before[row] for row in stay]
-
 
 def _finite(values: np.ndarray, exit_name: str, rows: np.ndarray) -> np.ndarray:
     """The output of a graph, (n, ...); :class:`DeploymentError` with the image where it is not finite."""
@@ -319,12 +296,6 @@ def _finite(values: np.ndarray, exit_name: str, rows: np.ndarray) -> np.ndarray:
         image = rows[int(np.argmin(sound))]
         raise DeploymentError(f"image {image}: output at {exit_name} is not finite; expected finite pixels")
     return values
-
-
-def _seconds(run: Run, features: np.ndarray) -> float:
-    began = time.perf_counter()
-    run(features)
-    return time.perf_counter() - began
 
 
 def open_graph(folder: Path, graph: Graph, threads: int = 1) -> onnxruntime.InferenceSession:
