@@ -17,10 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from eelib.checkpoints import load_released
+from eelib.coco import Source
+from eelib.data import DetectionDataset, as_input
 from eelib.deploy.evidence import Column
-from eelib.deploy.router import at_exit
+from eelib.deploy.export import export
+from eelib.deploy.router import Times, at_exit
 from eelib.deploy.runtime import Session, open_graph
+from eelib.evaluate import source_for
+from eelib.files import file_sha256, read_json, shorten
 from eelib.model import EarlyExitSSDLite, postprocess
+from eelib.routing import PolicyError
 
 # What 1.000 is, wherever a time is a ratio: always at batch 1, on one thread unless it says otherwise, suppression
 # included.
@@ -42,21 +49,17 @@ def measure(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup
         For each name ``median_ms``, ``p95_ms`` and ``p99_ms``.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
+    finish = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for round_ in range(warmup + repeats):
         for name, call in calls.items():
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            finish()
             began = time.perf_counter()
             call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            finish()
             if round_ >= warmup:
                 times[name].append((time.perf_counter() - began) * 1e3)
-    tails = {name: np.percentile(t, (95, 99)).tolist() for name, t in times.items()}
-    return {
-        name: {"median_ms": statistics.median(t), "p95_ms": tails[name][0], "p99_ms": tails[name][1]}
-        for name, t in times.items()
-    }
+    keys = ("median_ms", "p95_ms", "p99_ms")
+    return {n: dict(zip(keys, np.percentile(t, (50, 95, 99)).tolist(), strict=True)) for n, t in times.items()}
 
 
 @torch.no_grad()
@@ -149,6 +152,67 @@ def _session_times(session: Session, images: np.ndarray, repeats: int) -> dict[s
     many = measure({name: call(rules[name, False], 8) for name in names}, max(2, repeats // 8), 1)
     ratios = _as_ratios(times, names, times["plain", False]["median_ms"])
     return {name: ratio | {"batch_8_ms": many[name]["median_ms"] / 8} for name, ratio in ratios.items()}
+
+
+def measured_times(
+    checkpoint: Path | str, root: Path | str | Source, split: str = "calibrate", folder: Path | str | None = None
+) -> Times:
+    """Times of an exported session on this machine, on eight images of a split; it takes some seconds.
+
+    Args:
+        checkpoint: released detector.
+        root: data set.
+        split: whose images are detected in.
+        folder: of its export; None makes one for the measuring.
+
+    Raises:
+        PolicyError: the export is of another checkpoint.
+    """
+    model = load_released(checkpoint)
+    dataset = DetectionDataset(split, source_for(model, root), model.size, keep_crowd=True, limit=8)
+    images = as_input(torch.stack([dataset[index][0] for index in range(len(dataset))]))
+    with tempfile.TemporaryDirectory() as scratch:
+        if folder is None:
+            export(checkpoint, scratch)
+        session = Session(folder or scratch)
+        if session.manifest.checkpoint_sha256 != file_sha256(checkpoint):
+            raise PolicyError(f"{folder}: export of other weights than {checkpoint}; export again")
+        times = exit_times(model, images, session=session)
+    exits = [times[name] for name in session.exits]
+    return Times(
+        exits=tuple(time["ratio"] for time in exits),
+        passing=tuple(time["passed_ratio"] for time in exits),
+        gates=tuple(times[name]["ratio"] for name in times if name not in session.exits),
+        unit=UNITS["session"],
+        machine=machine(),
+    )
+
+
+def read_times(path: Path | str, exit_names: Sequence[str], checkpoint: Path | str) -> tuple[list[float], list[float]]:
+    """Time of each exit, and what suppression at the exits passed adds, as shares of full.
+
+    Args:
+        path: metrics of 04_exits; ``ratio`` and ``passed_ratio`` of ``exits.<name>`` are read.
+        checkpoint: the detector that the times must be of.
+
+    Raises:
+        PolicyError: the file is missing, is no JSON, is of other weights, or lacks a ratio of an exit.
+    """
+    try:
+        content = read_json(path, PolicyError)
+        both = [[content["exits"][name][key] for name in exit_names] for key in ("ratio", "passed_ratio")]
+    except FileNotFoundError:
+        raise PolicyError(f"{path}: no such file of times; run notebook 04_exits first") from None
+    except (KeyError, TypeError):
+        raise PolicyError(
+            f"{path}: no keys exits.<name>.ratio and passed_ratio for every one of {exit_names}; run 04_exits"
+        ) from None
+    for value in (value for values in both for value in values):
+        if type(value) not in (int, float) or not 0 <= value < 1e6:
+            raise PolicyError(f"{path}: a time in exits is {shorten(value)}; expected a share of full's from 0")
+    if content.get("checkpoint_sha256") != file_sha256(checkpoint):
+        raise PolicyError(f"{path}: times of other weights than {checkpoint}; run 04_exits with that checkpoint")
+    return both[0], both[1]
 
 
 # Modules of the exported stages by the part that a profile names.

@@ -3,16 +3,15 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from eelib.coco import Source
 from eelib.data import DetectionDataset
 from eelib.deploy.export import export
-from eelib.deploy.router import Budget
 from eelib.deploy.runtime import Session
 from eelib.evaluate import coco_ap
 from eelib.routers import RoutedSystem, RouterOptions, load_study
-from eelib.routing import prepare
 
 
 def routed_exits(
@@ -20,11 +19,10 @@ def routed_exits(
 ) -> list[str]:
     """The exit or gate, by name, at which a system's router ends each image of ``test``, by the kept records."""
     router = system.router
-    calibration = options.calibration if isinstance(router.promise, Budget) else "none"
-    records, cocos = load_study(checkpoint, source, options.records, limit=options.limit)
-    test = prepare(records, cocos, router.times.exits, calibration, passing=router.times.passing)["test"]
-    gates = test.records.gates
-    places = router.route(test.columns(router.confidence.evidence), test.holds if gates else None)
+    test = load_study(checkpoint, source, options.records, ("test",), options.limit)[0]["test"]
+    evidence = test.columns(router.confidence.evidence).astype(np.float64)
+    holds = test.columns(test.gates)[:, -1].astype(np.float64)
+    places = router.route(evidence, holds)
     names = (*router.exits, *(f"blank{k + 1}" for k in range(len(router.gates))))
     return [names[place] for place in places]
 

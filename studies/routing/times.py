@@ -8,7 +8,7 @@ import numpy as np
 
 from eelib.evaluate import current_metrics
 from eelib.files import file_sha256
-from eelib.routers import measured_times, read_times
+from eelib.timing import measured_times, read_times
 
 COMMON_UNIT = "the plain detector at 320 px on onnxruntime, one thread"
 

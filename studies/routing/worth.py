@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample
-from eelib.routing import Setting, Split
+from eelib.routing import Setting, Split, measured
 from studies.compress.plane import HULLS, flags_of
 from studies.goals import load_goals
 from studies.hull import Hull, above, at_prevalence
@@ -168,16 +168,10 @@ def best_within(
 
     Budgets that no setting keeps are left out.
     """
-    empty = calibrate.evaluator.positives == 0
-    once = np.ones(len(empty), np.int64)
+    empty, weights = calibrate.evaluator.positives == 0, None
     if prevalence is not None:
-        once = at_prevalence(once[None], empty, prevalence)[0]
-    routings = [setting.route(calibrate) for setting in settings]
-    distinct = {routing.tobytes(): routing for routing in routings}
-    aps = {key: calibrate.evaluator.ap(routing, once) for key, routing in distinct.items()}
-    ap = np.array([aps[routing.tobytes()] for routing in routings])
-    paid = calibrate.paid(settings[0].confidence.reads_boxes)
-    times = np.array([once @ paid[routing] / once.sum() for routing in routings])
+        weights = at_prevalence(np.ones((1, len(empty)), np.int64), empty, prevalence)[0]
+    times, ap = measured(settings, calibrate, weights)
     inside = [times <= budget + 1e-9 for budget in budgets]
     return [settings[int(np.where(of, ap, -np.inf).argmax())] for of in inside if of.any()]
 
