@@ -265,16 +265,14 @@ def record(
     evidence: dict[str, list[np.ndarray]] = {name: [] for name in names}
     columns, tenths = EVIDENCE, 0
     for output, ids, batch, holds in detections_of_exits(model, dataset):
-        name, scores = output.name, class_scores(output.cls_logits).transpose(1, 2)  # (B, K, A)
-        of_boxes = []
-        for position, image_id in enumerate(ids):
-            best, index, row = batch[position].rows(slice(MAX_DETECTIONS)), names.index(name), len(detections[name])
-            before = detections[names[index - 1]][row] if index else None
-            image = dataset.coco.imgs[image_id]
-            of_boxes.append(evidence_of(best, before, (image["height"], image["width"])))
-            detections[name].append(best)
+        index, scores = names.index(output.name), class_scores(output.cls_logits).transpose(1, 2)  # (B, K, A)
+        here, before, of_boxes = detections[output.name], detections[names[index - 1]] if index else None, []
+        for image_id, found in zip(ids, batch, strict=True):
+            best, image = found.rows(slice(MAX_DETECTIONS)), dataset.coco.imgs[image_id]
+            of_boxes.append(evidence_of(best, before[len(here)] if before else None, (image["height"], image["width"])))
+            here.append(best)
         columns, raw = columns_of(scores.shape[1], holds.shape[1]), raw_evidence(scores, scores.shape[1]).numpy()
-        evidence[name].append(np.concatenate((raw, np.array(of_boxes), holds), 1))
+        evidence[output.name].append(np.concatenate((raw, np.array(of_boxes), holds), 1))
         done = len(detections[names[-1]])
         if progress and done * 10 // len(dataset) > tenths:
             tenths = done * 10 // len(dataset)

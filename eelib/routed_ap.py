@@ -235,24 +235,21 @@ class RoutedAP:
         """AP when every image leaves at one exit."""
         return self.ap(np.full(self.images, index), weights)
 
-    def f1(self, cuts: Sequence[float], iou: float = 0.5) -> np.ndarray:
+    def f1(self, cuts: Sequence[float]) -> np.ndarray:
         """F1 of every image at every exit, (N, E) in [0, 1]; 1 without objects and detections. As in :meth:`claims`."""
-        claimed, right = self.claims(cuts, iou)
+        claimed, right = self.claims(cuts)
         total = claimed + self.positives[:, None]
         return np.where(total > 0, 2 * right / np.maximum(total, 1), 1.0)
 
-    def claims(self, cuts: Sequence[float], iou: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-        """Detections of every image at every exit that score above a cut, and the right ones among them: (N, E) each.
+    def claims(self, cuts: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """Detections of every image at every exit that score above its cut, and those right at IoU 0.5: (N, E) each.
 
-        Args:
-            cuts: E scores, one an exit.
-            iou: one of the ten thresholds.
+        There is one cut an exit, (E,).
         """
-        level = int(np.argmin(abs(IOUS - iou)))
-        counted = (self.score > np.asarray(cuts)[self.exit]) & ~self.ignored[level]
+        counted = (self.score > np.asarray(cuts)[self.exit]) & ~self.ignored[0]
         size, shape = self.images * self.exits, (self.images, self.exits)
         claimed = np.bincount(self._pair[counted], minlength=size).reshape(shape)
-        right = np.bincount(self._pair[counted & self.matched[level]], minlength=size).reshape(shape)
+        right = np.bincount(self._pair[counted & self.matched[0]], minlength=size).reshape(shape)
         return claimed, right
 
     def gains(self) -> np.ndarray:
@@ -366,7 +363,7 @@ def bootstrap(evaluator: RoutedAP, routings: Sequence[Sequence[int]], weights: n
     return np.stack([evaluator.resampled(chosen, weights) for chosen in routings], 1)
 
 
-def interval(samples: np.ndarray, level: float = 0.95) -> list[float]:
-    """Percentile interval of bootstrap samples (R,): [low, high]."""
-    tail = 100 * (1 - level) / 2
+def interval(samples: np.ndarray) -> list[float]:
+    """95 % percentile interval of bootstrap samples (R,): [low, high]."""
+    tail = 100 * (1 - 0.95) / 2
     return [float(v) for v in np.percentile(samples, [tail, 100 - tail])]

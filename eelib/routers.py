@@ -332,11 +332,7 @@ def load_study(
     limit: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, ExitRecords], dict]:
-    """Records and annotations of several splits; records are made where ``folder`` has none.
-
-    Returns:
-        Split name to records, and split name to annotations.
-    """
+    """Records and annotations of several splits, each by the split's name; records are made where there are none."""
     checkpoint = look_up(checkpoint)
     source = source_for(load_released(checkpoint), root)
     records = {split: records_of(split, checkpoint, source, folder, limit, progress) for split in splits}

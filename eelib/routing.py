@@ -220,10 +220,7 @@ def measured(
 
 
 def choose(settings: Sequence[Setting], calibrate: Split, budgets: Sequence[float]) -> list[Setting]:
-    """For each budget the setting with the best AP on ``calibrate`` among those that keep to it.
-
-    A policy that cannot be that fast gives its fastest setting.
-    """
+    """For each budget the setting with the best AP on ``calibrate`` that keeps to it, or else the fastest."""
     times, ap = measured(settings, calibrate)
     chosen = []
     for budget in budgets:
@@ -234,10 +231,7 @@ def choose(settings: Sequence[Setting], calibrate: Split, budgets: Sequence[floa
 
 
 def fastest(settings: Sequence[Setting], calibrate: Split, loss: float = 0.01) -> Setting:
-    """The fastest setting that loses no more than a share ``loss`` of full's AP on ``calibrate``.
-
-    Where none does, the one with the best AP.
-    """
+    """The fastest setting that loses no more than a share ``loss`` of full's AP on ``calibrate``, or else the best."""
     times, ap = measured(settings, calibrate)
     inside = ap >= (1 - loss) * calibrate.evaluator.of_exit(calibrate.evaluator.exits - 1)
     return settings[int(np.where(inside, times, np.inf).argmin() if inside.any() else ap.argmax())]

@@ -40,13 +40,8 @@ UNITS = {
 def measure(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup: int = 5) -> dict[str, dict]:
     """Time several calls in turn, so that a drift of the machine meets all of them alike.
 
-    Args:
-        calls: name to a call without arguments.
-        repeats: timed rounds, at least 2.
-        warmup: rounds that are not counted.
-
     Returns:
-        For each name ``median_ms``, ``p95_ms`` and ``p99_ms``.
+        For each name ``median_ms``, ``p95_ms`` and ``p99_ms`` of at least 2 ``repeats``, without those of the warm-up.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     finish = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
@@ -66,8 +61,7 @@ def measure(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup
 def run_to(model: EarlyExitSSDLite, images: Tensor, exit_name: str, suppress_passed: bool = False) -> list:
     """Detections of one exit, computing nothing beyond it.
 
-    Args:
-        suppress_passed: suppress at the exits before, too: what a policy needs that reads their boxes.
+    ``suppress_passed`` is what a policy needs that reads boxes: suppression at the exits before, too.
     """
     for output in model.exits(images):
         if output.name == exit_name:
@@ -79,12 +73,7 @@ def run_to(model: EarlyExitSSDLite, images: Tensor, exit_name: str, suppress_pas
 
 @torch.no_grad()
 def macs(model: nn.Module, last: str = "full") -> int:
-    """Multiply-accumulates of one image up to and with an exit.
-
-    Args:
-        model: has ``size`` and yields :class:`eelib.model.ExitOutput` from ``model.exits(images)``.
-        last: the exit.
-    """
+    """Multiply-accumulates of one image up to and with an exit of a model that has ``size`` and ``exits(images)``."""
     with FlopCounterMode(display=False) as counter:
         for output in model.eval().exits(torch.zeros(1, 3, model.size, model.size)):
             if output.name == last:
@@ -103,7 +92,6 @@ def exit_times(
     Args:
         model: in evaluation mode.
         images: (N, 3, H, W) in [0, 1]; they take turns in a session, the first one is taken in eager mode.
-        repeats: timed rounds.
         threads: of torch, restored afterwards; a session has its own.
         session: an export of the model, which is timed in place of eager torch.
 
@@ -160,10 +148,7 @@ def measured_times(
     """Times of an exported session on this machine, on eight images of a split; it takes some seconds.
 
     Args:
-        checkpoint: released detector.
-        root: data set.
-        split: whose images are detected in.
-        folder: of its export; None makes one for the measuring.
+        folder: of the detector's export; None makes one for the measuring.
 
     Raises:
         PolicyError: the export is of another checkpoint.
@@ -235,11 +220,6 @@ def profile_stage(path: Path | str, features: np.ndarray, repeats: int = 20) -> 
 
     A change of memory layout that onnxruntime puts in is counted with the operator before it.
 
-    Args:
-        path: an exported stage.
-        features: its input, float32.
-        repeats: profiled runs.
-
     Returns:
         Milliseconds a run, the sum of each operator's median, of ``trunk``, ``head`` and ``decode``.
     """
@@ -264,11 +244,9 @@ def profile_stage(path: Path | str, features: np.ndarray, repeats: int = 20) -> 
 
 
 def profile_export(session: Session, image: np.ndarray, repeats: int = 20) -> dict[str, dict[str, float]]:
-    """Milliseconds of each stage's ``trunk``, ``head``, ``decode`` and ``suppression`` for one image.
+    """Milliseconds of each stage's ``trunk``, ``head``, ``decode`` and ``suppression`` in a session of one thread.
 
-    Args:
-        session: an export with one thread.
-        image: float32 (1, 3, S, S) in [0, 1].
+    The image is float32 (1, 3, S, S) in [0, 1].
     """
     profile, features = {}, image
     for stage in session.manifest.stages:
@@ -285,20 +263,16 @@ def profile_export(session: Session, image: np.ndarray, repeats: int = 20) -> di
 
 
 def machine() -> dict[str, str]:
-    """What the times were taken on."""
+    """What the times were taken on; the processor by its model's name where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor() or platform.machine()  # often just the architecture
     return {
-        "processor": _processor(),
+        "processor": processor,
         "cores": str(os.cpu_count()),
         "system": platform.system(),
         "threads": str(torch.get_num_threads()),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
-
-
-def _processor() -> str:
-    """The model's name where Linux tells it; Python's own answer is often just the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -202,7 +202,4 @@ class Recovered:
 def recovered(curve: Curve, between: tuple[Area, Area]) -> Recovered:
     """What a policy recovers of :func:`areas`."""
     measured, drawn = between
-    return Recovered(
-        float(measured.share(curve.times, curve.ap)[0]),
-        drawn.share(curve.times, curve.samples),
-    )
+    return Recovered(float(measured.share(curve.times, curve.ap)[0]), drawn.share(curve.times, curve.samples))

@@ -37,11 +37,8 @@ def deployed(
     """Export a detector with its router, detect in all images of ``test``, and put both results side by side.
 
     Args:
-        system: of :func:`eelib.route` or :func:`eelib.certify`.
-        checkpoint: of the same detector.
+        system: of :func:`eelib.route` or :func:`eelib.certify` for this checkpoint, made with ``options``.
         folder: of the export; it is written.
-        source: data set.
-        options: that the system was made with.
 
     Returns:
         ``images``; ``left elsewhere``, the images that left at another exit than in the study; ``AP`` and

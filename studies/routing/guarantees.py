@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 
 from eelib import guarantee
 from eelib.guarantee import BOUNDS, Quality, drops, fixed_sequence
@@ -19,6 +19,7 @@ from eelib.plots import TEXT_WIDTH_IN
 from eelib.policies import BEST_SCORE
 from eelib.routing import Setting, Split, hull_mixture
 from studies.hull import at_prevalence
+from studies.routing.answers import share_of
 from studies.routing.worth import Beside
 
 Step = Setting | np.ndarray  # thresholds, or the shares (E,) of a coin
@@ -161,10 +162,9 @@ def redrawn(
                     index = next((k for k, row in enumerate(drawn) if not RULES[rule](row, epsilon, delta)), len(drawn))
                     wrong += index > 0 and true[index - 1] > epsilon
                     last.append(index - 1)
-                bounds = binomtest(int(wrong), rounds).proportion_ci(0.95, "exact")
+                rate, ends = share_of(wrong, rounds, "exact")
                 row = {"rule": rule, "delta": delta, "epsilon": epsilon, "n": size, "rounds": rounds}
-                row |= {"violations": int(wrong), "rate": wrong / rounds}
-                row |= {"interval": [float(bounds.low), float(bounds.high)], "fails": bool(bounds.low > delta)}
+                row |= {"violations": int(wrong), "rate": rate, "interval": ends, "fails": ends[0] > delta}
                 yield row | {"certified": float(np.mean(np.array(last) >= 0))}
 
 
