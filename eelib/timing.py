@@ -1,18 +1,14 @@
 """Wall-clock time: warmed up, interleaved, medians. Times of different sessions are not comparable."""
 
 import itertools
-import json
 import os
 import platform
-import statistics
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,7 +19,7 @@ from eelib.data import DetectionDataset, as_input
 from eelib.deploy.evidence import Column
 from eelib.deploy.export import export
 from eelib.deploy.router import Times, at_exit
-from eelib.deploy.runtime import Session, open_graph
+from eelib.deploy.runtime import Session
 from eelib.evaluate import source_for
 from eelib.files import file_sha256, read_json, shorten
 from eelib.model import EarlyExitSSDLite, postprocess
@@ -213,53 +209,6 @@ def part_of(operator: str) -> str | None:
     if module == "decoder":
         return "head" if rest.startswith("predictors") else "decode"
     return PARTS[module.split(".")[0]]
-
-
-def profile_stage(path: Path | str, features: np.ndarray, repeats: int = 20) -> dict[str, float]:
-    """Where a stage's time goes, by onnxruntime's own profile on one thread.
-
-    A change of memory layout that onnxruntime puts in is counted with the operator before it.
-
-    Returns:
-        Milliseconds a run, the sum of each operator's median, of ``trunk``, ``head`` and ``decode``.
-    """
-    durations: dict[tuple[str, str], list[int]] = defaultdict(list)
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        for _ in range(repeats):
-            session.run(None, {"features": features})
-        events = json.loads(Path(session.end_profiling()).read_text())
-    part = "trunk"
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            part = part_of(event["name"]) or part
-            durations[part, event["name"]].append(event["dur"])  # microseconds
-    total = dict.fromkeys(("trunk", "head", "decode"), 0.0)
-    for (part, _), values in durations.items():
-        total[part] += statistics.median(values) / 1e3
-    return total
-
-
-def profile_export(session: Session, image: np.ndarray, repeats: int = 20) -> dict[str, dict[str, float]]:
-    """Milliseconds of each stage's ``trunk``, ``head``, ``decode`` and ``suppression`` in a session of one thread.
-
-    The image is float32 (1, 3, S, S) in [0, 1].
-    """
-    profile, features = {}, image
-    for stage in session.manifest.stages:
-        parts = profile_stage(session.folder / stage.file, features, repeats)
-        answers = open_graph(session.folder, stage).run(None, {"features": features})
-        outputs = dict(zip(stage.outputs, answers, strict=True))
-        if not stage.gate:
-            planes = outputs["boxes"][0], outputs["scores"][0], stage.exit
-            call = {"suppression": lambda planes=planes: session.suppress(*planes)}
-            parts["suppression"] = measure(call, repeats)["suppression"]["median_ms"]
-        profile[stage.exit] = parts
-        features = outputs.get("next_features", features)
-    return profile
 
 
 def machine() -> dict[str, str]:
