@@ -311,7 +311,8 @@ def _match(records: ExitRecords, index: int, coco: COCO, area: tuple[float, floa
         r for row, i in enumerate(records.image_ids) for r in records.detections(index, row).to_coco(i, category)
     ]
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(coco, coco.loadRes(results) if results else _no_results(coco), "bbox")
+        # pycocotools fails on an empty list of results
+        evaluation = COCOeval(coco, coco.loadRes(results) if results else COCO(), "bbox")
         evaluation.params.imgIds, evaluation.params.catIds = list(records.image_ids), category
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [list(area)], ["all"]
         evaluation.params.maxDets = [MAX_DETECTIONS]
@@ -331,14 +332,6 @@ def _match(records: ExitRecords, index: int, coco: COCO, area: tuple[float, floa
         ignored = np.asarray(image["dtIgnore"], bool)
         flags[0][:, here], flags[1][:, here] = (np.asarray(image["dtMatches"]) != 0) & ~ignored, ignored
     return images, scores, kinds, *flags, positives
-
-
-def _no_results(coco: COCO) -> COCO:
-    """Results without a detection, which ``loadRes`` cannot read."""
-    results = COCO()
-    results.dataset = {"images": coco.dataset["images"], "annotations": [], "categories": coco.dataset["categories"]}
-    results.createIndex()
-    return results
 
 
 def scenes_of(coco: COCO, image_ids: Sequence[int]) -> np.ndarray:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample
 from eelib.routing import Setting, Split, measured
-from studies.compress.plane import HULLS, flags_of
+from studies.compress.plane import HULLS, load_flags
 from studies.goals import load_goals
 from studies.hull import Hull, above, at_prevalence
 
@@ -86,10 +86,8 @@ def static_flags(reports: Path | str, plane: Mapping) -> list[Static]:
     flags = []
     for row in plane["systems"]:
         if row["kind"] in HULLS["static"] and row["seed"] == 0:
-            path = flags_of(reports, row["name"], 0, plane["plane"]["name"])
             time = next(iter(row["exits"].values()))["time_ratio"]
-            loaded = RoutedAP.load(path, plane["split_sha256"], row["graphs_sha256"])
-            flags.append(Static(row["kind"], time, loaded))
+            flags.append(Static(row["kind"], time, load_flags(reports, plane, row["name"])[row["name"], 0]))
     return flags
 
 
