@@ -236,7 +236,7 @@ class RoutedAP:
         return self.ap(np.full(self.images, index), weights)
 
     def f1(self, cuts: Sequence[float]) -> np.ndarray:
-        """F1 of every image at every exit, (N, E) in [0, 1]; 1 without objects and detections. As in :meth:`claims`."""
+        """F1 of every image at every exit by :meth:`claims`, (N, E) in [0, 1]; 1 without objects and detections."""
         claimed, right = self.claims(cuts)
         total = claimed + self.positives[:, None]
         return np.where(total > 0, 2 * right / np.maximum(total, 1), 1.0)
