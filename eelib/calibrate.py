@@ -71,11 +71,9 @@ def outcomes(evaluator: RoutedAP, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit_calibrators(records: ExitRecords, evaluator: RoutedAP, method: str = "isotonic") -> tuple[Calibrator, ...]:
-    """One calibrator an exit.
+    """One calibrator an exit, from records of ``calibrate`` (or ``val``) and their match flags.
 
     Args:
-        records: of ``calibrate`` (or ``val``).
-        evaluator: their match flags.
         method: ``isotonic``, ``platt``, or ``none`` for the scores as they are.
 
     Raises:

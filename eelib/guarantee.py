@@ -85,15 +85,14 @@ def f1_of(split: Split) -> np.ndarray:
     return split.f1
 
 
-def recall_of(split: Split) -> np.ndarray:
-    """Recall of every image at every exit, (N, E); 1 where there is nothing to find, so that nothing is lost there."""
-    objects = split.evaluator.positives[:, None]
-    return np.where(objects > 0, split.evaluator.claims(split.cuts)[1] / np.maximum(objects, 1), 1.0)
+def drops(quality: np.ndarray) -> np.ndarray:
+    """Loss of each image at each exit: the drop of its quality (N, E) against full, in [0, 1]."""
+    return np.maximum(0.0, quality[:, -1:] - quality)
 
 
 def loss_against_full(quality: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Drop of each image's F1 or recall (N, E) against full, (N,) in [0, 1]; 0 where leaving early is no worse."""
-    return np.maximum(0.0, quality[:, -1] - quality[np.arange(len(quality)), chosen])
+    """The loss of :func:`drops` of each image where it leaves, (N,)."""
+    return drops(quality)[np.arange(len(quality)), chosen]
 
 
 def sequence(
@@ -107,12 +106,7 @@ def sequence(
     :func:`eelib.policies.fit_benefit`; ``quality`` is what the loss is the drop of.
     """
     refuse_test(val.name, "fixing the sequence")
-
-    def drop(split: Split) -> np.ndarray:
-        of_exits = quality(split)
-        return np.maximum(0.0, of_exits[:, -1:] - of_exits[:, :-1])
-
-    benefit, cross_fitted = fit_benefit([val], drop, evidence)
+    benefit, cross_fitted = fit_benefit([val], lambda split: drops(quality(split))[:, :-1], evidence)
     levels = np.unique(np.quantile(cross_fitted[val.images], np.linspace(0, 1, steps)))[::-1]
     return [Setting((float(level),) * (len(val.costs) - 1), benefit, cross_fitted) for level in levels]
 
@@ -195,19 +189,16 @@ def certified(
     """
     _check_unseen(calibrate)
     losses, times = losses_of(settings, calibrate)
+    index, stated = _walked(losses, epsilon, delta, bound, cuts=calibrate.cuts.tolist())
+    stated |= {"time_ratio": 1.0 if index < 0 else float(times[index].mean()), "index": index}
+    return {"thresholds": None if index < 0 else list(settings[index].thresholds)} | stated
+
+
+def _walked(losses: np.ndarray, epsilon: float, delta: float, bound: str, **more) -> tuple[int, dict]:
+    """The step of :func:`fixed_sequence`, and what every certificate states."""
     index, p_value = fixed_sequence(losses, epsilon, delta, bound)
-    return {
-        "thresholds": None if index < 0 else list(settings[index].thresholds),
-        "epsilon": epsilon,
-        "delta": delta,
-        "n": len(calibrate.records),
-        "p_value": p_value,
-        "bound": bound,
-        "cuts": calibrate.cuts.tolist(),
-        "risk": 0.0 if index < 0 else float(losses[index].mean()),
-        "time_ratio": 1.0 if index < 0 else float(times[index].mean()),
-        "index": index,
-    }
+    stated = {"epsilon": epsilon, "delta": delta, "n": losses.shape[1], "p_value": p_value, "bound": bound} | more
+    return index, stated | {"risk": 0.0 if index < 0 else float(losses[index].mean())}
 
 
 def gate_sequence(val: Split, steps: int = 50, worst: float = 0.1) -> np.ndarray:
@@ -256,18 +247,9 @@ def certified_gates(
     """
     _check_unseen(calibrate)
     losses = objects_lost(thresholds, calibrate)
-    index, p_value = fixed_sequence(losses, epsilon, delta, bound)
+    index, stated = _walked(losses, epsilon, delta, bound)
     chosen = thresholds[index] if index >= 0 else np.zeros(thresholds.shape[1])
-    return {
-        "thresholds": chosen.tolist(),
-        "epsilon": epsilon,
-        "delta": delta,
-        "n": losses.shape[1],
-        "p_value": p_value,
-        "bound": bound,
-        "risk": 0.0 if index < 0 else float(losses[index].mean()),
-        **gate_effect(chosen, calibrate),
-    }
+    return {"thresholds": chosen.tolist()} | stated | gate_effect(chosen, calibrate)
 
 
 def gate_effect(thresholds: np.ndarray, split: Split) -> dict[str, float]:

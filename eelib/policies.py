@@ -119,12 +119,10 @@ class GainRegressor:
 
 
 def fit_gain(fitted_on: Sequence[Split], targets: np.ndarray, features: Features, folds: int = 5) -> GainRegressor:
-    """Fit regressors of a gain and choose their penalty, both on the splits given.
+    """Fit regressors of a gain and choose their penalty, both on splits that are never ``test``.
 
     Args:
-        fitted_on: splits; never ``test``.
         targets: gain of full over each early exit on all their images, (N, E - 1).
-        features: what an exit knows.
         folds: of scenes, for the choice and for ``held_out``.
     """
     for split in fitted_on:

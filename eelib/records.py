@@ -7,6 +7,7 @@ this file, which belongs to one checkpoint and one data set and says so by their
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from eelib.model import ExitOutput, class_scores, raw_evidence
 
 PACKED = 100  # records unpack to less than so many times their size
 FORMAT = 2  # of the files; 1 had no names of evidence
+Read = TypeVar("Read")
 
 
 class RecordsError(InputError):
@@ -124,8 +126,7 @@ class ExitRecords:
             identity: split, its hash, the checkpoint's hash.
             image_ids: N ids, ascending.
             detections: exit name to N detections, best first, in pixels of the original images.
-            evidence: (N, E, F); None is zero, for records that only AP is computed from.
-            evidence_names: of its columns.
+            evidence: (N, E, F), columns ``evidence_names``; None is zero, for records that only AP is computed from.
         """
         if evidence is None:
             evidence = np.zeros((len(image_ids), len(detections), len(evidence_names)))
@@ -210,12 +211,7 @@ class ExitRecords:
 def detections_of_exits(
     model: nn.Module, dataset: DetectionDataset, batch_size: int = 16
 ) -> Iterator[tuple[ExitOutput, list[int], list[Detections], np.ndarray]]:
-    """Run every exit on a data set in order.
-
-    Args:
-        model: has ``exits(images)`` and ``postprocess(output, size_hw)``.
-        dataset: its transform resizes and nothing else.
-        batch_size: images of one call.
+    """Run every exit on a data set, whose transform resizes and nothing else, in order.
 
     Yields:
         For each batch and exit: its raw output, image ids, detections in pixels of the original images, and the
@@ -253,7 +249,7 @@ def record(
     """Run every exit on a split once and keep what routing may want to know.
 
     Args:
-        model: yields :class:`eelib.model.ExitOutput` from ``model.exits(images)``.
+        model: has ``exits(images)`` and ``postprocess(output, size_hw)``.
         dataset: of the split, with a transform that resizes and nothing else.
         split, split_hash, checkpoint_hash: the identity to write down.
         progress: called with a line every tenth of the images.
@@ -269,22 +265,50 @@ def record(
     evidence: dict[str, list[np.ndarray]] = {name: [] for name in names}
     columns, tenths = EVIDENCE, 0
     for output, ids, batch, holds in detections_of_exits(model, dataset):
-        name, scores = output.name, class_scores(output.cls_logits).transpose(1, 2)  # (B, K, A)
-        of_boxes = []
-        for position, image_id in enumerate(ids):
-            best, index, row = batch[position].rows(slice(MAX_DETECTIONS)), names.index(name), len(detections[name])
-            before = detections[names[index - 1]][row] if index else None
-            image = dataset.coco.imgs[image_id]
-            of_boxes.append(evidence_of(best, before, (image["height"], image["width"])))
-            detections[name].append(best)
+        index, scores = names.index(output.name), class_scores(output.cls_logits).transpose(1, 2)  # (B, K, A)
+        here, before, of_boxes = detections[output.name], detections[names[index - 1]] if index else None, []
+        for image_id, found in zip(ids, batch, strict=True):
+            best, image = found.rows(slice(MAX_DETECTIONS)), dataset.coco.imgs[image_id]
+            of_boxes.append(evidence_of(best, before[len(here)] if before else None, (image["height"], image["width"])))
+            here.append(best)
         columns, raw = columns_of(scores.shape[1], holds.shape[1]), raw_evidence(scores, scores.shape[1]).numpy()
-        evidence[name].append(np.concatenate((raw, np.array(of_boxes), holds), 1))
+        evidence[output.name].append(np.concatenate((raw, np.array(of_boxes), holds), 1))
         done = len(detections[names[-1]])
         if progress and done * 10 // len(dataset) > tenths:
             tenths = done * 10 // len(dataset)
             progress(f"{split}: {done} of {len(dataset)} images recorded")
     stacked = np.stack([np.concatenate(parts) for parts in evidence.values()], 1)  # (N, E, F)
     return ExitRecords.of((split, split_hash, checkpoint_hash), dataset.image_ids, detections, stacked, columns)
+
+
+def read_arrays(
+    path: Path | str, split_hash: str, checkpoint_hash: str, build: Callable[[dict], Read], what: str, kind: str
+) -> Read:
+    """What ``build`` makes of the arrays of a file, checked to be of this data set and this checkpoint.
+
+    Args:
+        what, kind: the file in words, in short and in full.
+
+    Raises:
+        RecordsError: no such file, a file of another kind, or of something else.
+    """
+    try:
+        refuse_bomb(path, PACKED, RecordsError)
+        with np.load(path) as file:
+            values = dict(file)
+        made = build(values)
+        hashes = ("checkpoint_sha256", "checkpoint", checkpoint_hash), ("split_sha256", "data set", split_hash)
+        for key, of, expected in hashes:
+            if (actual := str(values[key])) != expected:
+                raise RecordsError(f"{what} of another {of}; {key} is {actual[:12]}…, expected {expected[:12]}…")
+        return made
+    except FileNotFoundError:
+        raise RecordsError(f"{path}: no such {what}") from None
+    except RecordsError as error:
+        raise RecordsError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    except Exception as error:  # numpy raises a different type for each way of being no archive
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise RecordsError(f"{path}: not {kind} ({reason})") from None
 
 
 _BY_EXIT = ("boxes_xyxy", "scores", "labels")
@@ -299,37 +323,17 @@ def save_records(records: ExitRecords, path: Path | str) -> Path:
 
 
 def load_records(path: Path | str, split_hash: str, checkpoint_hash: str) -> ExitRecords:
-    """Read records and check that they are of this data set and this checkpoint.
+    """Read records that :func:`save_records` wrote; checks and errors are those of :func:`read_arrays`."""
+    return read_arrays(path, split_hash, checkpoint_hash, _of_arrays, "records", "exit records")
 
-    Raises:
-        RecordsError: no such file, no records, or records of something else.
-    """
-    try:
-        refuse_bomb(path, PACKED, RecordsError)
-        with np.load(path) as file:
-            values = dict(file)
-        ends = np.cumsum(values["counts"].sum(1))[:-1]
-        values |= {key: tuple(np.split(values[key], ends)) for key in _BY_EXIT}
-        values |= {key: str(values[key]) for key in ("split", "split_sha256", "checkpoint_sha256")}
-        values["labels"] = tuple(labels.astype(np.int64) for labels in values["labels"])
-        values |= {key: tuple(values[key].tolist()) for key in ("exit_names", "image_ids", "evidence_names")}
-        records = ExitRecords(**values)
-    except FileNotFoundError:
-        raise RecordsError(f"{path}: no such records") from None
-    except RecordsError as error:
-        raise RecordsError(f"{path}: {error}") from None
-    except Exception as error:  # numpy raises a different type for each way of being no archive
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise RecordsError(f"{path}: not exit records ({reason})") from None
-    for key, what, expected in (
-        ("checkpoint_sha256", "checkpoint", checkpoint_hash),
-        ("split_sha256", "data set", split_hash),
-    ):
-        if getattr(records, key) != expected:
-            raise RecordsError(
-                f"{path}: records of another {what}; {key} is {getattr(records, key)[:12]}…, expected {expected[:12]}…"
-            )
-    return records
+
+def _of_arrays(values: dict[str, np.ndarray]) -> ExitRecords:
+    ends = np.cumsum(values["counts"].sum(1))[:-1]
+    fields = values | {key: tuple(np.split(values[key], ends)) for key in _BY_EXIT}
+    fields |= {key: str(values[key]) for key in ("split", "split_sha256", "checkpoint_sha256")}
+    fields["labels"] = tuple(labels.astype(np.int64) for labels in fields["labels"])
+    fields |= {key: tuple(values[key].tolist()) for key in ("exit_names", "image_ids", "evidence_names")}
+    return ExitRecords(**fields)
 
 
 def records_of(
@@ -342,13 +346,8 @@ def records_of(
 ) -> ExitRecords:
     """Records of a split from ``folder``, made and kept there when they are not.
 
-    The file's name carries both hashes, so a new checkpoint or data set makes a new file, and :data:`FORMAT`.
-
-    Args:
-        split: its name.
-        checkpoint: released detector; images are resized to its input.
-        root: data set.
-        limit: images; None takes all.
+    The file's name carries both hashes, so a new checkpoint or data set makes a new file, and :data:`FORMAT`. Images
+    are resized to the detector's input; a ``limit`` of None takes all.
     """
     hashes = split_sha256(split, root), file_sha256(checkpoint)
     size = "all" if limit is None else str(limit)

@@ -15,8 +15,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from eelib.files import refuse_bomb, write_atomic
-from eelib.records import MAX_DETECTIONS, PACKED, ExitRecords, RecordsError
+from eelib.files import write_atomic
+from eelib.records import MAX_DETECTIONS, ExitRecords, read_arrays
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
@@ -123,33 +123,8 @@ class RoutedAP:
 
     @classmethod
     def load(cls, path: Path | str, split_hash: str, checkpoint_hash: str) -> "RoutedAP":
-        """Read flags and check that they are of this data set and this checkpoint.
-
-        Raises:
-            RecordsError: no such file, no flags, or flags of something else.
-        """
-        try:
-            refuse_bomb(path, PACKED, RecordsError)
-            with np.load(path) as file:
-                values = dict(file)
-            of = {key: str(values[key]) for key in ("checkpoint_sha256", "split_sha256")}
-            flags = cls._of_arrays(values)
-        except FileNotFoundError:
-            raise RecordsError(f"{path}: no such match flags") from None
-        except RecordsError:
-            raise
-        except Exception as error:  # numpy raises a different type for each way of being no archive
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
-            raise RecordsError(f"{path}: not match flags ({reason})") from None
-        for key, what, expected in (
-            ("checkpoint_sha256", "checkpoint", checkpoint_hash),
-            ("split_sha256", "data set", split_hash),
-        ):
-            if of[key] != expected:
-                raise RecordsError(
-                    f"{path}: match flags of another {what}; {key} is {of[key]:.12}…, expected {expected[:12]}…"
-                )
-        return flags
+        """Read flags that :meth:`save` wrote; checks and errors are those of :func:`eelib.records.read_arrays`."""
+        return read_arrays(path, split_hash, checkpoint_hash, cls._of_arrays, "match flags", "match flags")
 
     @classmethod
     def _of_arrays(cls, values: dict[str, np.ndarray]) -> "RoutedAP":
@@ -207,14 +182,9 @@ class RoutedAP:
         return np.mean(of_classes, 0) if of_classes else np.full(len(IOUS), -1.0)
 
     def resampled(self, chosen: Sequence[int], weights: np.ndarray) -> np.ndarray:
-        """:meth:`ap` of one routing under many weights, to rounding, at a fifth of the time.
+        """:meth:`ap` of one routing under many weights, to rounding, at a fifth of the time: (R, N) to (R,).
 
-        Args:
-            chosen: as in :meth:`per_iou`.
-            weights: (R, N), under each of which some object counts.
-
-        Returns:
-            (R,).
+        Some object must count under each of the weights.
         """
         total, classes = np.zeros(len(weights)), np.zeros(len(weights))
         counts = self.by_class.T @ weights.T  # objects of each class in each resample, (K, R)
@@ -265,51 +235,35 @@ class RoutedAP:
         """AP when every image leaves at one exit."""
         return self.ap(np.full(self.images, index), weights)
 
-    def f1(self, cuts: Sequence[float], iou: float = 0.5) -> np.ndarray:
-        """F1 of every image at every exit, counting detections that score above a cut.
-
-        An image without objects and without detections has F1 1.
-
-        Args:
-            cuts: E scores, one an exit: what counts as a detection there.
-            iou: one of the ten thresholds.
-
-        Returns:
-            (N, E) in [0, 1].
-        """
-        claimed, right = self.claims(cuts, iou)
+    def f1(self, cuts: Sequence[float]) -> np.ndarray:
+        """F1 of every image at every exit by :meth:`claims`, (N, E) in [0, 1]; 1 without objects and detections."""
+        claimed, right = self.claims(cuts)
         total = claimed + self.positives[:, None]
         return np.where(total > 0, 2 * right / np.maximum(total, 1), 1.0)
 
-    def claims(self, cuts: Sequence[float], iou: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-        """Detections of every image at every exit that score above a cut, and the right ones among them: (N, E) each.
+    def claims(self, cuts: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """Detections of every image at every exit that score above its cut, and those right at IoU 0.5: (N, E) each.
 
-        Args:
-            cuts: E scores, one an exit.
-            iou: one of the ten thresholds.
+        There is one cut an exit, (E,).
         """
-        level = int(np.argmin(abs(IOUS - iou)))
-        counted = (self.score > np.asarray(cuts)[self.exit]) & ~self.ignored[level]
+        counted = (self.score > np.asarray(cuts)[self.exit]) & ~self.ignored[0]
         size, shape = self.images * self.exits, (self.images, self.exits)
         claimed = np.bincount(self._pair[counted], minlength=size).reshape(shape)
-        right = np.bincount(self._pair[counted & self.matched[level]], minlength=size).reshape(shape)
+        right = np.bincount(self._pair[counted & self.matched[0]], minlength=size).reshape(shape)
         return claimed, right
 
     def gains(self) -> np.ndarray:
         """What full adds to AP on each image beside each early exit, (N, E - 1).
 
-        The mean of two first-order changes of AP, times N: moving the image alone from the
-        exit to full when all others are at the exit, and back when all others are at full.
-        AP is not additive over images, so sums of this are an approximation.
+        The mean of two first-order changes of AP, times N: moving the image alone from the exit to full when all
+        others are at the exit, and back when all others are at full. AP is no mean over images, so sums of this are
+        an approximation.
         """
         full = self.exits - 1
         return np.stack([0.5 * (self.marginal(k, full) - self.marginal(full, k)) for k in range(full)], 1)
 
     def marginal(self, base: int, other: int) -> np.ndarray:
-        """What AP gains when one image alone moves from one exit to another, times N: (N,).
-
-        AP is no mean over images; this is its first-order share of each.
-        """
+        """What AP gains when one image alone moves from one exit to another, times N: (N,)."""
         chosen = np.full(self.images, base)
         start, gains = self.ap(chosen), np.zeros(self.images)
         for row in range(self.images):
@@ -357,7 +311,8 @@ def _match(records: ExitRecords, index: int, coco: COCO, area: tuple[float, floa
         r for row, i in enumerate(records.image_ids) for r in records.detections(index, row).to_coco(i, category)
     ]
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(coco, coco.loadRes(results) if results else _no_results(coco), "bbox")
+        # pycocotools fails on an empty list of results
+        evaluation = COCOeval(coco, coco.loadRes(results) if results else COCO(), "bbox")
         evaluation.params.imgIds, evaluation.params.catIds = list(records.image_ids), category
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [list(area)], ["all"]
         evaluation.params.maxDets = [MAX_DETECTIONS]
@@ -379,25 +334,13 @@ def _match(records: ExitRecords, index: int, coco: COCO, area: tuple[float, floa
     return images, scores, kinds, *flags, positives
 
 
-def _no_results(coco: COCO) -> COCO:
-    """Results without a detection, which ``loadRes`` cannot read."""
-    results = COCO()
-    results.dataset = {"images": coco.dataset["images"], "annotations": [], "categories": coco.dataset["categories"]}
-    results.createIndex()
-    return results
-
-
 def scenes_of(coco: COCO, image_ids: Sequence[int]) -> np.ndarray:
     """Scene of each image; an image that names none is its own."""
     return np.array([coco.imgs[i].get("scene", f"image {i}") for i in image_ids])
 
 
 def resample(scenes: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Bootstrap weights: scenes are drawn with all their views.
-
-    Returns:
-        int64 (resamples, N): how often each image counts.
-    """
+    """Bootstrap weights, int64 (resamples, N): how often each image counts. Scenes are drawn with all their views."""
     _, group = np.unique(scenes, return_inverse=True)
     groups = group.max() + 1
     draws = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
@@ -405,20 +348,15 @@ def resample(scenes: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 
 def bootstrap(evaluator: RoutedAP, routings: Sequence[Sequence[int]], weights: np.ndarray) -> np.ndarray:
-    """AP of several routings on the same resamples, so that differences are paired.
+    """AP of K routings (N,) on the same resamples (R, N), so that differences are paired: (R, K).
 
-    Args:
-        routings: K routings, each (N,).
-        weights: (R, N) of :func:`resample`.
-
-    Returns:
-        (R, K); resamples without any object are left out.
+    Resamples without any object are left out.
     """
     weights = weights[(weights @ evaluator.positives) > 0]
     return np.stack([evaluator.resampled(chosen, weights) for chosen in routings], 1)
 
 
-def interval(samples: np.ndarray, level: float = 0.95) -> list[float]:
-    """Percentile interval of bootstrap samples (R,): [low, high]."""
-    tail = 100 * (1 - level) / 2
+def interval(samples: np.ndarray) -> list[float]:
+    """95 % percentile interval of bootstrap samples (R,): [low, high]."""
+    tail = 100 * (1 - 0.95) / 2
     return [float(v) for v in np.percentile(samples, [tail, 100 - tail])]

@@ -4,43 +4,38 @@ Both record the detector's exits on three splits once, time the exits on this ma
 ``calibrate`` and report what they give on ``test``. Their router is a file that :func:`eelib.export` embeds.
 """
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from eelib import guarantee
 from eelib.calibrate import refuse_test
 from eelib.checkpoints import load_released
 from eelib.coco import Source
-from eelib.data import DetectionDataset, as_input, load_split
+from eelib.data import load_split
 from eelib.deploy.evidence import Never
-from eelib.deploy.export import export
 from eelib.deploy.router import Budget, Gate, Guarantee, Router, Times
-from eelib.deploy.runtime import Session
 from eelib.evaluate import source_for
-from eelib.files import file_sha256, look_up, read_json, shorten
+from eelib.files import look_up
 from eelib.hub import path_of
 from eelib.model import EarlyExitSSDLite
 from eelib.policies import check_policy, settings_of
 from eelib.records import ExitRecords, records_of
-from eelib.routed_ap import resample
+from eelib.routed_ap import bootstrap, resample
 from eelib.routing import (
     PolicyError,
     Setting,
     Split,
     check_thresholds,
     choose,
-    full_samples,
     hull_mixture,
     measured,
     point,
     prepare,
 )
-from eelib.timing import UNITS, exit_times, machine
+from eelib.timing import UNITS, measured_times, read_times
 
 Detector = EarlyExitSSDLite | Path | str  # what `eelib.load` gave, a checkpoint, or the name of a released detector
 COIN_DRAWS = 20  # random routings that a coin's AP is the mean of
@@ -223,9 +218,13 @@ def certify(
     stated = guarantee.certified(study.splits[options.calibrate_on], settings, epsilon, delta, bound)
     setting = settings[stated["index"]] if stated["thresholds"] else full
     stated["risk_on_test"] = float(guarantee.loss_against_full(test.f1, setting.route(test)).mean())
+    return study.routed(setting, stated, _promised("f1", stated), options)
+
+
+def _promised(loss: str, stated: dict) -> Guarantee:
+    """What a certificate of :mod:`eelib.guarantee` promises of a loss."""
     levels = (stated[key] for key in ("epsilon", "delta", "n", "bound", "p_value"))
-    promise = Guarantee("f1", *levels, tuple(stated["cuts"]), stated["risk"])
-    return study.routed(setting, stated, promise, options)
+    return Guarantee(loss, *levels, tuple(stated.get("cuts", ())), stated["risk"])
 
 
 @dataclass(frozen=True)
@@ -253,13 +252,10 @@ class _Study:
     ) -> RoutedSystem:
         """The system of a setting."""
         test, calibrate = self.gated("test"), self.gated(options.calibrate_on)
-        weights = resample(test.scenes, options.resamples, seed=0)
-        full = full_samples(test, weights)
-        on_test = point(test, setting.route(test), weights, full, setting.confidence.reads_boxes)
-        gates_promise = None
+        chosen, full = setting.route(test), np.full(len(test.records), test.evaluator.exits - 1)
+        samples = bootstrap(test.evaluator, [chosen, full], resample(test.scenes, options.resamples, seed=0))
+        on_test = point(test, chosen, setting.confidence.reads_boxes, *samples.T)
         if self.certificate:
-            levels = (self.certificate[key] for key in ("epsilon", "delta", "n", "bound", "p_value"))
-            gates_promise = Guarantee("objects", *levels, (), self.certificate["risk"])
             thresholds = np.array(self.certificate["thresholds"])
             on_test_too = {"risk": float(guarantee.objects_lost(thresholds[None], test).mean())}
             on_test_too |= guarantee.gate_effect(thresholds, test)
@@ -272,7 +268,7 @@ class _Study:
             gates=self.gates,
             times=self.times,
             promise=promise,
-            gates_promise=gates_promise,
+            gates_promise=_promised("objects", self.certificate) if self.certificate else None,
             size=self.size,
             checkpoint_sha256=test.records.checkpoint_sha256,
             data_sha256={s: self.splits[s].records.split_sha256 for s in ("val", options.calibrate_on)},
@@ -336,73 +332,8 @@ def load_study(
     limit: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, ExitRecords], dict]:
-    """Records and annotations of several splits; records are made where ``folder`` has none.
-
-    Returns:
-        Split name to records, and split name to annotations.
-    """
+    """Records and annotations of several splits, each by the split's name; records are made where there are none."""
     checkpoint = look_up(checkpoint)
     source = source_for(load_released(checkpoint), root)
     records = {split: records_of(split, checkpoint, source, folder, limit, progress) for split in splits}
     return records, {split: load_split(split, source) for split in splits}
-
-
-def measured_times(
-    checkpoint: Path | str, root: Path | str | Source, split: str = "calibrate", folder: Path | str | None = None
-) -> Times:
-    """Times of an exported session on this machine, on eight images of a split; it takes some seconds.
-
-    Args:
-        checkpoint: released detector.
-        root: data set.
-        split: whose images are detected in.
-        folder: of its export; None makes one for the measuring.
-
-    Raises:
-        PolicyError: the export is of another checkpoint.
-    """
-    model = load_released(checkpoint)
-    dataset = DetectionDataset(split, source_for(model, root), model.size, keep_crowd=True, limit=8)
-    images = as_input(torch.stack([dataset[index][0] for index in range(len(dataset))]))
-    with tempfile.TemporaryDirectory() as scratch:
-        if folder is None:
-            export(checkpoint, scratch)
-        session = Session(folder or scratch)
-        if session.manifest.checkpoint_sha256 != file_sha256(checkpoint):
-            raise PolicyError(f"{folder}: export of other weights than {checkpoint}; export again")
-        times = exit_times(model, images, session=session)
-    exits = [times[name] for name in session.exits]
-    return Times(
-        exits=tuple(time["ratio"] for time in exits),
-        passing=tuple(time["passed_ratio"] for time in exits),
-        gates=tuple(times[name]["ratio"] for name in times if name not in session.exits),
-        unit=UNITS["session"],
-        machine=machine(),
-    )
-
-
-def read_times(path: Path | str, exit_names: Sequence[str], checkpoint: Path | str) -> tuple[list[float], list[float]]:
-    """Time of each exit, and what suppression at the exits passed adds, as shares of full.
-
-    Args:
-        path: metrics of 04_exits; ``ratio`` and ``passed_ratio`` of ``exits.<name>`` are read.
-        checkpoint: the detector that the times must be of.
-
-    Raises:
-        PolicyError: the file is missing, is no JSON, is of other weights, or lacks a ratio of an exit.
-    """
-    try:
-        content = read_json(path, PolicyError)
-        both = [[content["exits"][name][key] for name in exit_names] for key in ("ratio", "passed_ratio")]
-    except FileNotFoundError:
-        raise PolicyError(f"{path}: no such file of times; run notebook 04_exits first") from None
-    except (KeyError, TypeError):
-        raise PolicyError(
-            f"{path}: no keys exits.<name>.ratio and passed_ratio for every one of {exit_names}; run 04_exits"
-        ) from None
-    for value in (value for values in both for value in values):
-        if type(value) not in (int, float) or not 0 <= value < 1e6:
-            raise PolicyError(f"{path}: a time in exits is {shorten(value)}; expected a share of full's from 0")
-    if content.get("checkpoint_sha256") != file_sha256(checkpoint):
-        raise PolicyError(f"{path}: times of other weights than {checkpoint}; run 04_exits with that checkpoint")
-    return both[0], both[1]

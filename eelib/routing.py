@@ -17,7 +17,7 @@ from eelib.deploy.evidence import Calibrator, Confidence, first_exit
 from eelib.deploy.router import Gate, ended
 from eelib.files import InputError
 from eelib.records import ExitRecords
-from eelib.routed_ap import RoutedAP, bootstrap, interval, scenes_of
+from eelib.routed_ap import RoutedAP, interval, scenes_of
 
 
 class PolicyError(InputError):
@@ -59,11 +59,6 @@ class Split:
     def images(self) -> tuple:
         """What tells these images from all others: split, its hash, image ids."""
         return self.records.split, self.records.split_sha256, self.records.image_ids
-
-    @cached_property
-    def evidence(self) -> np.ndarray:
-        """(N, E, F), columns ``records.evidence_names``."""
-        return self.records.evidence.astype(np.float64)
 
     def columns(self, names: Sequence[str]) -> np.ndarray:
         """Some columns of the evidence in the order given, (N, E, len(names))."""
@@ -109,9 +104,9 @@ class Split:
             return costs
         return costs + np.concatenate((self.passing, [self.passing[gate.before] for gate in self.gates]))
 
-    def time(self, chosen: np.ndarray, reads_boxes: bool = False) -> float:
-        """Mean time of a routing; arguments as in :meth:`paid`."""
-        return float(self.paid(reads_boxes)[chosen].mean())
+    def time(self, chosen: np.ndarray, reads_boxes: bool = False, weights: np.ndarray | None = None) -> float:
+        """Mean time of a routing, ``reads_boxes`` as in :meth:`paid`; weights (N,) say how often each image counts."""
+        return float(np.average(self.paid(reads_boxes)[chosen], weights=weights))
 
 
 def check_thresholds(thresholds: Sequence[float]) -> None:
@@ -213,20 +208,19 @@ def prepare(
     }
 
 
-def measured(settings: Sequence[Setting], split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Mean time and AP of every setting on a split; each routing is evaluated once."""
+def measured(
+    settings: Sequence[Setting], split: Split, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean time and AP of every setting on a split, (S,) each; weights (N,) say how often each image counts."""
     routings = [setting.route(split) for setting in settings]
     distinct = {routing.tobytes(): routing for routing in routings}  # many thresholds give one routing
-    ap = {key: split.evaluator.ap(routing) for key, routing in distinct.items()}
-    times = [split.time(r, s.confidence.reads_boxes) for r, s in zip(routings, settings, strict=True)]
+    ap = {key: split.evaluator.ap(routing, weights) for key, routing in distinct.items()}
+    times = [split.time(r, s.confidence.reads_boxes, weights) for r, s in zip(routings, settings, strict=True)]
     return np.array(times), np.array([ap[routing.tobytes()] for routing in routings])
 
 
 def choose(settings: Sequence[Setting], calibrate: Split, budgets: Sequence[float]) -> list[Setting]:
-    """For each budget the setting with the best AP on ``calibrate`` among those that keep to it.
-
-    A policy that cannot be that fast gives its fastest setting.
-    """
+    """For each budget the setting with the best AP on ``calibrate`` that keeps to it, or else the fastest."""
     times, ap = measured(settings, calibrate)
     chosen = []
     for budget in budgets:
@@ -237,32 +231,21 @@ def choose(settings: Sequence[Setting], calibrate: Split, budgets: Sequence[floa
 
 
 def fastest(settings: Sequence[Setting], calibrate: Split, loss: float = 0.01) -> Setting:
-    """The fastest setting that loses no more than a share ``loss`` of full's AP on ``calibrate``.
-
-    Where none does, the one with the best AP.
-    """
+    """The fastest setting that loses no more than a share ``loss`` of full's AP on ``calibrate``, or else the best."""
     times, ap = measured(settings, calibrate)
     inside = ap >= (1 - loss) * calibrate.evaluator.of_exit(calibrate.evaluator.exits - 1)
     return settings[int(np.where(inside, times, np.inf).argmin() if inside.any() else ap.argmax())]
 
 
-def full_samples(split: Split, weights: np.ndarray) -> np.ndarray:
-    """AP of full on every resample, (R,)."""
-    full = np.full(len(split.records), split.evaluator.exits - 1)
-    return bootstrap(split.evaluator, [full], weights)[:, 0]
-
-
-def point(split: Split, chosen: np.ndarray, weights: np.ndarray, full: np.ndarray, reads_boxes: bool = False) -> dict:
+def point(split: Split, chosen: np.ndarray, reads_boxes: bool, samples: np.ndarray, full: np.ndarray) -> dict:
     """One routing measured: AP with interval, difference to full, exit shares, time.
 
     Args:
         chosen: where each image leaves, (N,), as :meth:`Setting.route` says.
-        weights: (R, N) bootstrap resamples.
-        full: (R,) AP of full on the same resamples.
         reads_boxes: of the confidence that chose.
+        samples, full: AP of the routing and of full on the same resamples, (R,).
     """
     scores = split.evaluator.scores(chosen)
-    samples = bootstrap(split.evaluator, [chosen], weights)[:, 0]
     return {
         "time_ratio": split.time(chosen, reads_boxes),
         "exit_shares": dict(zip(split.places, exit_shares(chosen, len(split.places)), strict=True)),

@@ -1,26 +1,29 @@
 """Wall-clock time: warmed up, interleaved, medians. Times of different sessions are not comparable."""
 
 import itertools
-import json
 import os
 import platform
-import statistics
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from eelib.checkpoints import load_released
+from eelib.coco import Source
+from eelib.data import DetectionDataset, as_input
 from eelib.deploy.evidence import Column
-from eelib.deploy.router import at_exit
-from eelib.deploy.runtime import Session, open_graph
+from eelib.deploy.export import export
+from eelib.deploy.router import Times, at_exit
+from eelib.deploy.runtime import Session
+from eelib.evaluate import source_for
+from eelib.files import file_sha256, read_json, shorten
 from eelib.model import EarlyExitSSDLite, postprocess
+from eelib.routing import PolicyError
 
 # What 1.000 is, wherever a time is a ratio: always at batch 1, on one thread unless it says otherwise, suppression
 # included.
@@ -33,38 +36,28 @@ UNITS = {
 def measure(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup: int = 5) -> dict[str, dict]:
     """Time several calls in turn, so that a drift of the machine meets all of them alike.
 
-    Args:
-        calls: name to a call without arguments.
-        repeats: timed rounds, at least 2.
-        warmup: rounds that are not counted.
-
     Returns:
-        For each name ``median_ms``, ``p95_ms`` and ``p99_ms``.
+        For each name ``median_ms``, ``p95_ms`` and ``p99_ms`` of at least 2 ``repeats``, without those of the warm-up.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
+    finish = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for round_ in range(warmup + repeats):
         for name, call in calls.items():
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            finish()
             began = time.perf_counter()
             call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            finish()
             if round_ >= warmup:
                 times[name].append((time.perf_counter() - began) * 1e3)
-    tails = {name: np.percentile(t, (95, 99)).tolist() for name, t in times.items()}
-    return {
-        name: {"median_ms": statistics.median(t), "p95_ms": tails[name][0], "p99_ms": tails[name][1]}
-        for name, t in times.items()
-    }
+    keys = ("median_ms", "p95_ms", "p99_ms")
+    return {n: dict(zip(keys, np.percentile(t, (50, 95, 99)).tolist(), strict=True)) for n, t in times.items()}
 
 
 @torch.no_grad()
 def run_to(model: EarlyExitSSDLite, images: Tensor, exit_name: str, suppress_passed: bool = False) -> list:
     """Detections of one exit, computing nothing beyond it.
 
-    Args:
-        suppress_passed: suppress at the exits before, too: what a policy needs that reads their boxes.
+    ``suppress_passed`` is what a policy needs that reads boxes: suppression at the exits before, too.
     """
     for output in model.exits(images):
         if output.name == exit_name:
@@ -76,12 +69,7 @@ def run_to(model: EarlyExitSSDLite, images: Tensor, exit_name: str, suppress_pas
 
 @torch.no_grad()
 def macs(model: nn.Module, last: str = "full") -> int:
-    """Multiply-accumulates of one image up to and with an exit.
-
-    Args:
-        model: has ``size`` and yields :class:`eelib.model.ExitOutput` from ``model.exits(images)``.
-        last: the exit.
-    """
+    """Multiply-accumulates of one image up to and with an exit of a model that has ``size`` and ``exits(images)``."""
     with FlopCounterMode(display=False) as counter:
         for output in model.eval().exits(torch.zeros(1, 3, model.size, model.size)):
             if output.name == last:
@@ -100,7 +88,6 @@ def exit_times(
     Args:
         model: in evaluation mode.
         images: (N, 3, H, W) in [0, 1]; they take turns in a session, the first one is taken in eager mode.
-        repeats: timed rounds.
         threads: of torch, restored afterwards; a session has its own.
         session: an export of the model, which is timed in place of eager torch.
 
@@ -151,6 +138,64 @@ def _session_times(session: Session, images: np.ndarray, repeats: int) -> dict[s
     return {name: ratio | {"batch_8_ms": many[name]["median_ms"] / 8} for name, ratio in ratios.items()}
 
 
+def measured_times(
+    checkpoint: Path | str, root: Path | str | Source, split: str = "calibrate", folder: Path | str | None = None
+) -> Times:
+    """Times of an exported session on this machine, on eight images of a split; it takes some seconds.
+
+    Args:
+        folder: of the detector's export; None makes one for the measuring.
+
+    Raises:
+        PolicyError: the export is of another checkpoint.
+    """
+    model = load_released(checkpoint)
+    dataset = DetectionDataset(split, source_for(model, root), model.size, keep_crowd=True, limit=8)
+    images = as_input(torch.stack([dataset[index][0] for index in range(len(dataset))]))
+    with tempfile.TemporaryDirectory() as scratch:
+        if folder is None:
+            export(checkpoint, scratch)
+        session = Session(folder or scratch)
+        if session.manifest.checkpoint_sha256 != file_sha256(checkpoint):
+            raise PolicyError(f"{folder}: export of other weights than {checkpoint}; export again")
+        times = exit_times(model, images, session=session)
+    exits = [times[name] for name in session.exits]
+    return Times(
+        exits=tuple(time["ratio"] for time in exits),
+        passing=tuple(time["passed_ratio"] for time in exits),
+        gates=tuple(times[name]["ratio"] for name in times if name not in session.exits),
+        unit=UNITS["session"],
+        machine=machine(),
+    )
+
+
+def read_times(path: Path | str, exit_names: Sequence[str], checkpoint: Path | str) -> tuple[list[float], list[float]]:
+    """Time of each exit, and what suppression at the exits passed adds, as shares of full.
+
+    Args:
+        path: metrics of 04_exits; ``ratio`` and ``passed_ratio`` of ``exits.<name>`` are read.
+        checkpoint: the detector that the times must be of.
+
+    Raises:
+        PolicyError: the file is missing, is no JSON, is of other weights, or lacks a ratio of an exit.
+    """
+    try:
+        content = read_json(path, PolicyError)
+        both = [[content["exits"][name][key] for name in exit_names] for key in ("ratio", "passed_ratio")]
+    except FileNotFoundError:
+        raise PolicyError(f"{path}: no such file of times; run notebook 04_exits first") from None
+    except (KeyError, TypeError):
+        raise PolicyError(
+            f"{path}: no keys exits.<name>.ratio and passed_ratio for every one of {exit_names}; run 04_exits"
+        ) from None
+    for value in (value for values in both for value in values):
+        if type(value) not in (int, float) or not 0 <= value < 1e6:
+            raise PolicyError(f"{path}: a time in exits is {shorten(value)}; expected a share of full's from 0")
+    if content.get("checkpoint_sha256") != file_sha256(checkpoint):
+        raise PolicyError(f"{path}: times of other weights than {checkpoint}; run 04_exits with that checkpoint")
+    return both[0], both[1]
+
+
 # Modules of the exported stages by the part that a profile names.
 PARTS = {"trunk": "trunk", "second": "trunk", "extra": "trunk"}
 PARTS |= dict.fromkeys(("context", "down", "shared", "features"), "head")
@@ -166,75 +211,17 @@ def part_of(operator: str) -> str | None:
     return PARTS[module.split(".")[0]]
 
 
-def profile_stage(path: Path | str, features: np.ndarray, repeats: int = 20) -> dict[str, float]:
-    """Where a stage's time goes, by onnxruntime's own profile on one thread.
-
-    A change of memory layout that onnxruntime puts in is counted with the operator before it.
-
-    Args:
-        path: an exported stage.
-        features: its input, float32.
-        repeats: profiled runs.
-
-    Returns:
-        Milliseconds a run, the sum of each operator's median, of ``trunk``, ``head`` and ``decode``.
-    """
-    durations: dict[tuple[str, str], list[int]] = defaultdict(list)
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        for _ in range(repeats):
-            session.run(None, {"features": features})
-        events = json.loads(Path(session.end_profiling()).read_text())
-    part = "trunk"
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            part = part_of(event["name"]) or part
-            durations[part, event["name"]].append(event["dur"])  # microseconds
-    total = dict.fromkeys(("trunk", "head", "decode"), 0.0)
-    for (part, _), values in durations.items():
-        total[part] += statistics.median(values) / 1e3
-    return total
-
-
-def profile_export(session: Session, image: np.ndarray, repeats: int = 20) -> dict[str, dict[str, float]]:
-    """Milliseconds of each stage's ``trunk``, ``head``, ``decode`` and ``suppression`` for one image.
-
-    Args:
-        session: an export with one thread.
-        image: float32 (1, 3, S, S) in [0, 1].
-    """
-    profile, features = {}, image
-    for stage in session.manifest.stages:
-        parts = profile_stage(session.folder / stage.file, features, repeats)
-        answers = open_graph(session.folder, stage).run(None, {"features": features})
-        outputs = dict(zip(stage.outputs, answers, strict=True))
-        if not stage.gate:
-            planes = outputs["boxes"][0], outputs["scores"][0], stage.exit
-            call = {"suppression": lambda planes=planes: session.suppress(*planes)}
-            parts["suppression"] = measure(call, repeats)["suppression"]["median_ms"]
-        profile[stage.exit] = parts
-        features = outputs.get("next_features", features)
-    return profile
-
-
 def machine() -> dict[str, str]:
-    """What the times were taken on."""
+    """What the times were taken on; the processor by its model's name where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor() or platform.machine()  # often just the architecture
     return {
-        "processor": _processor(),
+        "processor": processor,
         "cores": str(os.cpu_count()),
         "system": platform.system(),
         "threads": str(torch.get_num_threads()),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
-
-
-def _processor() -> str:
-    """The model's name where Linux tells it; Python's own answer is often just the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

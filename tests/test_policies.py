@@ -71,7 +71,7 @@ def test_ridge_is_the_textbook_formula():
 
 
 def test_the_benefit_is_learnt_and_cross_fitted(splits):
-    hidden = {name: split.evidence[:, :2, 0] for name, split in splits.items()}  # gain is the top score itself
+    hidden = {name: split.columns(("top_score",))[:, :2, 0] for name, split in splits.items()}  # which is the gain
     setting = Setting((), *fit_benefit([splits["val"], splits["calibrate"]], lambda s: hidden[s.name]))
     for name in ("calibrate", "test"):
         assert np.corrcoef(setting.on(splits[name])[:, 0], hidden[name][:, 0])[0, 1] < -0.8

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from detectors import CLASSES, random_detector, saved, write_rooms
 
-from eelib import routers
+from eelib import routers, timing
 from eelib.data import DetectionDataset, as_input
 from eelib.deploy.export import export
 from eelib.deploy.router import Budget, Gate, Guarantee, Router, Times
@@ -15,8 +15,9 @@ from eelib.deploy.runtime import Session
 from eelib.files import file_sha256
 from eelib.guarantee import GuaranteeError
 from eelib.policies import POLICIES
-from eelib.routers import RouterOptions, certify, load_study, measured_times, read_times, route
+from eelib.routers import RouterOptions, certify, load_study, route
 from eelib.routing import PolicyError, prepare
+from eelib.timing import measured_times, read_times
 from studies.routing.deployed import deployed
 
 TIMES = Times((0.3, 0.5, 1.1), (0.0, 0.05, 0.1), (0.1, 0.2), "the plain detector", {"processor": "one"})
@@ -195,7 +196,7 @@ def test_times_are_measured_by_an_exported_session(checkpoint, exported, rooms, 
         ratios = {"blank1": 0.1, "blank2": 0.2, "exit1": 0.3, "exit2": 0.5, "full": 1.1}
         return {name: {"ratio": ratio, "passed_ratio": 0.01} for name, ratio in ratios.items()}
 
-    monkeypatch.setattr(routers, "exit_times", exit_times)
+    monkeypatch.setattr(timing, "exit_times", exit_times)
     times = measured_times(checkpoint("gates"), rooms, folder=exported("gates"))
     assert asked == [((8, 3, 96, 96), ("exit1", "exit2", "full"))]
     assert (times.exits, times.gates) == ((0.3, 0.5, 1.1), (0.1, 0.2)) and times.machine["processor"]

@@ -8,12 +8,11 @@ from synthetic import annotations, noisy
 from eelib.calibrate import CalibrationError
 from eelib.deploy.evidence import Confidence, RouterError, first_exit
 from eelib.policies import BEST_SCORE, POLICIES, settings_of
-from eelib.routed_ap import resample
+from eelib.routed_ap import bootstrap, resample
 from eelib.routing import (
     PolicyError,
     Setting,
     exit_shares,
-    full_samples,
     hull_mixture,
     point,
     prepare,
@@ -82,8 +81,9 @@ def test_value_is_the_first_order_change_of_ap(splits):
 
 def test_full_differs_from_full_by_nothing(splits):
     test = splits["test"]
-    weights = resample(test.scenes, 10, 0)
-    measured = point(test, np.full(50, 2), weights, full_samples(test, weights))
+    full = np.full(50, 2)
+    samples = bootstrap(test.evaluator, [full, full], resample(test.scenes, 10, 0))
+    measured = point(test, full, False, *samples.T)
     assert measured["AP_minus_full"] == 0 and measured["AP_minus_full_interval"] == [0, 0]
     assert measured["time_ratio"] == 1
 

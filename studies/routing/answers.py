@@ -25,6 +25,12 @@ LEVELS = (0.25, 0.5)  # of a loss; the figure counts images between them
 SHADES = ("#FDE0C5", "#EB7F54", "#A0362C")  # of images that lose less than the first level, between them, and more
 
 
+def share_of(count: int, total: int, method: str = "wilson") -> tuple[float, list[float]]:
+    """A share and its 95 % interval, Wilson's or (``exact``) Clopper and Pearson's."""
+    test = binomtest(int(count), int(total))
+    return float(test.statistic), [float(end) for end in test.proportion_ci(0.95, method)]
+
+
 def answers(split: Split, routings: Mapping[str, np.ndarray], weights: np.ndarray) -> list[dict]:
     """What systems answer on a split.
 
@@ -50,9 +56,7 @@ def answers(split: Split, routings: Mapping[str, np.ndarray], weights: np.ndarra
             drawn = weights @ part / np.maximum(weights @ whole, 1)
             row |= {key: float(part.sum() / max(1, whole.sum())), f"{key}_interval": interval(drawn)}
         if empty.any():
-            alarms = binomtest(int((boxes[empty] > 0).sum()), int(empty.sum()))
-            low, high = alarms.proportion_ci(method="wilson")
-            row |= {"false_alarms": float(alarms.statistic), "false_alarms_interval": [float(low), float(high)]}
+            row["false_alarms"], row["false_alarms_interval"] = share_of((boxes[empty] > 0).sum(), empty.sum())
         f1 = split.f1[images, chosen]
         loss = split.f1[:, -1] - f1
         counts = np.histogram(loss[loss > 0], (0, *LEVELS, 1.01))[0]
@@ -138,10 +142,10 @@ def _bars(axis: plt.Axes, rows: Sequence[Mapping], places: np.ndarray, key: str,
                   label=label)  # fmt: skip
 
 
-def examples(split: Split, chosen: np.ndarray, root: str, seed: int = 0, each: int = 4) -> Figure:
-    """Some images of each exit: boxes above its cut in its colour, the annotated objects in white."""
-    rng, names = np.random.default_rng(seed), split.records.exit_names
-    picked = [(k, row) for k in range(len(names)) for row in rng.permutation(np.flatnonzero(chosen == k))[:each]]
+def examples(split: Split, chosen: np.ndarray, root: str) -> Figure:
+    """Four images of each exit: boxes above its cut in its colour, the annotated objects in white."""
+    rng, names = np.random.default_rng(0), split.records.exit_names
+    picked = [(k, row) for k in range(len(names)) for row in rng.permutation(np.flatnonzero(chosen == k))[:4]]
     _, folder = open_root(root).file_of(split.name)
     images, boxes = [], []
     for k, row in picked:

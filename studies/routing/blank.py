@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from eelib.guarantee import certified_gates, fixed_sequence, gate_sequence
 from eelib.plots import TEXT_WIDTH_IN
 from eelib.policies import fit_benefit
 from eelib.routing import Split
+from studies.routing.answers import share_of
 from studies.routing.worth import Beside, Times
 
 STEPS, WORST = 100, 0.1  # thresholds that are tried, and the share of val's images with objects that the last one ends
@@ -96,9 +96,7 @@ def _effect(ends: np.ndarray, test: Split) -> dict:
     positives = test.evaluator.positives
     row = {"ends": ends, "objects_lost": float(positives[ends].sum() / positives.sum())}
     for key, of in (("lost", positives > 0), ("blank_ended", positives == 0)):
-        share = binomtest(int(ends[of].sum()), int(of.sum()))
-        bounds = share.proportion_ci(method="wilson")
-        row |= {key: float(share.statistic), f"{key}_interval": [float(bounds.low), float(bounds.high)]}
+        row[key], row[f"{key}_interval"] = share_of(ends[of].sum(), of.sum())
     return row
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample
-from eelib.routing import Setting, Split, choose, exit_shares
+from eelib.routing import Setting, Split, choose, point
 from studies.hull import Hull, above
 
 STEPS = 201  # of the area between two curves
@@ -54,22 +54,17 @@ class Judge:
         """One routing measured.
 
         Returns:
-            ``time_ratio``, ``exit_shares``, ``AP`` with its interval, ``AP_minus_full`` and ``AP_minus_coin`` with
-            theirs, ``coin``, its AP, and ``above_coin``; with static detectors ``minus_static`` and ``above_static``.
-            Verdicts of a part of the split are None.
+            What :func:`eelib.routing.point` says, ``coin``, its AP, ``AP_minus_coin`` with its interval, and
+            ``above_coin``; with static detectors ``minus_static`` and ``above_static``. Verdicts of a part of the split
+            are None.
         """
-        test, samples = self.test, self.samples(chosen)
-        time, scores = test.time(chosen, reads_boxes), test.evaluator.scores(chosen)
+        samples = self.samples(chosen)
+        row = point(self.test, chosen, reads_boxes, samples, self.coin.samples[:, -1])
+        time = row["time_ratio"]
         coin, beside = self.coin_at(time), self.coin.gap(time, samples)
-        row = {
-            "time_ratio": time,
-            "exit_shares": dict(zip(test.places, exit_shares(chosen, len(test.places)), strict=True)),
-            **scores,
-            "AP_interval": interval(samples),
-            "AP_minus_full": scores["AP"] - float(self.ap[-1]),
-            "AP_minus_full_interval": interval(samples - self.coin.samples[:, -1]),
+        row |= {
             "coin": coin,
-            "AP_minus_coin": scores["AP"] - coin,
+            "AP_minus_coin": row["AP"] - coin,
             "AP_minus_coin_interval": interval(beside),
             "above_coin": above(beside) if self.whole else None,
         }
@@ -207,7 +202,4 @@ class Recovered:
 def recovered(curve: Curve, between: tuple[Area, Area]) -> Recovered:
     """What a policy recovers of :func:`areas`."""
     measured, drawn = between
-    return Recovered(
-        float(measured.share(curve.times, curve.ap)[0]),
-        drawn.share(curve.times, curve.samples),
-    )
+    return Recovered(float(measured.share(curve.times, curve.ap)[0]), drawn.share(curve.times, curve.samples))

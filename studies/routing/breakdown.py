@@ -121,7 +121,6 @@ def compare_detectors(
         detectors: name to released detector with exits, or to its match flags on ``test``; the others are
             compared with the first.
         baseline: released detector without exits, or its match flags: the measure of the full paths.
-        root: data set.
         folder: of exit records; made where there are none.
         resamples: bootstrap draws of scenes.
         limit: test images; None takes all, and so do the match flags of a baseline.

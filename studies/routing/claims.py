@@ -69,29 +69,27 @@ def ranked(shares: Mapping[str, Recovered], names: Sequence[str]) -> str:
     return ", ".join(f"{n} {shares[n].share:+.2f} ({between(shares[n].interval)})" for n in ordered)
 
 
-def simple_or_complex(shares: Mapping[str, Recovered], measure: str = "benefit") -> list[str]:
-    """Takeaway 1 of the phase comparison, "simple > complex", judged by what the policies recover.
+def simple_or_complex(shares: Mapping[str, Recovered]) -> list[str]:
+    """Takeaway 1 of the phase comparison, "simple > complex", judged by what all policies recover.
 
-    Args:
-        shares: of all policies.
-        measure: the complex policy that the simple ones are compared with, named beforehand.
+    The complex one that the simple ones are compared with, the benefit, was named beforehand.
     """
     simple = [name for name in shares if name not in COMPLEX]
     hard = [name for name in shares if name in COMPLEX]
     verdicts: dict[str, list[str]] = {"below": [], "above": [], "undecided": []}
     for name in simple:
-        difference = shares[name].samples - shares[measure].samples
+        difference = shares[name].samples - shares["benefit"].samples
         side = "above" if above(difference) else "below" if above(-difference) else "undecided"
         verdicts[side].append(name)
-    fixed = interval(shares["fixed"].samples - shares[measure].samples) if "fixed" in shares else None
+    fixed = interval(shares["fixed"].samples - shares["benefit"].samples) if "fixed" in shares else None
     lines = [f"Simple policies recover: {ranked(shares, simple)}.", f"Complex ones recover: {ranked(shares, hard)}."]
     counts = {side: f"{len(names)} ({', '.join(names)})" if names else "none" for side, names in verdicts.items()}
     lines.append(
-        f"Of {len(simple)} simple policies {counts['above']} recover more than {measure} with the whole interval, "
+        f"Of {len(simple)} simple policies {counts['above']} recover more than benefit with the whole interval, "
         f"{counts['below']} less, {counts['undecided']} undecided."
     )
     if fixed:
-        lines.append(f"Fixed thresholds, the record's rule, recover {between(fixed)} more than {measure}.")
+        lines.append(f"Fixed thresholds, the record's rule, recover {between(fixed)} more than benefit.")
     verdict = {
         (True, True): "depends on the rule",
         (True, False): "holds: no simple policy is worse, and some are better",

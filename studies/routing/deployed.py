@@ -3,16 +3,15 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from eelib.coco import Source
 from eelib.data import DetectionDataset
 from eelib.deploy.export import export
-from eelib.deploy.router import Budget
 from eelib.deploy.runtime import Session
 from eelib.evaluate import coco_ap
 from eelib.routers import RoutedSystem, RouterOptions, load_study
-from eelib.routing import prepare
 
 
 def routed_exits(
@@ -20,11 +19,10 @@ def routed_exits(
 ) -> list[str]:
     """The exit or gate, by name, at which a system's router ends each image of ``test``, by the kept records."""
     router = system.router
-    calibration = options.calibration if isinstance(router.promise, Budget) else "none"
-    records, cocos = load_study(checkpoint, source, options.records, limit=options.limit)
-    test = prepare(records, cocos, router.times.exits, calibration, passing=router.times.passing)["test"]
-    gates = test.records.gates
-    places = router.route(test.columns(router.confidence.evidence), test.holds if gates else None)
+    test = load_study(checkpoint, source, options.records, ("test",), options.limit)[0]["test"]
+    evidence = test.columns(router.confidence.evidence).astype(np.float64)
+    holds = test.columns(test.gates)[:, -1].astype(np.float64)
+    places = router.route(evidence, holds)
     names = (*router.exits, *(f"blank{k + 1}" for k in range(len(router.gates))))
     return [names[place] for place in places]
 
@@ -39,11 +37,8 @@ def deployed(
     """Export a detector with its router, detect in all images of ``test``, and put both results side by side.
 
     Args:
-        system: of :func:`eelib.route` or :func:`eelib.certify`.
-        checkpoint: of the same detector.
+        system: of :func:`eelib.route` or :func:`eelib.certify` for this checkpoint, made with ``options``.
         folder: of the export; it is written.
-        source: data set.
-        options: that the system was made with.
 
     Returns:
         ``images``; ``left elsewhere``, the images that left at another exit than in the study; ``AP`` and

@@ -11,34 +11,37 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 
 from eelib import guarantee
-from eelib.guarantee import BOUNDS, Quality, fixed_sequence
+from eelib.guarantee import BOUNDS, Quality, drops, fixed_sequence
 from eelib.plots import TEXT_WIDTH_IN
 from eelib.policies import BEST_SCORE
 from eelib.routing import Setting, Split, hull_mixture
 from studies.hull import at_prevalence
+from studies.routing.answers import share_of
 from studies.routing.worth import Beside
 
-QUALITIES: dict[str, Quality] = {"F1": guarantee.f1_of, "recall": guarantee.recall_of}
 Step = Setting | np.ndarray  # thresholds, or the shares (E,) of a coin
 STEPS = 50
 COLOURS = {"router": "#009E73", "best score": "#D55E00", "coin": "#4D4D4D"}
 COLOURS |= {"both gates": "#0072B2", "best score, exit1": "#D55E00"}
 
 
-def drops(split: Split, quality: Quality) -> np.ndarray:
-    """Loss of each image at each exit against full, (N, E) in [0, 1]."""
-    of_exits = quality(split)
-    return np.maximum(0.0, of_exits[:, -1:] - of_exits)
+def recall_of(split: Split) -> np.ndarray:
+    """Recall of every image at every exit, (N, E); 1 where there is nothing to find, so that nothing is lost there."""
+    objects = split.evaluator.positives[:, None]
+    return np.where(objects > 0, split.evaluator.claims(split.cuts)[1] / np.maximum(objects, 1), 1.0)
+
+
+QUALITIES: dict[str, Quality] = {"F1": guarantee.f1_of, "recall": recall_of}
 
 
 def walks(val: Split, quality: Quality, evidence: Sequence[str]) -> dict[str, list[Step]]:
     """Systems to test, from the safest down, fixed on ``val`` alone."""
     scores = val.columns(("top_score",))[:, :-1, 0]
     levels = np.unique(np.quantile(scores, np.linspace(0, 1, STEPS)))[::-1]
-    lost = drops(val, quality).mean(0)
+    lost = drops(quality(val)).mean(0)
     budgets = np.linspace(val.costs[-1], val.costs[0], STEPS)
     return {
         "router": guarantee.sequence(val, STEPS, evidence, quality),
@@ -49,7 +52,7 @@ def walks(val: Split, quality: Quality, evidence: Sequence[str]) -> dict[str, li
 
 def losses_of(steps: Sequence[Step], split: Split, quality: Quality) -> np.ndarray:
     """Loss of each image under each step, (S, N); of a coin the expected one."""
-    drop = drops(split, quality)
+    drop = drops(quality(split))
     rows = np.arange(len(drop))
     return np.array([drop[rows, step.route(split)] if isinstance(step, Setting) else drop @ step for step in steps])
 
@@ -159,10 +162,9 @@ def redrawn(
                     index = next((k for k, row in enumerate(drawn) if not RULES[rule](row, epsilon, delta)), len(drawn))
                     wrong += index > 0 and true[index - 1] > epsilon
                     last.append(index - 1)
-                bounds = binomtest(int(wrong), rounds).proportion_ci(0.95, "exact")
+                rate, ends = share_of(wrong, rounds, "exact")
                 row = {"rule": rule, "delta": delta, "epsilon": epsilon, "n": size, "rounds": rounds}
-                row |= {"violations": int(wrong), "rate": wrong / rounds}
-                row |= {"interval": [float(bounds.low), float(bounds.high)], "fails": bool(bounds.low > delta)}
+                row |= {"violations": int(wrong), "rate": rate, "interval": ends, "fails": ends[0] > delta}
                 yield row | {"certified": float(np.mean(np.array(last) >= 0))}
 
 

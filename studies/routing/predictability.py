@@ -22,9 +22,8 @@ from eelib.deploy.evidence import OF_RAW_SCORES
 from eelib.model import EarlyExitSSDLite
 from eelib.plots import TEXT_WIDTH_IN
 from eelib.policies import Features, evidence_features, fit_gain
-from eelib.routed_ap import RoutedAP
 from eelib.routing import Setting, Split, choose
-from studies.compress.plane import flags_of
+from studies.compress.plane import load_flags
 from studies.routing.bounds import Area, priced
 from studies.routing.figures import BOUND_COLOUR, HIGHLIGHTS, MARKERS, OTHER_COLOUR
 
@@ -180,12 +179,9 @@ def gains_of(reports: Path | str, plane: Mapping | None, name: str, test: Split)
         test: whose images count.
     """
     gains, image_ids = {}, set(test.records.image_ids)
-    for row in plane["systems"] if plane else ():
-        if row["name"] == name:
-            path = flags_of(reports, name, row["seed"], plane["plane"]["name"])
-            flags = RoutedAP.load(path, plane["split_sha256"], row["graphs_sha256"])
-            rows = [place for place, image_id in enumerate(flags.image_ids) if image_id in image_ids]
-            gains[f"seed {row['seed']}"] = flags.rows(rows).gains()
+    for (_, seed), flags in load_flags(reports, plane, name).items() if plane else ():
+        rows = [place for place, image_id in enumerate(flags.image_ids) if image_id in image_ids]
+        gains[f"seed {seed}"] = flags.rows(rows).gains()
     return gains
 
 

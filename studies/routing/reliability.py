@@ -48,7 +48,6 @@ def compare(
     other: ExitRecords,
     other_evaluator: RoutedAP,
     mixes: Sequence[np.ndarray],
-    methods: Sequence[str] = tuple(METHODS),
 ) -> dict[str, dict]:
     """Every method fitted on one split and measured on another.
 
@@ -62,7 +61,7 @@ def compare(
         ``sure`` ones that score :data:`SURE` and more, ``AP`` of each exit) and ``AP_mix``.
     """
     report = {}
-    for method in methods:
+    for method in METHODS:
         calibrators = fit_calibrators(fitted_on, evaluator, method)
         measured = other_evaluator.rescored(calibrated(other, calibrators))
         exits = {}

@@ -76,11 +76,8 @@ def opened(
     """Record the exits once on every split, and bring the times to the common axis.
 
     Args:
-        checkpoint: released detector.
-        root: data set.
         times: metrics of 04_exits.
         published: folder of reports with ``metrics/plane_released.json`` and the match flags of its systems.
-        calibration: of the scores.
         limit: images of each split; None takes all.
         resamples: bootstrap draws of scenes.
         log: called with a line while records are made.

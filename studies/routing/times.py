@@ -8,7 +8,7 @@ import numpy as np
 
 from eelib.evaluate import current_metrics
 from eelib.files import file_sha256
-from eelib.routers import measured_times, read_times
+from eelib.timing import measured_times, read_times
 
 COMMON_UNIT = "the plain detector at 320 px on onnxruntime, one thread"
 
@@ -38,12 +38,7 @@ def times_of(
 ) -> tuple[list[float], list[float]]:
     """Time of each exit, and what suppression at the exits passed adds; 1 is the same detector without exits.
 
-    Args:
-        path: metrics of 04_exits.
-        exit_names: the detector's exits.
-        checkpoint: the detector.
-        root: data set, whose images are detected in where the times are measured now.
-        log: told so.
+    They are read from the metrics of 04_exits at ``path``, or measured now on images of ``root``.
     """
     if current_metrics(path, log, checkpoint_sha256=checkpoint) is not None:
         return read_times(path, exit_names, checkpoint)
@@ -72,10 +67,7 @@ def common_times(
     Args:
         plane: metrics of ``eelib study plane``. Where it lacks the detector, the times are of 04_exits or measured
             now, and 1.00 is the detector itself without its exits.
-        path: metrics of 04_exits.
-        exit_names: the detector's exits.
-        checkpoint: the detector.
-        root: data set.
+        path, exit_names, checkpoint, root: as in :func:`times_of`.
     """
     ratios, passing = (np.array(values) for values in times_of(path, exit_names, checkpoint, root))
     exits = plane_exits(plane, checkpoint)

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample
-from eelib.routing import Setting, Split
-from studies.compress.plane import HULLS, flags_of
+from eelib.routing import Setting, Split, measured
+from studies.compress.plane import HULLS, load_flags
 from studies.goals import load_goals
 from studies.hull import Hull, above, at_prevalence
 
@@ -86,10 +86,8 @@ def static_flags(reports: Path | str, plane: Mapping) -> list[Static]:
     flags = []
     for row in plane["systems"]:
         if row["kind"] in HULLS["static"] and row["seed"] == 0:
-            path = flags_of(reports, row["name"], 0, plane["plane"]["name"])
             time = next(iter(row["exits"].values()))["time_ratio"]
-            loaded = RoutedAP.load(path, plane["split_sha256"], row["graphs_sha256"])
-            flags.append(Static(row["kind"], time, loaded))
+            flags.append(Static(row["kind"], time, load_flags(reports, plane, row["name"])[row["name"], 0]))
     return flags
 
 
@@ -168,16 +166,10 @@ def best_within(
 
     Budgets that no setting keeps are left out.
     """
-    empty = calibrate.evaluator.positives == 0
-    once = np.ones(len(empty), np.int64)
+    empty, weights = calibrate.evaluator.positives == 0, None
     if prevalence is not None:
-        once = at_prevalence(once[None], empty, prevalence)[0]
-    routings = [setting.route(calibrate) for setting in settings]
-    distinct = {routing.tobytes(): routing for routing in routings}
-    aps = {key: calibrate.evaluator.ap(routing, once) for key, routing in distinct.items()}
-    ap = np.array([aps[routing.tobytes()] for routing in routings])
-    paid = calibrate.paid(settings[0].confidence.reads_boxes)
-    times = np.array([once @ paid[routing] / once.sum() for routing in routings])
+        weights = at_prevalence(np.ones((1, len(empty)), np.int64), empty, prevalence)[0]
+    times, ap = measured(settings, calibrate, weights)
     inside = [times <= budget + 1e-9 for budget in budgets]
     return [settings[int(np.where(of, ap, -np.inf).argmax())] for of in inside if of.any()]
 

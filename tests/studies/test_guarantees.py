@@ -56,9 +56,9 @@ def test_curves_have_a_row_for_each_promise(splits):
 
 
 def test_recall_is_lost_by_images_with_objects_alone(splits):
-    recall, empty = guarantee.recall_of(splits["test"]), splits["test"].evaluator.positives == 0
+    recall, empty = guarantees.recall_of(splits["test"]), splits["test"].evaluator.positives == 0
     assert (recall[empty] == 1).all() and recall.min() >= 0 and recall.max() <= 1
-    assert guarantees.drops(splits["test"], guarantee.recall_of)[empty].max() == 0
+    assert guarantees.drops(recall)[empty].max() == 0
 
 
 def test_the_check_finds_rules_that_promise_nothing():
@@ -79,6 +79,6 @@ def test_the_check_finds_rules_that_promise_nothing():
 
 
 def test_every_step_is_a_setting_or_a_coin(splits):
-    walks = guarantees.walks(splits["val"], guarantee.recall_of, blank.raw_evidence(splits["val"]))
+    walks = guarantees.walks(splits["val"], guarantees.recall_of, blank.raw_evidence(splits["val"]))
     kinds = {name: {isinstance(step, Setting) for step in steps} for name, steps in walks.items()}
     assert kinds == {"router": {True}, "best score": {True}, "coin": {False}}

@@ -94,7 +94,7 @@ def test_what_a_goal_needs_lies_between_two_points():
 
 def test_the_penalty_is_the_one_that_foresees_best_where_it_was_not_fitted(splits):
     here = [splits["val"], splits["calibrate"]]
-    hidden = np.concatenate([s.evidence[:, :2, 0] for s in here])
+    hidden = np.concatenate([s.columns(("top_score",))[:, :2, 0] for s in here])
     learnt = fit_gain(here, hidden, free_evidence)
     assert learnt.error < 0.1 * hidden.var() and learnt.penalty == PENALTIES[0]
     noise = np.random.default_rng(0).normal(size=hidden.shape)
