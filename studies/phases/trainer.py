@@ -326,10 +326,10 @@ def publish(config: PhaseConfig, out: Path | str, folder: Path | str) -> None:
         write_atomic(Path(folder) / file_name, lambda file, content=content: file.write(content))
 
 
-def read_history(folder: Path | str, phase: str) -> list[dict]:
-    """Rows of a training, one an epoch, from its published curves."""
+def read_history(folder: Path | str, phase: str) -> pd.DataFrame:
+    """A training by epoch, from its published curves."""
     train, val = (pd.read_csv(Path(folder) / name, index_col="epoch") for name in metrics_files(phase))
-    return train.join(val).reset_index().to_dict("records")
+    return train.join(val)
 
 
 def weights_path(out: Path | str, phase: str) -> Path:
