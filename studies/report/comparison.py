@@ -129,10 +129,8 @@ def temperatures(entries: Mapping[str, dict]) -> pd.DataFrame:
     """Temperatures at the end, and where they lie."""
     frame = _beside(entries, [(name, f"temperature_{name}", "temperature", name) for name in EXIT_NAMES])
     for source in ("recorded", "ours"):
-        values = frame[[f"{name} {source}" for name in EXIT_NAMES]].set_axis(EXIT_NAMES, axis=1)
-        frame[f"state {source}"] = [
-            None if row.isna().any() else temperature_state(row) for _, row in values.iterrows()
-        ]
+        rows = frame[[f"{name} {source}" for name in EXIT_NAMES]].set_axis(EXIT_NAMES, axis=1).iterrows()
+        frame[f"state {source}"] = [None if row.isna().any() else temperature_state(row) for _, row in rows]
     return frame
 
 
