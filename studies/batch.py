@@ -25,12 +25,8 @@ SMOKE = "base/smoke.yaml"  # what a notebook of phases runs without a phase
 
 
 def check_parameters(notebook: Path | str, params: Path | str | None, settings: dict | None = None) -> dict:
-    """Parameters of a file, checked against the notebook; papermill itself only warns.
-
-    Args:
-        notebook: has a cell tagged ``parameters``.
-        params: parameter file, or None for the notebook's defaults.
-        settings: dotted keys that replace values of the file.
+    """Parameters of a file, if there is one, and dotted keys of ``settings``, checked against the cell tagged
+    ``parameters`` of a notebook; papermill itself only warns.
 
     Raises:
         ConfigError: the notebook is missing, is none, has no cell tagged ``parameters``, or does not know a key; or

@@ -25,16 +25,16 @@ from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from eelib.checkpoints import load_checkpoint, load_released
 from eelib.data import DetectionDataset, as_input
-from eelib.deploy.evidence import Column
 from eelib.deploy.manifest import DeploymentError
-from eelib.deploy.router import Rule, at_exit
+from eelib.deploy.router import Rule
 from eelib.deploy.runtime import Session, open_graph
 from eelib.evaluate import source_for, versions
 from eelib.files import file_sha256
 from eelib.model import EarlyExitSSDLite
 from eelib.plots import EXIT_COLOURS, TEXT_WIDTH_IN
 from eelib.timing import UNITS, machine, measure, run_to
-from studies.goals import load_goals
+from studies.compress.systems import leaving_at, network_input, summary
+from studies.goals import load_goals, met
 
 PLAIN = ("onnxruntime", "plain")  # what 1.00 is
 EVEN = "best score; half of what arrives at an exit leaves there, by 32 images of calibrate"  # without a router
@@ -56,19 +56,14 @@ def sessions_of(folder: Path, threads: int) -> dict[str, Session]:
 
 
 def calls_of(model: EarlyExitSSDLite, sessions: Mapping[str, Session], images: torch.Tensor) -> Calls:
-    """Calls from images to detections: to each exit in stages, to the ``plain`` detector without exits, and eager ones.
+    """Calls from images (B, 3, S, S) to detections: to each exit in stages, to the ``plain`` detector, and eager ones.
 
     ``onnxruntime monolithic`` computes all exits in one graph and suppresses the last one's boxes.
-
-    Args:
-        model: in evaluation mode, on the CPU.
-        sessions: of :func:`sessions_of`.
-        images: float (B, 3, S, S) in [0, 1].
     """
     array = np.ascontiguousarray(images.numpy())
     calls: Calls = {("eager", name): lambda name=name: run_to(model, images, name) for name in model.exit_names}
     for runtime, session in sessions.items():
-        rules = {name: at_exit(session.exits, session.gates, name, Column("top_score")) for name in session.exits}
+        rules = {name: leaving_at(session, name) for name in session.exits}
         for name, rule in (rules | {"plain": session.at_exit(session.exits[-1])}).items():
             calls[runtime, name] = lambda s=session, rule=rule: s.detect_batch(array, rule)
     session = sessions["onnxruntime"]
@@ -143,7 +138,6 @@ def routed_latency(session: Session, images: Sequence[np.ndarray], rule: Rule) -
     Args:
         session: of one thread.
         images: float32 (3, S, S) in [0, 1].
-        rule: that images obey.
 
     Returns:
         Rows of ``path`` (``plain`` or ``routed``), ``batch``, ``images``, ``median_ms``, ``p95_ms`` and ``p99_ms`` of
@@ -164,21 +158,17 @@ def routed_latency(session: Session, images: Sequence[np.ndarray], rule: Rule) -
                     exits[name] += left if len(spent[name]) > 2 else Counter()
         for name, values in spent.items():
             kept, mean = values[2:], statistics.fmean(values[2:])
-            median, p95, p99 = np.percentile(kept, (50, 95, 99)).tolist()
-            rows.append({"path": name, "batch": batch, "images": batch * len(kept), "median_ms": median,
-                         "p95_ms": p95, "p99_ms": p99, "images_per_second": 1e3 * batch / mean,
-                         "ratio": mean / statistics.fmean(spent["plain"][2:]), "exits": dict(exits[name])})  # fmt: skip
+            row = {"path": name, "batch": batch, "images": batch * len(kept)} | summary(kept)
+            row |= {"images_per_second": 1e3 * batch / mean, "ratio": mean / statistics.fmean(spent["plain"][2:])}
+            rows.append(row | {"exits": dict(exits[name])})
     return rows
 
 
 def evidence_cost(folder: Path, image: np.ndarray, repeats: int = 60) -> dict[str, float]:
     """What computing and reading the evidence adds at each early exit, in % of the plain detector's time.
 
-    Each stage is timed against itself without the evidence, which is pruned from its graph.
-
-    Args:
-        folder: of an export.
-        image: float32 (1, 3, S, S) in [0, 1].
+    Each stage of an export is timed on an image, float32 (1, 3, S, S) in [0, 1], against itself without the evidence,
+    which is pruned from its graph.
     """
     session, calls, features = Session(folder), {}, image
     for stage in session.stages:
@@ -213,10 +203,8 @@ def check_goals(rows: Sequence[Mapping]) -> list[dict]:
         for name, goal in goals["exits"].items()
         if "time" in goal and name in staged
     ]
-    monolithic = ms["onnxruntime monolithic", last]
-    checks.append(
-        (f"staged {last} / one graph of all exits", staged[last] / monolithic, "<=", limits["staged_to_monolithic"])
-    )
+    ratio = staged[last] / ms["onnxruntime monolithic", last]
+    checks.append((f"staged {last} / one graph of all exits", ratio, "<=", limits["staged_to_monolithic"]))
     checks.append((f"staged {last} / plain detector", staged[last] / plain, "<=", limits["staged_to_plain"]))
     for name, time_ms in staged.items():
         checks.append((f"eager / onnxruntime at {name}", ms["eager", name] / time_ms, ">=", limits["eager_to_staged"]))
@@ -226,24 +214,13 @@ def check_goals(rows: Sequence[Mapping]) -> list[dict]:
             text = "routed throughput / predicted from the exits, batch 32"
             checks.append((text, value, ">=", limits["routed_to_predicted"]))
     return [
-        {
-            "goal": text,
-            "value": value,
-            "limit": f"{sign} {limit}",
-            "met": bool(value <= limit if sign == "<=" else value >= limit),
-        }
+        {"goal": text, "value": value, "limit": f"{sign} {limit}", "met": met(value, sign, limit)}
         for text, value, sign, limit in checks
     ]
 
 
 def run(checkpoint: Path | str, folder: Path, *, quick: bool, log: Callable[[str], None] = print) -> dict:
-    """Everything that ``eelib bench`` writes.
-
-    Args:
-        checkpoint: a released detector.
-        folder: its export.
-        quick: few repeats; ends within a minute.
-        log: receives a line a step.
+    """Everything that ``eelib bench`` writes of a released detector and its export; ``quick`` ends within a minute.
 
     Raises:
         DeploymentError: the folder is the export of another checkpoint.
@@ -260,7 +237,7 @@ def run(checkpoint: Path | str, folder: Path, *, quick: bool, log: Callable[[str
     rule = session.router if early else even_rule(session, np.ascontiguousarray(images.numpy()))
     test = DetectionDataset("test", source_for(model, "data/showroom"), model.size, limit=32 if quick else None)
     log(f"timing the routed system on {len(test)} images of test")
-    routed = routed_latency(session, [as_input(test[i][0][None])[0].numpy() for i in range(len(test))], rule)
+    routed = routed_latency(session, [network_input(test, i)[0] for i in range(len(test))], rule)
     return {
         "quick": quick, "machine": machine(), "load_average_before": load_average, "unit": UNITS["session"],
         "times": times, "router": session.router.describe() if early else EVEN, "routed": routed,
@@ -304,8 +281,7 @@ def runtimes_figure(times: Sequence[Mapping], threads: int = 1) -> Figure:
         batches = sorted(set(frame["batch"]))
         axis.set_xticks(batches, map(str, batches))
         axis.minorticks_off()
-        axis.set_title(name)
-        axis.set_xlabel("batch size")
+        axis.set(title=name, xlabel="batch size")
     axes.flat[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.flat[0].yaxis.set_major_formatter(ScalarFormatter())
     axes.flat[0].set_ylabel("ms per image")
