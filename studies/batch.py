@@ -61,26 +61,19 @@ def parameters_of(notebook: Path | str) -> list[str]:
     return list(known)
 
 
-def run_notebook(
-    notebook: Path | str,
-    out: Path | str,
-    params: Path | str | None = None,
-    settings: dict | None = None,
-    **overrides: object,
-) -> Path:
+def run_notebook(notebook: Path, out: Path, params: Path | None, settings: dict) -> None:
     """Execute a notebook by papermill into ``out``; the copy holds the traceback of a failure.
 
     Raises:
         ConfigError: the parameters do not fit.
         papermill.PapermillExecutionError: a cell failed.
     """
-    values = check_parameters(notebook, params, (settings or {}) | overrides)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    values = check_parameters(notebook, params, settings)
+    out.parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
-        str(notebook), str(out), values, kernel_name="python3", cwd=str(Path(notebook).parent),
+        str(notebook), str(out), values, kernel_name="python3", cwd=str(notebook.parent),
         progress_bar=sys.stderr.isatty(),
     )  # fmt: skip
-    return Path(out)
 
 
 def phase_values(names: dict) -> dict:
