@@ -275,8 +275,7 @@ class RecordedDetector(nn.Module):
         self.backbone_tail.requires_grad_(config.model.train_trunk)
         self.heads.temperatures.requires_grad_(config.temperature.from_routing)
         self.heads.thresholds.requires_grad_(config.thresholds.kind == "parameter")
-        if config.model.context_projection == "frozen":
-            self.heads.projections.requires_grad_(False)
+        self.heads.projections.requires_grad_(config.model.context_projection == "trained")
 
     def trunk_maps(self, images: Tensor) -> Iterator[list[Tensor]]:
         """The trunk's maps of each exit, computed only when they are asked for."""

@@ -12,18 +12,9 @@ import pandas as pd
 
 from eelib.config import ConfigError, resolve
 from eelib.files import read_json, write_json
+from studies.phases import mechanisms
 from studies.phases.analysis import trajectory
 from studies.phases.config import EXIT_NAMES, PhaseConfig, load, profile_changes
-from studies.phases.mechanisms import (
-    agrees,
-    check_mechanisms,
-    explain_difference,
-    explain_unmet,
-    inside,
-    quantity,
-    said,
-    wanted,
-)
 from studies.phases.scorecard import recorded_card
 from studies.phases.trainer import publish, read_history, tag
 
@@ -50,13 +41,13 @@ ABOUT = {
 def judge(config: PhaseConfig, summary: dict, history: list[dict]) -> dict:
     """What is to be said of a run, of :func:`studies.phases.scorecard.summarise`, by its switches and epochs:
     ``agrees``, ``mechanisms``, ``mechanism_holds``, ``difference`` and ``unmet``."""
-    checks = check_mechanisms(config, summary, history)
+    checks = mechanisms.check_mechanisms(config, summary, history)
     return {
-        "agrees": agrees(summary, summary["recorded"]),
+        "agrees": mechanisms.agrees(summary, summary["recorded"]),
         "mechanisms": checks,
         "mechanism_holds": all(check["holds"] for check in checks) if checks else None,
-        "difference": explain_difference(config, summary, summary["recorded"]),
-        "unmet": explain_unmet(checks),
+        "difference": mechanisms.explain_difference(config, summary, summary["recorded"]),
+        "unmet": mechanisms.explain_unmet(checks),
     }
 
 
@@ -154,11 +145,11 @@ def check_table(phases: Sequence[dict]) -> pd.DataFrame:
             serious = entry["serious"] and entry["serious"]["mechanisms"][index]
             for key in check["predicted"]:
                 lines.append((
-                    entry["phase"], quantity(key), wanted(check, key),
-                    ", ".join(said(seed, key) for seed in seeds),
-                    f"{sum(inside(seed, key) for seed in seeds)} of {len(seeds)}",
-                    said(serious, key) if serious else "not trained",
-                    ("yes" if inside(serious, key) else "no") if serious else "",
+                    entry["phase"], mechanisms.quantity(key), mechanisms.wanted(check, key),
+                    ", ".join(mechanisms.said(seed, key) for seed in seeds),
+                    f"{sum(mechanisms.inside(seed, key) for seed in seeds)} of {len(seeds)}",
+                    mechanisms.said(serious, key) if serious else "not trained",
+                    ("yes" if mechanisms.inside(serious, key) else "no") if serious else "",
                     f"{old[key]:.4g}" if key in old else "",
                 ))  # fmt: skip
     return pd.DataFrame(lines, columns=columns)  # no line where the switches predict nothing
