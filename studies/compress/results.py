@@ -63,10 +63,14 @@ def exits_table(report: Mapping, prevalence: float | None = None) -> pd.DataFram
 
 def seeds_table(report: Mapping) -> pd.DataFrame:
     """AP of every exit that was trained with several seeds, a column each, and their mean."""
-    rows = pd.DataFrame(rows_of(report, "exits", seed=None))
-    table = rows.pivot_table("AP", ["system", "exit"], "seed", sort=False).add_prefix("seed ")
-    table = table[table.notna().sum(axis=1) > 1].dropna(axis=1, how="all")
-    return table.assign(mean=table.mean(axis=1)).rename_axis(columns=None).reset_index()
+    by_exit: dict[tuple, dict[str, float]] = {}
+    for row in rows_of(report, "exits", seed=None):
+        by_exit.setdefault((row["system"], row["exit"]), {})[f"seed {row['seed']}"] = row["AP"]
+    return pd.DataFrame(
+        {"system": system, "exit": exit_} | ap | {"mean": float(np.mean(list(ap.values())))}
+        for (system, exit_), ap in by_exit.items()
+        if len(ap) > 1
+    )
 
 
 def judged_table(report: Mapping, prevalence: float | None = None) -> pd.DataFrame:
