@@ -362,7 +362,7 @@ def _bench() -> None:
 
 # What a checkout adds: name, where it is, and its help.
 STUDIES = (
-    ("bench", "studies.cli:bench", "Time every runtime and exit, as ratios to the detector without exits."),
+    ("bench", "studies.cli:bench", "Time every runtime and exit, as ratios to the released baseline."),
     ("phases", "studies.phases.cli:app", "The nine recorded phases: check, train, validate, ablate."),
     ("study", "studies.cli:app", "What the notebooks tell: run a notebook, plane, search, reports and more."),
 )

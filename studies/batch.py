@@ -25,12 +25,8 @@ SMOKE = "base/smoke.yaml"  # what a notebook of phases runs without a phase
 
 
 def check_parameters(notebook: Path | str, params: Path | str | None, settings: dict | None = None) -> dict:
-    """Parameters of a file, checked against the notebook; papermill itself only warns.
-
-    Args:
-        notebook: has a cell tagged ``parameters``.
-        params: parameter file, or None for the notebook's defaults.
-        settings: dotted keys that replace values of the file.
+    """Parameters of a file, if there is one, and dotted keys of ``settings``, checked against the cell tagged
+    ``parameters`` of a notebook; papermill itself only warns.
 
     Raises:
         ConfigError: the notebook is missing, is none, has no cell tagged ``parameters``, or does not know a key; or
@@ -65,26 +61,19 @@ def parameters_of(notebook: Path | str) -> list[str]:
     return list(known)
 
 
-def run_notebook(
-    notebook: Path | str,
-    out: Path | str,
-    params: Path | str | None = None,
-    settings: dict | None = None,
-    **overrides: object,
-) -> Path:
+def run_notebook(notebook: Path, out: Path, params: Path | None, settings: dict) -> None:
     """Execute a notebook by papermill into ``out``; the copy holds the traceback of a failure.
 
     Raises:
         ConfigError: the parameters do not fit.
         papermill.PapermillExecutionError: a cell failed.
     """
-    values = check_parameters(notebook, params, (settings or {}) | overrides)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    values = check_parameters(notebook, params, settings)
+    out.parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
-        str(notebook), str(out), values, kernel_name="python3", cwd=str(Path(notebook).parent),
+        str(notebook), str(out), values, kernel_name="python3", cwd=str(notebook.parent),
         progress_bar=sys.stderr.isatty(),
     )  # fmt: skip
-    return Path(out)
 
 
 def phase_values(names: dict) -> dict:

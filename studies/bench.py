@@ -26,10 +26,9 @@ from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from eelib.checkpoints import load_checkpoint, load_released
 from eelib.data import DetectionDataset, as_input
-from eelib.deploy.evidence import Column
 from eelib.deploy.export import export
 from eelib.deploy.manifest import DeploymentError
-from eelib.deploy.router import Rule, at_exit
+from eelib.deploy.router import Rule
 from eelib.deploy.runtime import Session, open_graph
 from eelib.evaluate import source_for, versions
 from eelib.files import file_sha256
@@ -37,7 +36,8 @@ from eelib.hub import path_of
 from eelib.model import EarlyExitSSDLite
 from eelib.plots import EXIT_COLOURS, TEXT_WIDTH_IN
 from eelib.timing import machine, measure, run_to
-from studies.goals import load_goals
+from studies.compress.systems import leaving_at, summary
+from studies.goals import load_goals, met
 
 BASELINE = ("onnxruntime", "baseline")  # what 1.00 is
 PLAIN = ("onnxruntime", "plain")  # the measured detector without its exits, at the same input
@@ -96,7 +96,7 @@ def calls_of(model: EarlyExitSSDLite, sessions: Mapping[str, Session], images: t
     array = np.ascontiguousarray(images.numpy())
     calls: Calls = {("eager", name): lambda name=name: run_to(model, images, name) for name in model.exit_names}
     for runtime, session in sessions.items():
-        rules = {name: at_exit(session.exits, session.gates, name, Column("top_score")) for name in session.exits}
+        rules = {name: leaving_at(session, name) for name in session.exits}
         for name, rule in (rules | {"plain": session.at_exit(session.exits[-1])}).items():
             calls[runtime, name] = lambda s=session, rule=rule: s.detect_batch(array, rule)
     session = sessions["onnxruntime"]
@@ -195,10 +195,9 @@ def routed_latency(paths: Mapping[str, tuple[Session, Rule, Sequence[np.ndarray]
                     exits[name] += Counter(d.exit_name for d in found) if len(spent[name]) > 2 else Counter()
         for name, values in spent.items():
             kept, mean = values[2:], statistics.fmean(values[2:])
-            median, p95, p99 = np.percentile(kept, (50, 95, 99)).tolist()
-            rows.append({"path": name, "batch": batch, "images": batch * len(kept), "median_ms": median,
-                         "p95_ms": p95, "p99_ms": p99, "images_per_second": 1e3 * batch / mean,
-                         "ratio": mean / statistics.fmean(spent[unit][2:]), "exits": dict(exits[name])})  # fmt: skip
+            row = {"path": name, "batch": batch, "images": batch * len(kept)} | summary(kept)
+            row |= {"images_per_second": 1e3 * batch / mean, "ratio": mean / statistics.fmean(spent[unit][2:])}
+            rows.append(row | {"exits": dict(exits[name])})
     return rows
 
 
@@ -245,10 +244,8 @@ def check_goals(rows: Sequence[Mapping]) -> list[dict]:
         for name, goal in goals["exits"].items()
         if "time" in goal and name in staged
     ]
-    monolithic = ms["onnxruntime monolithic", last]
-    checks.append(
-        (f"staged {last} / one graph of all exits", staged[last] / monolithic, "<=", limits["staged_to_monolithic"])
-    )
+    ratio = staged[last] / ms["onnxruntime monolithic", last]
+    checks.append((f"staged {last} / one graph of all exits", ratio, "<=", limits["staged_to_monolithic"]))
     checks.append(
         (f"staged {last} / plain detector at the same input", staged[last] / plain, "<=", limits["staged_to_plain"])
     )
@@ -260,12 +257,7 @@ def check_goals(rows: Sequence[Mapping]) -> list[dict]:
             text = "routed throughput / predicted from the exits, batch 32"
             checks.append((text, value, ">=", limits["routed_to_predicted"]))
     return [
-        {
-            "goal": text,
-            "value": value,
-            "limit": f"{sign} {limit}",
-            "met": bool(value <= limit if sign == "<=" else value >= limit),
-        }
+        {"goal": text, "value": value, "limit": f"{sign} {limit}", "met": met(value, sign, limit)}
         for text, value, sign, limit in checks
     ]
 
@@ -345,8 +337,7 @@ def runtimes_figure(times: Sequence[Mapping], threads: int = 1) -> Figure:
         batches = sorted(set(frame["batch"]))
         axis.set_xticks(batches, map(str, batches))
         axis.minorticks_off()
-        axis.set_title(name)
-        axis.set_xlabel("batch size")
+        axis.set(title=name, xlabel="batch size")
     axes.flat[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.flat[0].yaxis.set_major_formatter(ScalarFormatter())
     axes.flat[0].set_ylabel("ms per image")

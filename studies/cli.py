@@ -1,6 +1,6 @@
 """``eelib study``: what the notebooks tell, from the command line; and ``eelib bench``."""
 
-import sys
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from eelib.options import Level, Set
 
 REPORTS = Path("runs/reports")  # folder of metrics/ and figures/
 
+_flushed = functools.partial(print, flush=True)
 app = App("study", help="What the notebooks tell: run a notebook, plane, search, reports and more.")
 
 
@@ -43,9 +44,9 @@ def run(
 
     from studies.batch import run_notebook
 
-    out, limited = out or Path("runs/executed") / notebook.name, {} if limit is None else {"limit": limit}
+    out, settings = out or Path("runs/executed") / notebook.name, settings | ({"limit": limit} if limit else {})
     try:
-        run_notebook(notebook, out, params, settings, **limited)
+        run_notebook(notebook, out, params, settings)
     except papermill.PapermillExecutionError as error:
         say(f"{notebook}: a cell failed: {error.ename}: {error.evalue}; see {out}")
         return 1
@@ -263,7 +264,3 @@ def bench(
     for goal in result["goals"]:
         print(f"{'met   ' if goal['met'] else 'MISSED'}  {goal['value']:6.3f} (goal {goal['limit']})  {goal['goal']}")
     print(f"wrote {write_json(reports / 'metrics' / 'bench.json', result)}")
-
-
-def _flushed(line: str) -> None:
-    print(line, flush=True, file=sys.stdout)

@@ -40,12 +40,11 @@ class Difference(NamedTuple):
 
 def leaves(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
     """Single values of a nested mapping with their paths."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    items = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else None
     if items is None:
         yield path, value
-    else:
-        for key, item in items:
-            yield from leaves(item, (*path, str(key)))
+    for key, item in items or ():
+        yield from leaves(item, (*path, str(key)))
 
 
 def read(path: Path) -> dict[tuple[str, ...], object]:
@@ -79,19 +78,11 @@ def judge(name: str, path: tuple[str, ...], ours: object, committed: object) -> 
 
 
 def compare(ours: Path, committed: Path) -> dict[str, dict[str, Difference]]:
-    """The worst value of each key group of one file.
-
-    Returns:
-        Group to its :class:`Difference`. A path that only one file has is a difference.
-    """
-    new, old = read(ours), read(committed)
-    name, groups = ours.stem, {}
-    for path in [*new, *(path for path in old if path not in new)]:
-        found = judge(name, path, new.get(path, "nothing"), old.get(path, "nothing"))
-        rank = VERDICTS.index(found.verdict), found.size
-        worst = groups.get(path[0])
-        if worst is None or rank > (VERDICTS.index(worst.verdict), worst.size):
-            groups[path[0]] = found
+    """The worst value of each key group of one file; a path that only one file has is a difference."""
+    new, old, groups = read(ours), read(committed), {}
+    for path in dict.fromkeys([*new, *old]):
+        found = judge(ours.stem, path, new.get(path, "nothing"), old.get(path, "nothing"))
+        groups[path[0]] = max(groups.get(path[0], found), found, key=lambda d: (VERDICTS.index(d.verdict), d.size))
     return groups
 
 

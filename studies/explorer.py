@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from eelib.detections import exit_colour
 from eelib.routed_ap import RoutedAP
-from studies.compress.plane import flags_of
+from studies.compress.plane import flags_of, times_of
 from studies.hull import Hull, at_prevalence
 from studies.report.metrics_files import read_metrics
 
@@ -50,12 +50,11 @@ class Explorer:
             return RoutedAP.load(file, self.report["split_sha256"], row["graphs_sha256"])
 
         self.flags = flags(row)
-        self.exit_names = tuple(row["exits"])
-        self.times = np.array([exit_["time_ratio"] for exit_ in row["exits"].values()])
+        self.exit_names, self.times = tuple(row["exits"]), times_of(row)
         self.cuts = [exit_["cut"] for exit_ in row["exits"].values()]
         self.empty = self.flags.positives == 0
         alone = [other for (_, at), other in rows.items() if at == seed and len(other["exits"]) == 1]
-        self._static_times = np.array([next(iter(other["exits"].values()))["time_ratio"] for other in alone])
+        self._static_times = np.array([times_of(other)[0] for other in alone])
         self._static = [flags(other) for other in alone]
         self._hulls: dict[float | None, Hull] = {}  # a slider asks for the same shares of empty images again
 
@@ -71,11 +70,8 @@ class Explorer:
         return seen
 
     def route(self, policy: Callable[[dict[str, np.ndarray], int], np.ndarray]) -> np.ndarray:
-        """Exit index at which each image leaves, (N,).
-
-        Args:
-            policy: of the evidence of an exit and its index; says of every image whether it leaves there, bool (N,).
-        """
+        """Exit index (N,) at which each image leaves by a policy, which says of the evidence of an exit, and its index,
+        whether each image leaves there, bool (N,)."""
         chosen = np.full(self.flags.images, len(self.exit_names) - 1)
         for index in reversed(range(len(self.exit_names) - 1)):
             chosen[np.asarray(policy(self.evidence(index), index), bool)] = index
@@ -130,21 +126,17 @@ class Explorer:
         for (name, point), marker in zip(points.items(), "*os^PX", strict=False):
             axis.plot(point["time"], point["AP"], marker, color="black", markersize=10, label=name)
         share = self.empty.mean() if prevalence is None else prevalence
-        axis.set_title(
-            f"{self.system}, {self.flags.images} images of {self.report['split']}, {100 * share:.0f} % empty"
-        )
-        axis.set_xlabel("mean time / time of the plain detector")
-        axis.set_ylabel("AP[.50:.95]")
+        images = f"{self.flags.images} images of {self.report['split']}"
+        axis.set(xlabel="mean time / time of the plain detector", ylabel="AP[.50:.95]")
+        axis.set_title(f"{self.system}, {images}, {100 * share:.0f} % empty")
         figure.legend(loc="outside right center", fontsize=7)
         return figure
 
     def left_at(self, chosen: np.ndarray, name: str, most: int = 4) -> list[dict]:
-        """Images that left at an exit, first those on which the last exit finds most more objects.
+        """Up to ``most`` images that left at an exit, first those on which the last exit finds most more objects.
 
         Args:
             chosen: exit index at which each image leaves, (N,).
-            name: of the exit.
-            most: images at the most.
 
         Returns:
             A dict each: ``image_id``, ``objects``, ``found here`` and ``found by full`` (or the last exit's name).

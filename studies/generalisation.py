@@ -31,10 +31,8 @@ def generalisation(
     """AP of a detector's full path on each of several sets; ``metrics/generalisation.json`` in ``reports``.
 
     Args:
-        checkpoint: a released detector.
         sets: name to (split, folder of the data set), from the best known to the least known images.
         folder: of exit records; made where there are none.
-        reports: folder of the metrics.
         resamples: bootstrap draws of scenes, of each set on its own: they share no scene.
 
     Returns:

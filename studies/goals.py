@@ -13,3 +13,8 @@ def load_goals() -> dict:
     The file's comments say what each number bounds.
     """
     return read_yaml(Path(__file__).with_name("goals.yaml"))
+
+
+def met(value: float, sign: str, limit: float) -> bool:
+    """Whether a value keeps to a limit: at most it where the sign is ``<=``, at least it otherwise."""
+    return bool(value <= limit if sign == "<=" else value >= limit)

@@ -15,13 +15,9 @@ import numpy as np
 from eelib.routed_ap import interval
 
 
-def above(a: np.ndarray, b: np.ndarray | float = 0.0) -> bool:
-    """Whether AP is higher, as this project claims it: the whole 95 % interval of a - b lies above 0.
-
-    Args:
-        a, b: (R,) AP on the same R bootstrap resamples.
-    """
-    return interval(a - b)[0] > 0
+def above(gap: np.ndarray) -> bool:
+    """Whether AP is higher, as this project claims it: the 95 % interval of differences on resamples lies above 0."""
+    return interval(gap)[0] > 0
 
 
 @dataclass(frozen=True)
@@ -61,12 +57,9 @@ def at_prevalence(weights: np.ndarray, empty: np.ndarray, prevalence: float) -> 
     weights: AP and precision change by the false alarms on empty images alone.
 
     Args:
-        weights: (R, N) how often each image counts, such as bootstrap weights.
+        weights: (R, N) how often each image counts; a resample without an empty image keeps its weights.
         empty: (N,) bool, images without an object.
         prevalence: share of empty images, in [0, 1).
-
-    Returns:
-        (R, N) float; a resample without an empty image keeps its weights.
     """
     empties, others = weights @ empty, weights @ ~empty
     factor = prevalence / (1 - prevalence) * others / np.maximum(empties, 1)

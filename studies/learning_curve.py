@@ -60,9 +60,7 @@ def learning_curve(
 
     Args:
         config: of every point but for ``data.limit`` and ``optim.epochs``, which the curve sets.
-        curve: the points.
         out: folder of the points' runs.
-        reports: folder of the metrics.
 
     Returns:
         What is written: ``points`` and ``gains`` from each point to the next and from the first to the last,

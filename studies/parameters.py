@@ -11,13 +11,7 @@ Kind = TypeVar("Kind", bound=Group)
 def load_study(
     path: Path | str, key: str, kind: type[Kind], settings: dict[str, object] | None = None
 ) -> tuple[Config, Kind]:
-    """Read ``params/<study>.yaml``.
-
-    Args:
-        path: of the file.
-        key: of the study's group.
-        kind: of the group.
-        settings: dotted keys that replace values of the file.
+    """Read ``params/<study>.yaml``, which has the study's group under ``key``; ``settings`` replace dotted keys.
 
     Raises:
         ConfigError: a key or a value of either; the message names file and key.

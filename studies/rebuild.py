@@ -19,14 +19,10 @@ BESIDE_THE_LIBRARY = ("studies", "showroom")  # packages in which single modules
 
 
 def alone(path: str, lock: str) -> IO:
-    """Remove Snakemake's lock where no process is left that could hold it.
+    """Remove Snakemake's lock, a folder, where no process is left that could hold it.
 
-    Every Snakemake process of the checkout shares a lock of the kernel on ``path`` until it ends, however it
+    Every Snakemake process of the checkout shares a lock of the kernel on the file ``path`` until it ends, however it
     ends. Whoever gets it exclusively knows that no other process lives, and that Snakemake's own lock is a dead one's.
-
-    Args:
-        path: file that living processes share; made where there is none.
-        lock: folder of Snakemake's lock.
 
     Returns:
         The open file. It must stay open as long as the process lives.

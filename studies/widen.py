@@ -73,14 +73,10 @@ def _weights(path: Path, entries: list[dict], raw: bytes) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def widen(model: EarlyExitSSDLite, weights: Mapping[str, Tensor]) -> dict[nn.BatchNorm2d, int]:
-    """Write a narrow MobileNetV3-Large into the first channels of a detector's trunk.
+    """Write a narrow MobileNetV3-Large, of :func:`read_graph`, into the first channels of a random detector's trunk.
 
     Every norm becomes the identity with the narrow layer's bias: the graph has its norms folded
     into the convolutions. :func:`measure_statistics` makes norms of them again.
-
-    Args:
-        model: a detector with random weights, changed in place.
-        weights: of :func:`read_graph`.
 
     Returns:
         For each norm how many of its channels are the narrow trunk's.
@@ -146,14 +142,10 @@ def _place(conv: nn.Conv2d, kernel: Tensor, bias: Tensor, widths: dict, norm: nn
 
 @torch.no_grad()
 def measure_statistics(model: EarlyExitSSDLite, widths: Mapping[nn.BatchNorm2d, int], images: Tensor) -> None:
-    """Give every norm of the trunk the mean and variance of its input, in one pass.
+    """Give every norm of a widened trunk the mean and variance of its input, in one pass of images (B, 3, S, S).
 
-    A channel of the narrow trunk gets the scale and the bias that undo the norm, any other is normalised.
-
-    Args:
-        model: a widened detector, changed in place and left in evaluation mode.
-        widths: of :func:`widen`.
-        images: float (B, 3, S, S) in [0, 1].
+    A channel of the narrow trunk gets the scale and the bias that undo the norm, any other is normalised. The model is
+    changed in place and left in evaluation mode; ``widths`` are those of :func:`widen`.
     """
 
     def measure(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:

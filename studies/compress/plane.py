@@ -112,6 +112,11 @@ def measure(
     return rows
 
 
+def times_of(system: Mapping) -> np.ndarray:
+    """Times (E,) of a system's exits as shares of the plain detector's."""
+    return np.array([exit_["time_ratio"] for exit_ in system["exits"].values()])
+
+
 class Judged:
     """AP of every system under one share of empty images, and what it is worth beside the others.
 
@@ -125,17 +130,12 @@ class Judged:
     def __init__(
         self, systems: Sequence[dict], evaluators: Mapping[Key, RoutedAP], weights: np.ndarray, once: np.ndarray
     ):
-        self.systems, self.evaluators, self.once = (
-            {(row["name"], row["seed"]): row for row in systems},
-            evaluators,
-            once,
-        )
+        self.systems = {(row["name"], row["seed"]): row for row in systems}
+        self.evaluators, self.once = evaluators, once
         routings = {key: [np.full(e.images, k) for k in range(e.exits)] for key, e in evaluators.items()}
         self.samples = {key: bootstrap(e, routings[key], weights) for key, e in evaluators.items()}
         self.scores = {key: [e.scores(routing, once) for routing in routings[key]] for key, e in evaluators.items()}
-        self.times = {
-            key: np.array([exit_["time_ratio"] for exit_ in row["exits"].values()]) for key, row in self.systems.items()
-        }
+        self.times = {key: times_of(row) for key, row in self.systems.items()}
 
     def of_seed(self, name: str, seed: int) -> Key:
         """The system as this seed trained it, or the first one where there is no such seed."""
@@ -145,9 +145,8 @@ class Judged:
         """The static systems of :data:`HULLS` beside a system of some seed."""
         names = dict.fromkeys(row["name"] for row in self.systems.values() if row["kind"] in HULLS[hull])
         keys = [self.of_seed(name, seed) for name in names]
-        return Hull(
-            np.array([self.times[key][0] for key in keys]), np.stack([self.samples[key][:, 0] for key in keys], 1)
-        )
+        times = np.array([self.times[key][0] for key in keys])
+        return Hull(times, np.stack([self.samples[key][:, 0] for key in keys], 1))
 
     def against(self, seed: int, time: float, samples: np.ndarray) -> dict:
         """Interval of AP (R,) less each hull's at a time, and whether it is above; None where no system is as fast."""
@@ -217,7 +216,6 @@ def judge(systems: Sequence[dict], evaluators: Mapping[Key, RoutedAP], coco: COC
     Args:
         systems: of :func:`measure`.
         evaluators: match flags by name and seed.
-        coco: annotations of the images.
         config: ``resamples``, ``prevalences`` and ``latencies`` of :class:`PlaneConfig`.
 
     Returns:
@@ -240,12 +238,10 @@ def judge(systems: Sequence[dict], evaluators: Mapping[Key, RoutedAP], coco: COC
 
 
 def load_flags(reports: Path | str, report: Mapping, system: str | None = None) -> dict[Key, RoutedAP]:
-    """Match flags of a plane's systems by name and seed, from files alone.
+    """Match flags by name and seed of a plane's systems, or of one system's seeds, from files alone.
 
     Args:
-        reports: holds the flags.
         report: the plane's metrics file.
-        system: its seeds alone; None takes all systems.
 
     Raises:
         RecordsError: a system has no flags, or those of other graphs or images.
@@ -260,10 +256,7 @@ def load_flags(reports: Path | str, report: Mapping, system: str | None = None) 
 
 
 def recompute(reports: Path | str, report: Mapping) -> dict:
-    """A plane from its times and its match flags in ``reports`` alone, without weights.
-
-    Args:
-        report: its metrics file, of which ``split``, ``split_sha256``, ``plane`` and ``systems`` are read.
+    """A plane from the times in its metrics file and from its match flags in ``reports`` alone, without weights.
 
     Raises:
         RecordsError: a system has no flags, or those of other graphs or images.

@@ -51,11 +51,9 @@ def _full_predictors(model: EarlyExitSSDLite) -> list[nn.ModuleList]:
 
 
 def accumulate_gradients(model: EarlyExitSSDLite, config: Config) -> None:
-    """Gradients of the detection loss of all exits, summed over training images that are shown as they are.
+    """Gradients of the detection loss of all exits, summed over ``data.limit`` training images, shown as they are.
 
-    Args:
-        model: in evaluation mode, so that its statistics stay as they are.
-        config: of its training; ``data.limit`` says how many images.
+    The model is in evaluation mode, so that its statistics stay as they are.
     """
     pool, criterion = pool_of(training_set(config)), Criterion(config.loss, model.exit_names)
     network, generator = WithGates(model), torch.Generator().manual_seed(0)
@@ -69,12 +67,9 @@ def prune(model: EarlyExitSSDLite, ratio: float, config: Config) -> EarlyExitSSD
     """Take a share of the channels out of every layer, in place, by Taylor importance (weight times gradient).
 
     Args:
-        model: its statistics stay as they are.
+        model: left in evaluation mode; its statistics stay as they are.
         ratio: share of the channels that goes, in (0, 1); what stays is a multiple of 8.
         config: of its training; the importance is measured on ``data.limit`` images of ``train``.
-
-    Returns:
-        The model, in evaluation mode.
 
     Raises:
         TrainingError: the ratio, or torch-pruning is not installed.

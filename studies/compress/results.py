@@ -11,7 +11,7 @@ from matplotlib.ticker import MultipleLocator
 
 from eelib.detections import exit_colour
 from eelib.plots import OURS_COLOUR, TEXT_WIDTH_IN
-from studies.goals import load_goals
+from studies.goals import load_goals, met
 from studies.hull import Hull
 
 INT8 = " int8"  # ends the names of quantised systems
@@ -51,12 +51,13 @@ def exits_table(report: Mapping, prevalence: float | None = None) -> pd.DataFram
     for row in rows_of(report, "exits", prevalence):
         system, (low, high) = systems[row["system"]], row["AP_interval"]
         exit_ = system["exits"][row["exit"]]
-        line = {"system": row["system"], "exit": row["exit"], "time": row["time_ratio"]}
-        line |= {"p95": exit_["p95_ms"] / plain_ms, "p99": exit_["p99_ms"] / plain_ms}
-        line |= {"AP": row["AP"], "low": low, "high": high, "AP50": row["AP50"]}
-        line |= {"precision": row["precision"], "recall": row["recall"], "false alarms": row["false_alarms"]}
-        line |= {"MiB": system["size_mib"], "M parameters": system["parameters"] / 1e6, "MMAC": exit_["macs"] / 1e6}
-        lines.append(line)
+        lines.append({
+            "system": row["system"], "exit": row["exit"], "time": row["time_ratio"],
+            "p95": exit_["p95_ms"] / plain_ms, "p99": exit_["p99_ms"] / plain_ms,
+            "AP": row["AP"], "low": low, "high": high, "AP50": row["AP50"],
+            "precision": row["precision"], "recall": row["recall"], "false alarms": row["false_alarms"],
+            "MiB": system["size_mib"], "M parameters": system["parameters"] / 1e6, "MMAC": exit_["macs"] / 1e6,
+        })  # fmt: skip
     return pd.DataFrame(lines)
 
 
@@ -78,11 +79,10 @@ def judged_table(report: Mapping, prevalence: float | None = None) -> pd.DataFra
     ``above`` counts the seeds that lie above a hull with their whole interval; the interval shown is the first
     seed's. Nothing is shown where no static detector is as fast.
     """
-    groups: dict[tuple, list[dict]] = {}
+    groups, lines = {}, []
     exits = (row for row in rows_of(report, "exits", prevalence, None) if row["kind"] == "exits")
     for row in [*exits, *rows_of(report, "coins", prevalence, None)]:
         groups.setdefault((row["system"], row.get("exit", "coin"), row["time_ratio"]), []).append(row)
-    lines = []
     for (system, place, time), rows in groups.items():
         line = {"system": system, "at": place, "time": time, "AP": rows[0]["AP"]}
         for hull, members in MEMBERS.items():
@@ -100,14 +100,12 @@ def verdicts(report: Mapping, prevalence: float | None = None) -> list[dict]:
     Returns:
         Rows of ``system``, ``hull``, ``above`` and ``compared`` (latencies), ``seeds``, and ``text``.
     """
-    rows, coins = [], rows_of(report, "coins", prevalence, None)
-    for system in dict.fromkeys(row["system"] for row in coins):
-        seeds = len({row["seed"] for row in coins if row["system"] == system})
+    rows, coins = [], pd.DataFrame(rows_of(report, "coins", prevalence, None))
+    for system, own in coins.groupby("system", sort=False) if len(coins) else ():
+        seeds = own["seed"].nunique()
         for hull, members in MEMBERS.items():
-            by_latency: dict[float, list[bool]] = {}
-            for row in (row for row in coins if row["system"] == system and row[f"above_{hull}"] is not None):
-                by_latency.setdefault(row["time_ratio"], []).append(row[f"above_{hull}"])
-            above, compared = sum(map(all, by_latency.values())), len(by_latency)
+            by_latency = own.dropna(subset=f"above_{hull}").groupby("time_ratio")[f"above_{hull}"].all()
+            above, compared = int(by_latency.sum()), len(by_latency)
             text = f"{system} is above {members} at {above} of {compared} latencies with {seeds} of {seeds} seeds"
             row = {"system": system, "hull": hull, "above": above, "compared": compared, "seeds": seeds}
             rows.append(row | {"text": text})
@@ -118,7 +116,7 @@ def check_goals(report: Mapping) -> pd.DataFrame:
     """The goals of the plane: the value of every seed, and whether all of them meet it."""
     lines = [
         {"goal": goal, "values": ", ".join(f"{v:.3f}" for v in values), "limit": f"{sign} {limit:g}"}
-        | {"met": all(value <= limit if sign == "<=" else value >= limit for value in values)}
+        | {"met": all(met(value, sign, limit) for value in values)}
         for goal, values, sign, limit in _goals(report)
     ]
     return pd.DataFrame(lines, columns=["goal", "values", "limit", "met"])
@@ -153,25 +151,20 @@ def _goals(report: Mapping) -> Iterator[tuple[str, Sequence[float], str, float]]
 
 def alone_table(report: Mapping, prevalence: float | None = None) -> pd.DataFrame:
     """Each exit beside the detector that was trained for it alone: AP less its AP, and time as a share of its time."""
-    rows = rows_of(report, "alone", prevalence, None)
     return pd.DataFrame(
         {"system": row["system"], "exit": row["exit"], "seed": row["seed"], "alone": row["peer"]}
         | {"AP minus alone": row["AP_minus_peer"], "low": row["interval"][0], "high": row["interval"][1]}
         | {"time / alone": row["time_to_peer"]}
-        for row in rows
+        for row in rows_of(report, "alone", prevalence, None)
     )
 
 
-def routed_points(blank: Mapping, guarantees: Mapping, epsilon: float = 0.05) -> list[dict]:
-    """Routers, gates and certified systems of 05f_blank, as :func:`plane_figure` draws them.
-
-    Args:
-        epsilon: F1 that the certified ones may lose.
-    """
+def routed_points(blank: Mapping, guarantees: Mapping) -> list[dict]:
+    """Routers, gates and systems certified to lose 0.05 of F1, of 05f_blank, as :func:`plane_figure` draws them."""
     certified = [
         row | {"system": f"certified {row['system']}"}
         for row in guarantees["curves"]
-        if row["loss"] == "F1" and row["epsilon"] == epsilon and row["certified"]
+        if row["loss"] == "F1" and row["epsilon"] == 0.05 and row["certified"]
     ]
     return [row for row in blank["worth"] if row["system"] in ROUTERS] + certified
 
@@ -184,7 +177,8 @@ def plane_figure(report: Mapping, prevalence: float | None = None, routed: Seque
     float and int8, so they are the same in both panels. ``routed`` are points of the float 256 px network, of
     :func:`routed_points`, each without its interval, which stands in the table.
     """
-    rows = rows_of(report, "exits", prevalence)
+    share = prevalences(report)[0] if prevalence is None else prevalence
+    rows = rows_of(report, "exits", share)
     static = [row for row in rows if row["kind"] != "exits"]
     wide = any(row["system"].endswith(INT8) for row in rows)
     figure, axes = plt.subplots(1, 1 + wide, figsize=(TEXT_WIDTH_IN, 4.4), sharex=True, sharey=True, squeeze=False)
@@ -194,19 +188,17 @@ def plane_figure(report: Mapping, prevalence: float | None = None, routed: Seque
         _draw_static(axis, [row for row in drawn if row["kind"] != "exits"])
         _draw_networks(axis, [row for row in drawn if row["kind"] == "exits"])
         for row in () if int8 else routed:
-            if abs(row["prevalence"] - (prevalences(report)[0] if prevalence is None else prevalence)) < 5e-3:
+            if abs(row["prevalence"] - share) < 5e-3:
                 marker, colour = ROUTERS[row["system"]]
                 axis.plot(row["time"], row["AP"], marker=marker, color=colour, markersize=4, linestyle="", zorder=4,
                           markeredgecolor="black", markeredgewidth=0.3, label=f"router: {row['system']}")  # fmt: skip
-        axis.set_title("int8" if int8 else "float")
         axis.grid(color="#E5E5E5", linewidth=0.5)
-        axis.set_axisbelow(True)
-        axis.set_xlabel("time / time of the plain detector")
-    axes.flat[0].set_xlim(0)
-    axes.flat[0].xaxis.set_major_locator(MultipleLocator(0.25))
-    axes.flat[0].xaxis.set_major_formatter("{x:g}")
-    axes.flat[0].set_ylabel(f"AP[.50:.95] on {report['split']}")
-    share = prevalences(report)[0] if prevalence is None else prevalence
+        axis.set(title="int8" if int8 else "float", xlabel="time / time of the plain detector", axisbelow=True)
+    first = axes.flat[0]
+    first.set_xlim(0)
+    first.xaxis.set_major_locator(MultipleLocator(0.25))
+    first.xaxis.set_major_formatter("{x:g}")
+    first.set_ylabel(f"AP[.50:.95] on {report['split']}")
     figure.suptitle(f"{100 * share:.0f} % of the images are empty; onnxruntime, one thread", fontsize=9)
     unique = {}
     for axis in axes.flat:
@@ -219,15 +211,11 @@ def plane_figure(report: Mapping, prevalence: float | None = None, routed: Seque
 
 def _draw_hulls(axis: Axes, static: Sequence[Mapping]) -> None:
     peers = [row for row in static if row["kind"] != "truncated"]
-    both = (
-        (peers, {"color": "#BBBBBB", "linewidth": 3}, "peers"),
-        (static, {"color": "#4D4D4D", "linewidth": 1}, "static"),
-    )
-    for members, style, hull_name in both:
+    for members, name, colour, width in ((peers, "peers", "#BBBBBB", 3), (static, "static", "#4D4D4D", 1)):
         hull = Hull(np.array([row["time_ratio"] for row in members]), np.array([[row["AP"] for row in members]]))
         times = np.linspace(hull.times.min(), max(1.05, hull.times.max()), 300)
         best = [hull.at(time)[0] for time in times]
-        axis.plot(times, best, label=f"hull: {MEMBERS[hull_name]}", zorder=1, **style)
+        axis.plot(times, best, label=f"hull: {MEMBERS[name]}", zorder=1, color=colour, linewidth=width)
 
 
 def _draw_static(axis: Axes, rows: Sequence[Mapping]) -> None:

@@ -61,14 +61,12 @@ def candidate(params: Mapping, config: Config, space: Space, out: Path) -> tuple
 
 
 def search(config: Config, space: Space, out: Path | str, log: Log = print) -> dict:
-    """The search, resumed where it stopped; ``search.json`` in ``out``.
+    """The search, resumed where it stopped; ``search.json`` in ``out``, the folder of the trials.
 
     A candidate with exits stands for the mean of its exits' AP and time: a coin among them.
 
     Args:
         config: of the short trainings, but for what a trial sets.
-        space: what is searched.
-        out: folder of the trials.
 
     Returns:
         ``trials`` (parameters, AP and time of each exit, and their means), ``front`` (numbers of the trials that no

@@ -1,6 +1,7 @@
 """Systems of the plane as a user would deploy them: exported, recorded, timed. Nothing else touches the runtime."""
 
 import contextlib
+import glob
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,9 +49,7 @@ class System(NamedTuple):
 
 def systems_of(name: str, config: SystemConfig, out: Path) -> list[System]:
     """A line of the parameter file as systems: each seed in float, then each in int8; none where nothing is trained."""
-    pattern = Path(config.weights)
-    root = Path(pattern.anchor) if pattern.is_absolute() else ROOT
-    checkpoints = sorted(root.glob(str(pattern.relative_to(pattern.anchor))))
+    checkpoints = sorted(ROOT / path for path in glob.glob(config.weights, root_dir=ROOT))
     return [
         System(f"{name} int8" if int8 else name, config.kind, seed, path, out / f"{name}_seed{seed}", int8)
         for int8 in (False, True)[: 1 + config.int8]
@@ -76,12 +75,10 @@ def graphs_sha256(session: Session) -> str:
 
 
 def looks(session: Session, runs: Sequence[Callable], image: np.ndarray) -> Iterator[Detections]:
-    """What each exit sees in an image, in pixels of the input.
+    """What each exit sees in an image, float32 (1, 3, S, S) in [0, 1], in pixels of it.
 
     Args:
-        session: of the export, for its stages and the suppression.
-        runs: a stage's features to its outputs, for each stage.
-        image: float32 (1, 3, S, S) in [0, 1].
+        runs: a stage's features to its outputs, for each stage of the session.
     """
     features = image
     for stage, run in zip(session.stages, runs, strict=True):
@@ -135,11 +132,10 @@ def measure_times(
 
     Args:
         sessions: of one thread each, by the name of the system.
-        split: of the images.
-        images: how many, drawn; None is all.
+        images: how many, drawn from the split; None is all.
 
     Returns:
-        By system and exit ``median_ms``, ``p95_ms`` and ``p99_ms`` over the images.
+        The :func:`summary` over the images by system and exit.
     """
     datasets = {size: DetectionDataset(split, size=size, limit=images) for size in {s.size for s in sessions.values()}}
     calls = [(name, exit_name) for name, session in sessions.items() for exit_name in session.exits]
@@ -160,7 +156,7 @@ def measure_times(
 
 
 def summary(milliseconds: Sequence[float]) -> dict[str, float]:
-    """Median, 95th and 99th percentile."""
+    """``median_ms``, ``p95_ms`` and ``p99_ms``."""
     values = np.percentile(milliseconds, [50, 95, 99]).tolist()
     return dict(zip(("median_ms", "p95_ms", "p99_ms"), values, strict=True))
 
@@ -168,10 +164,9 @@ def summary(milliseconds: Sequence[float]) -> dict[str, float]:
 def costs(system: System, session: Session) -> dict:
     """What a system weighs: MiB of its graphs, parameters, and of each exit its place and operations."""
     model = load_released(system.checkpoint)
-    mib = sum((system.folder / stage.file).stat().st_size for stage in session.stages) / 2**20
     return {
         "input_px": model.size,
-        "size_mib": mib,
+        "size_mib": sum((system.folder / stage.file).stat().st_size for stage in session.stages) / 2**20,
         "parameters": sum(p.numel() for p in model.parameters()),
         # children of the trunk before the exit; None is all of them
         "exits": {name: {"children": model.cuts.get(name), "macs": macs(model, name)} for name in model.exit_names},

@@ -24,28 +24,23 @@ from studies.phases.trainer import identity, optimiser_steps, train_phase, weigh
 
 DESTROYED = 0.1  # share of the working AP below which nothing is detected any more
 ALL = 0.95  # share of the images from which an exit counts as the only one
+DRAWS = 2000  # of seeds and scenes
 READ_AFTERWARDS = ("confidence", "thresholds", "routing", "timing")  # groups that no detection loss looks at
 
 
 def ladder(base: Path | str, variants: Sequence[dict], common: dict, seeds: Sequence[int]) -> list[tuple]:
-    """Configurations of all variants and seeds.
+    """(name, configuration) of every run, in the order of variants, then seeds.
 
     Args:
         base: parameter file of the phase that is repaired.
-        variants: ``name`` and ``set``, dotted keys to values; ``add_to``: name of an earlier
-            variant whose changes come first.
+        variants: ``name`` and ``set``, dotted keys to values; ``add_to``: an earlier variant whose changes come first.
         common: dotted keys that are set in every variant.
-        seeds: one run each.
-
-    Returns:
-        (name, configuration) in the order of variants, then seeds.
 
     Raises:
         ConfigError: a variant is not a valid configuration, or builds on one that is not before it.
     """
     values = {key: value for key, value in read_yaml(base).items() if key not in NOTEBOOK_KEYS}
-    changes: dict[str, dict] = {}
-    result = []
+    changes, result = {}, []
     for index, variant in enumerate(variants):
         name, before = variant["name"], variant.get("add_to")
         if before is not None and before not in changes:
@@ -58,12 +53,10 @@ def ladder(base: Path | str, variants: Sequence[dict], common: dict, seeds: Sequ
 
 
 def training_key(config: PhaseConfig) -> str:
-    """What the weights of a run depend on, as text; two runs with the same key are trained alike.
-
-    Without a loss on confidences, what routes is read after the training alone.
-    """
+    """What the weights of a run depend on, as text: runs with the same key are trained alike."""
     values = config.model_dump(mode="json")
     del values["phase"]
+    # without a loss on confidences, what routes is read after the training alone
     if not (config.loss.confidence_order or config.loss.exit_distribution or config.temperature.from_routing):
         for group in READ_AFTERWARDS:
             del values[group]
@@ -88,13 +81,7 @@ def jobs_of(base: Path | str, variants: Sequence[dict], common: dict, seeds: Seq
 def run_job(
     job: Sequence[tuple[str, PhaseConfig]], runs: Path | str, resamples: int, log: Callable[[str], None] = print
 ) -> list[dict]:
-    """Train once, measure every variant of the job on ``test``; what is there already is read.
-
-    Args:
-        job: of :func:`jobs_of`.
-        runs: folder of the study.
-        resamples: bootstrap draws of scenes.
-    """
+    """Train once, measure every variant of a job of :func:`jobs_of` on ``test``; what is in ``runs`` is read."""
     _, first = job[0]
     out, detector, rows = Path(runs) / f"{first.phase}_seed{first.seed}", None, []
     for name, config in job:
@@ -127,10 +114,9 @@ def study(values: Mapping, log: Callable[[str], None] = print) -> dict:
     order = [variant["name"] for variant in values["variants"]]
     runs.sort(key=lambda row: (order.index(row["variant"]), row["seed"]))
     said = ("samples", "identity", "config", "split", "split_sha256", "versions")  # once below, or in the runs' folder
-    about = {key: values[key] for key in ("base", "common", "resamples")}
     base = jobs[0][0][1]
     return {
-        **about,
+        **{key: values[key] for key in ("base", "common", "resamples")},
         **provenance("test", base, resolve(base.model.start)),
         "variants": summarise(runs),
         "runs": [{key: value for key, value in row.items() if key not in said} for row in runs],
@@ -140,11 +126,7 @@ def study(values: Mapping, log: Callable[[str], None] = print) -> dict:
 def measure(detector: torch.nn.Module, config: PhaseConfig, resamples: int) -> dict:
     """A variant on ``test``: AP, exit shares, confidences, and the same on bootstrap resamples of the scenes.
 
-    Returns:
-        ``AP_exits``, ``AP`` and ``AP50`` (routed), ``exit_shares``, ``confidence_mean`` and
-        ``confidence_std`` by exit, ``images``, ``empty_share`` (of images without a chair), ``steps``,
-        ``seed``, and ``samples``, lists of what :func:`_values` names. The scenes drawn are those of
-        every other variant and seed.
+    ``samples`` are lists of what :func:`_values` names; the scenes drawn are those of every other variant and seed.
     """
     run = route_split(detector, config, "test")
     chosen, evaluator = run.chosen.numpy(), RoutedAP(run.records, run.coco)
@@ -174,28 +156,25 @@ def measure(detector: torch.nn.Module, config: PhaseConfig, resamples: int) -> d
 
 
 def _weighted_std(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Spread of ``values`` (N,) under each row of ``weights`` (R, N)."""
     total = weights.sum(1)
     mean = weights @ values / total
     return np.sqrt(np.maximum(weights @ values**2 / total - mean**2, 0))
 
 
-def summarise(runs: Sequence[dict], draws: int = 2000) -> list[dict]:
+def summarise(runs: Sequence[dict]) -> list[dict]:
     """A row a variant: means over seeds, intervals over seeds and scenes, what it does to the detector.
 
-    An interval comes from drawing seeds and scenes again, both with replacement and the same for
-    the variant as for the working configuration. With two or three seeds the spread of the seeds
-    is underestimated; the single seeds are in ``seeds``.
+    An interval comes from drawing seeds and scenes again, both with replacement and alike for the variant and the
+    working configuration. With two or three seeds the spread of the seeds is underestimated.
 
     Args:
         runs: of :func:`run_job`, the working configuration's first.
-        draws: of the two-stage bootstrap.
 
     Returns:
         Rows of ``variant``, ``seeds`` (the values of each), for every key of :func:`_values` the mean,
         ``_interval`` and, for APs, ``_minus_working`` with its interval; ``destroys_detection``: the interval of full's
-        AP
-        ends below a tenth of the working AP; ``all_or_nothing``: with every seed 95 % of the
-        images take one exit.
+        AP ends below a tenth of the working AP; ``all_or_nothing``: with every seed 95 % of the images take one exit.
     """
     by_variant: dict[str, dict[int, dict]] = {}
     for run in runs:
@@ -204,10 +183,9 @@ def summarise(runs: Sequence[dict], draws: int = 2000) -> list[dict]:
     rows = []
     for name, by_seed in by_variant.items():
         # drawn anew alike for every variant, so that variants are paired
-        rng = np.random.default_rng(0)
-        seeds = sorted(by_seed)
+        rng, seeds = np.random.default_rng(0), sorted(by_seed)
         size = min(len(by_seed[s]["samples"]["AP"]) for s in seeds)
-        picked = rng.integers(0, len(seeds), (draws, len(seeds))), rng.integers(0, size, (draws, 1))
+        picked = rng.integers(0, len(seeds), (DRAWS, len(seeds))), rng.integers(0, size, (DRAWS, 1))
         row = {"variant": name, "seeds": {str(s): _values(by_seed[s]) for s in seeds}}
         for key in row["seeds"][str(seeds[0])]:
             mine, base = (np.array([r[s]["samples"][key] for s in seeds])[picked].mean(1) for r in (by_seed, working))
@@ -226,11 +204,8 @@ def summarise(runs: Sequence[dict], draws: int = 2000) -> list[dict]:
 def _values(run: Mapping) -> dict[str, float]:
     """What one seed measured: the routed AP, the share of the largest exit, the spread of exit1's confidence over
     images (its standard deviation), and ``AP_``, ``share_`` and ``spread_`` of each exit."""
-    values = {
-        "AP": run["AP"],
-        "largest_share": max(run["exit_shares"].values()),
-        "spread": run["confidence_std"]["exit1"],
-    }
+    values = {"AP": run["AP"], "largest_share": max(run["exit_shares"].values())}
+    values["spread"] = run["confidence_std"]["exit1"]
     for kind, key in (("AP", "AP_exits"), ("share", "exit_shares"), ("spread", "confidence_std")):
         values |= {f"{kind}_{name}": run[key][name] for name in EXIT_NAMES}
     return values
@@ -248,14 +223,10 @@ def answer(rows: Sequence[Mapping]) -> str:
 
 def improves(rows: Sequence[Mapping]) -> str:
     """Which defects alone make full better, the whole interval of the difference above 0, or that none does."""
-    better = [row for row in rows[1:] if row["AP_full_minus_working_interval"][0] > 0]
-    texts = (
-        "{variant} by {AP_full_minus_working:.3f} ({0:.3f} to {1:.3f})".format(
-            *row["AP_full_minus_working_interval"], **row
-        )
-        for row in better
-    )
-    return f"Alone improves full's AP: {'; '.join(texts) or 'none'}."
+    text = "{variant} by {AP_full_minus_working:.3f} ({AP_full_minus_working_interval[0]:.3f} to "
+    text += "{AP_full_minus_working_interval[1]:.3f})"
+    better = [text.format(**row) for row in rows[1:] if row["AP_full_minus_working_interval"][0] > 0]
+    return f"Alone improves full's AP: {'; '.join(better) or 'none'}."
 
 
 def repairs(rows: Sequence[Mapping]) -> str:
@@ -264,9 +235,8 @@ def repairs(rows: Sequence[Mapping]) -> str:
     free = [row["variant"] for row in rows if not row["all_or_nothing"]]
     # a hundredth of an AP: what the recorded switches give is below
     detects = [row["variant"] for row in rows if row["AP_full_interval"][0] > 0.01]
-    seeds = len(rows[0]["seeds"])
     return (
-        f"95 % of the images take one exit with every seed, of {seeds}: {', '.join(stuck) or 'none'}. "
+        f"95 % of the images take one exit with every seed, of {len(rows[0]['seeds'])}: {', '.join(stuck) or 'none'}. "
         f"They divide: {', '.join(free) or 'none'}. Full detects: {', '.join(detects) or 'none'}."
     )
 
@@ -274,57 +244,39 @@ def repairs(rows: Sequence[Mapping]) -> str:
 def headline(ladder_rows: Sequence[Mapping], ablation_rows: Sequence[Mapping]) -> str:
     """What both studies together support on the layout of the class loss, which the record's routing is blamed on.
 
-    Args:
-        ladder_rows: of :func:`summarise`, with a rung ``layout``.
-        ablation_rows: of :func:`summarise`, with numbers of defects in brackets.
+    Rows are of :func:`summarise`: the ladder's with a rung ``layout``, the ablation's named after the defects.
     """
     rung = next((row for row in ladder_rows if row["variant"] == "layout"), None)
     alone = [row["variant"] for row in ablation_rows if row["all_or_nothing"]]
-    sufficient = any(name.startswith("class layout") for name in alone)
     others = [name for name in alone if not name.startswith("class layout")]
-    first = f"The layout of the class loss alone {'is' if sufficient else 'is not'} sufficient for all or nothing"
+    named = "; ".join(others) or "no others"
+    first = f"The layout of the class loss alone {'is' if others != alone else 'is not'} sufficient for all or nothing"
     if rung is None:
-        return f"{first}; so are, each alone: {'; '.join(others) or 'no others'}."
+        return f"{first}; so are, each alone: {named}."
     enough = "is not enough" if rung["all_or_nothing"] else "is enough for images to divide"
     return (
         f"{first}; repairing it alone {enough} (largest share {rung['largest_share']:.2f}). Not necessary either: each "
-        f"alone makes the routing all or nothing, too: {'; '.join(others) or 'no others'}."
+        f"alone makes the routing all or nothing, too: {named}."
     )
 
 
 def ablation_table(rows: Sequence[Mapping]) -> pd.DataFrame:
-    """One defect at a time, a line a variant: what it does to AP and routing, with intervals.
-
-    Args:
-        rows: of :func:`summarise`.
-    """
+    """One defect at a time, a line a row of :func:`summarise`: what it does to AP and routing, with intervals."""
     lines = []
     for row in rows:
         (low, high), (less, more) = row["AP_full_interval"], row["AP_full_minus_working_interval"]
         lines.append({
-            "one defect": row["variant"],
-            "seeds": len(row["seeds"]),
-            "AP full": row["AP_full"],
-            "low": low,
-            "high": high,
-            "minus working": row["AP_full_minus_working"],
-            "minus working, low": less,
-            "minus working, high": more,
-            "AP routed": row["AP"],
-            "largest share": row["largest_share"],
-            "std c1": row["spread"],
-            "destroys detection": "yes" if row["destroys_detection"] else "",
+            "one defect": row["variant"], "seeds": len(row["seeds"]), "AP full": row["AP_full"], "low": low,
+            "high": high, "minus working": row["AP_full_minus_working"], "minus working, low": less,
+            "minus working, high": more, "AP routed": row["AP"], "largest share": row["largest_share"],
+            "std c1": row["spread"], "destroys detection": "yes" if row["destroys_detection"] else "",
             "all or nothing": "yes" if row["all_or_nothing"] else "",
         })  # fmt: skip
     return pd.DataFrame(lines)
 
 
 def ladder_means(rows: Sequence[Mapping]) -> pd.DataFrame:
-    """The ladder of repairs, a line a rung: means over seeds, and 95 % intervals over seeds and scenes.
-
-    Args:
-        rows: of :func:`summarise`.
-    """
+    """The ladder of repairs, a line a row of :func:`summarise`, with 95 % intervals over seeds and scenes."""
     lines = []
     for row in rows:
         line = {"repaired": row["variant"]} | {f"{name} %": f"{100 * row[f'share_{name}']:.0f}" for name in EXIT_NAMES}
@@ -336,7 +288,7 @@ def ladder_means(rows: Sequence[Mapping]) -> pd.DataFrame:
 
 
 def ladder_table(rows: Sequence[Mapping]) -> pd.DataFrame:
-    """The ladder of repairs, a line a variant and seed."""
+    """The ladder of repairs, a line a run of :func:`run_job`."""
     lines = []
     for row in rows:
         line = {"variant": row["variant"], "seed": row["seed"]}

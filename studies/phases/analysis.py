@@ -1,7 +1,6 @@
 """The record re-analysed without training: what its own numbers say about its outcomes.
 
-Tables come from ``data/record`` (sources named there); formulas restate the record's sections
-A.5 and B. Nothing here touches a model, so each result is exact arithmetic on recorded values.
+Tables come from ``data/record`` (sources named there); formulas restate the record's sections A.5 and B.
 """
 
 import functools
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from scipy.special import expit
 from torch import nn
 
 from eelib.config import ROOT, ConfigError
@@ -79,34 +79,23 @@ def phase_rules() -> dict[str, ConfidenceConfig]:
 
 
 def uniform_confidence(p: Sequence[float] | np.ndarray, rule: ConfidenceConfig, boxes: int = 2400) -> np.ndarray:
-    """Confidence of a field of equal boxes.
+    """Confidence of each of N fields of equal boxes, whose chair probabilities are ``p``; both (N,).
 
-    Args:
-        p: chair probabilities, (N,), each for one field.
-        rule: the phase's rule.
-        boxes: boxes of a field; 2400 in the record.
-
-    Returns:
-        One confidence a field, (N,). Source: the record, section B.0.
+    Source: the record, section B.0.
     """
     column = torch.as_tensor(np.asarray(p), dtype=torch.float32)[:, None]
     return confidence(column.expand(-1, boxes).contiguous(), rule).double().numpy()
 
 
 @functools.cache
-def attainable_range(rule: ConfidenceConfig, boxes: int = 20, grid: int = 21) -> tuple[float, float]:
+def attainable_range(rule: ConfidenceConfig) -> tuple[float, float]:
     """Smallest and largest confidence that a rule can take, whatever the weights.
 
-    Every recorded rule is a mean over boxes with jumps at a cut and at small counts, so its
-    extremes lie on fields of two levels: ``k`` boxes at one probability, the rest at another.
-    A few ``k`` and a grid that holds every cut find them; a property test holds that no
-    random field leaves the range.
-
-    Args:
-        boxes: boxes of a field.
-        grid: levels in [0, 1]; 21 in steps of 0.05 hold 0.3, 0.4, 0.5, 0.6 and 0.7.
+    Every recorded rule is a mean over boxes with jumps at a cut and at small counts, so its extremes lie on fields of
+    two levels: ``k`` boxes at one probability, the rest at another. A few ``k`` and a grid that holds every cut find
+    them; a property test holds that no random field leaves the range.
     """
-    levels = torch.linspace(0, 1, grid, dtype=torch.float64)
+    boxes, levels = 20, torch.linspace(0, 1, 21, dtype=torch.float64)
     levels = torch.cat((levels, (levels + 1e-6).clamp(max=1))).float()  # just above a cut counts as above
     values = []
     for k in (0, 1, 2, 3, 4, boxes // 2):
@@ -118,63 +107,49 @@ def attainable_range(rule: ConfidenceConfig, boxes: int = 20, grid: int = 21) ->
     return float(joined.min()), float(joined.max())
 
 
-def implied_probability(value: float, rule: ConfidenceConfig, grid: int = 20_001) -> list[float]:
+def implied_probability(value: float, rule: ConfidenceConfig) -> list[float]:
     """Every constant chair probability that gives a recorded confidence, nearest to 0.5 first.
 
     The column-pair loss pushes both channels of a box the same way, so a constant near one half
     is the one to expect; other solutions are listed behind it. Empty when only a jump crosses.
     """
-    p = np.linspace(0, 1, grid)
+    p = np.linspace(0, 1, 20_001)
     c = uniform_confidence(p, rule, boxes=16)
     gap = c - value
-    crossing = np.flatnonzero((gap[:-1] * gap[1:] <= 0) & (np.abs(np.diff(c)) < 20 / grid))
+    crossing = np.flatnonzero((gap[:-1] * gap[1:] <= 0) & (np.abs(np.diff(c)) < 20 / len(p)))
     # neighbouring grid points of one crossing count once
     separate = [i for n, i in enumerate(crossing) if n == 0 or i - crossing[n - 1] > 2]
     return sorted((float(p[i]) for i in separate), key=lambda x: abs(x - 0.5))
 
 
-def predicted_exit(confidences: Sequence[float], thresholds: Sequence[float]) -> str:
-    """Where every batch goes when each exit's confidence is one number."""
-    for name, c, threshold in zip(("exit1", "exit2"), confidences, thresholds, strict=True):
-        if c >= threshold:
-            return name
-    return "full"
+def predicted_exit(confidence_: float, row: pd.Series) -> str:
+    """Where every batch of a recorded phase goes when all its confidences are one number, by its last thresholds."""
+    return next((name for name in EXIT_NAMES[:2] if confidence_ >= row[f"{name}_threshold_epoch20"]), "full")
 
 
 def recorded_exit(row: pd.Series) -> str:
     """Where the recorded phase sent its validation batches at the end."""
-    return max(("exit1", "exit2", "full"), key=lambda name: row[f"val_batches_{name}"])
+    return max(EXIT_NAMES, key=lambda name: row[f"val_batches_{name}"])
 
 
 def constant_against_threshold(rules: dict[str, ConfidenceConfig], p: float) -> pd.DataFrame:
-    """One constant probability in every rule: predicted beside recorded exit, a row a phase.
-
-    Thresholds are those in force in the last epoch. Phases without a rule in ``rules`` are left out.
-    """
+    """One constant probability in every rule: predicted beside recorded exit, a row a phase that has a rule."""
     lines = []
-    for phase, row in final_values().iterrows():
-        if phase not in rules:
-            continue
+    for phase, row in final_values().filter(rules, axis=0).iterrows():
         c = float(uniform_confidence([p], rules[phase])[0])
-        thresholds = (row["exit1_threshold_epoch20"], row["exit2_threshold_epoch20"])
-        predicted, recorded = predicted_exit((c, c), thresholds), recorded_exit(row)
-        lines.append({
-            "phase": phase, "confidence": c, "threshold exit1": thresholds[0], "threshold exit2": thresholds[1],
-            "predicted": predicted, "recorded": recorded, "agrees": predicted == recorded,
-        })  # fmt: skip
+        line = {"phase": phase, "confidence": c}
+        line |= {f"threshold {name}": row[f"{name}_threshold_epoch20"] for name in EXIT_NAMES[:2]}
+        line |= {"predicted": predicted_exit(c, row), "recorded": recorded_exit(row)}
+        lines.append(line | {"agrees": line["predicted"] == line["recorded"]})
     return pd.DataFrame(lines)
 
 
-def constants_that_agree(rules: dict[str, ConfidenceConfig], step: float = 0.0005) -> dict[str, list[tuple]]:
+def constants_that_agree(rules: dict[str, ConfidenceConfig]) -> dict[str, list[tuple]]:
     """For each phase the intervals of p in [0, 1] whose predicted exit is the recorded one."""
-    p = np.arange(0, 1 + step / 2, step)
-    intervals = {}
-    for phase, row in final_values().iterrows():
-        if phase not in rules:
-            continue
+    p, intervals = np.arange(0, 1.00025, 0.0005), {}
+    for phase, row in final_values().filter(rules, axis=0).iterrows():
         c = uniform_confidence(p, rules[phase], boxes=16) + 1e-6  # 0.35 in float32 is a hair below 0.35
-        thresholds = (row["exit1_threshold_epoch20"], row["exit2_threshold_epoch20"])
-        right = np.array([predicted_exit((x, x), thresholds) == recorded_exit(row) for x in c])
+        right = np.array([predicted_exit(x, row) == recorded_exit(row) for x in c])
         edges = np.flatnonzero(np.diff(np.concatenate(([0], right.astype(int), [0]))))
         intervals[phase] = [(float(p[a]), float(p[b - 1])) for a, b in zip(edges[::2], edges[1::2], strict=True)]
     return intervals
@@ -215,28 +190,20 @@ def distribution_loss(rate_exit1: float, rate_exit2: float) -> float:
     return (rate_exit1 - RATE_TARGETS[0]) ** 2 + (rate_exit2 - RATE_TARGETS[1]) ** 2
 
 
-def column_pair_floor(reach_columns: int, columns: int = 20) -> float:
+def column_pair_floor(reach_columns: int) -> float:
     """Least class loss of an all-background target read as column pairs, on shift-invariant images.
 
-    A pair is solved only by a network that tells its two columns apart, and on such images the
-    zero padding is all that tells them apart. Pairs whose both columns lie ``reach_columns`` or
-    more from either border stay at ln 2.
+    A pair is solved only by a network that tells its two columns apart, and on such images the zero padding is all
+    that tells them apart. Of the ten pairs those stay at ln 2 whose columns both lie ``reach_columns`` or more from
+    either border.
 
     Source: the record, section B.1.
     """
-    blind = sum(
-        min(left, columns - 1 - left) >= reach_columns and min(left + 1, columns - 2 - left) >= reach_columns
-        for left in range(0, columns, 2)
-    )
-    return blind / (columns // 2) * math.log(2)
+    blind = sum(min(left, 18 - left) >= reach_columns for left in range(0, 20, 2))
+    return blind / 10 * math.log(2)
 
 
 # --- routing losses ----------------------------------------------------------------------------
-
-
-def logistic(x: np.ndarray | float) -> np.ndarray:
-    """1 / (1 + exp(-x))."""
-    return 1 / (1 + np.exp(-np.asarray(x, dtype=float)))
 
 
 def sampled_exit_rate(confidence_: np.ndarray | float, threshold: np.ndarray | float) -> np.ndarray:
@@ -247,39 +214,34 @@ def sampled_exit_rate(confidence_: np.ndarray | float, threshold: np.ndarray | f
 
     Source: the record, section B.7.
     """
-    return logistic(20 * (np.asarray(confidence_) - np.asarray(threshold)))
+    return expit(20 * (np.asarray(confidence_) - np.asarray(threshold)))
 
 
-def soft_fixed_point(targets: tuple[float, float] = RATE_TARGETS, slope: float = 10.0) -> tuple[float, float]:
+def soft_fixed_point() -> tuple[float, float]:
     """Confidence minus threshold of exit1 and exit2 at which 1.6's soft rates meet their targets.
 
-    All images share one confidence. Exit2 takes its share of what exit1 leaves:
-    s1 = t1 and (1 - s1) s2 = t2, s the sigmoid of slope times the gap.
+    All images share one confidence. Exit2 takes its share of what exit1 leaves: s1 = t1 and (1 - s1) s2 = t2, s the
+    sigmoid of 10 times the gap.
 
     Source: the record, section B.6.
     """
-    shares = (targets[0], targets[1] / (1 - targets[0]))
-    return tuple(math.log(s / (1 - s)) / slope for s in shares)
+    shares = (RATE_TARGETS[0], RATE_TARGETS[1] / (1 - RATE_TARGETS[0]))
+    return tuple(math.log(s / (1 - s)) / 10 for s in shares)
 
 
-def gate_factor(count: np.ndarray | int, needed: int = 2, slope: float = 2.0) -> np.ndarray:
+def gate_factor(count: np.ndarray | int) -> np.ndarray:
     """1.9's gate: the sigmoid of a hard count of boxes, so smooth in nothing that has a gradient."""
-    return logistic(slope * (np.asarray(count) - needed))
+    return expit(2.0 * (np.asarray(count) - 2))
 
 
-def decayed_temperature(start: float, epochs: int, *, lr: float = 1e-2, weight_decay: float = 5e-4) -> np.ndarray:
-    """Epoch means of a scalar that AdamW's weight decay alone moves, under the cosine schedule.
+def decayed_temperature(start: float, epochs: int) -> np.ndarray:
+    """Means (epochs,) over the 1250 passes of an epoch of a scalar that AdamW's weight decay alone moves.
 
-    Args:
-        start: value before the first step.
-        epochs: epochs to follow, from the first.
-
-    Returns:
-        (epochs,) means over the values at the 1250 forward passes of an epoch.
+    Learning rate 1e-2 under the cosine schedule, weight decay 5e-4; ``start`` is the value before the first step.
     """
     value, means = start, []
     for epoch in range(epochs):
-        factor = 1 - weight_decay * lr * (1 + math.cos(math.pi * epoch / EPOCHS)) / 2
+        factor = 1 - 5e-4 * 1e-2 * (1 + math.cos(math.pi * epoch / EPOCHS)) / 2
         passes = value * factor ** np.arange(STEPS_PER_EPOCH)
         means.append(passes.mean())
         value = passes[-1] * factor
@@ -289,52 +251,33 @@ def decayed_temperature(start: float, epochs: int, *, lr: float = 1e-2, weight_d
 # --- sampling ------------------------------------------------------------------------------------
 
 
-def sampling_band(rate: np.ndarray, draws: int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """Normal band of a counted rate: low and high, clipped to [0, 1].
-
-    Args:
-        rate: expected rates.
-        draws: 5,000 for training rates, 145 for validation rates.
-    """
+def sampling_band(rate: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Normal 95 % band of a rate counted over ``draws``: low and high, clipped to [0, 1]."""
     rate = np.asarray(rate, dtype=float)
-    half = z * np.sqrt(rate * (1 - rate) / draws)
+    half = 1.96 * np.sqrt(rate * (1 - rate) / draws)
     return np.clip(rate - half, 0, 1), np.clip(rate + half, 0, 1)
 
 
 # --- the architecture ---------------------------------------------------------------------------
 
 
-def convolutions(modules: Sequence[nn.Module]) -> list[tuple[int, int]]:
-    """(kernel, stride) of every convolution wider than one pixel, in order, dilation included."""
-    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-    return [
-        ((c.kernel_size[0] - 1) * c.dilation[0] + 1, c.stride[0])
-        for c in layers
-        if c.kernel_size[0] > 1 or c.stride[0] > 1
-    ]
-
-
-def receptive_field(layers: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Receptive field and stride, in pixels, of a chain of (kernel, stride).
-
-    Squeeze-excitation is left out: it sees the image through one mean a channel, which carries no place.
-    """
-    field, stride = 1, 1
-    for kernel, step in layers:
-        field += (kernel - 1) * stride
-        stride *= step
-    return field, stride
-
-
 def receptive_fields(detector: RecordedDetector) -> list[int]:
-    """Receptive field of each exit in pixels: the wider of the trunk's path and the context's, then the branch."""
+    """Receptive field of each exit in pixels: the wider of the trunk's path and the context's, then the branch.
+
+    Squeeze-excitation, of 1 x 1 convolutions, adds nothing: it sees the image through one mean a channel, which
+    carries no place.
+    """
     children, fields = list(detector.backbone.children()), []
-    start, trunk, context = 0, [], 0
+    start, field, stride, context = 0, 1, 1, 0
+
+    def widened(field: int, stride: int, modules: Sequence[nn.Module]) -> tuple[int, int]:
+        for layer in (layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d)):
+            field, stride = field + (layer.kernel_size[0] - 1) * layer.dilation[0] * stride, stride * layer.stride[0]
+        return field, stride
+
     for name, stop in zip(EXIT_NAMES, (*CUTS, len(children)), strict=True):
-        trunk += convolutions(children[start:stop])
-        field, stride = receptive_field(trunk)
-        branch = convolutions([detector.heads.branches[name].trunk])
-        context = max(field, context) + sum(kernel - 1 for kernel, _ in branch) * stride
+        field, stride = widened(field, stride, children[start:stop])
+        context, _ = widened(max(field, context), stride, [detector.heads.branches[name].trunk])
         fields.append(context)
         start = stop
     return fields

@@ -1,5 +1,6 @@
 """``eelib phases``: the nine recorded phases from the command line."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from cyclopts.types import PositiveInt
 from eelib.files import InputError, look_up, write_json
 from eelib.options import Json, Set, Share
 
+_flushed = functools.partial(print, flush=True)
 app = App("phases", help="The nine recorded phases: check, train, validate, ablate.")
 
 
@@ -66,7 +68,7 @@ def train(
     from studies.phases.verdicts import publish_run
 
     out = run_folder(settings, runs / profile)
-    trained = train_phase(settings, out, resume=True, log=lambda line: print(line, flush=True))
+    trained = train_phase(settings, out, resume=True, log=_flushed)
     summary = summarise(settings, trained["detector"], trained["history"], out)
     if reports:
         publish_run(settings, summary, out, reports, profile)
@@ -138,12 +140,9 @@ def ablate(params: Path, /, *, part: Annotated[str, Parameter("--part")] = "1/1"
             raise ConfigError(f"{params}: key '{key}' is missing; expected the parameter file of an ablation")
     from studies.phases import ablation
 
-    def log(line: str) -> None:
-        print(line, flush=True)
-
     jobs = ablation.jobs_of(resolve(values["base"]), values["variants"], values["common"], values["seeds"])
     for job in jobs[int(first) - 1 :: int(parts)]:
-        ablation.run_job(job, resolve(values["runs"]), values["resamples"], log=log)
+        ablation.run_job(job, resolve(values["runs"]), values["resamples"], log=_flushed)
     if reports:
-        content = ablation.study(values, log)
+        content = ablation.study(values, _flushed)
         write_json(reports / "metrics" / "ablation.json", content | {"answer": ablation.answer(content["variants"])})

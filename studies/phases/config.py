@@ -4,10 +4,11 @@ The number in a comment is the defect's number in the record's list (section C).
 the place where a defect acts. A switch that cannot act beside the others is refused.
 """
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from eelib.config import (
     NOTEBOOK_KEYS,
@@ -207,22 +208,15 @@ _NEEDS = (
 )
 
 
-def value_at(config: BaseModel, key: str) -> object:
-    """The value of a dotted key."""
-    for part in key.split("."):
-        config = getattr(config, part)
-    return config
-
-
 def idle_switches(config: PhaseConfig) -> list[str]:
     """What is set in a phase's configuration and cannot act beside the rest of it, one line each."""
     default, problems = type(config)(phase=config.phase), []
     for key, other, allowed in _NEEDS:
-        if value_at(config, key) != value_at(default, key) and value_at(config, other) not in allowed:
-            expected = " or ".join(repr(v) for v in allowed)
+        value, beside = attrgetter(key, other)(config)
+        if value != attrgetter(key)(default) and beside not in allowed:
+            expected = " or ".join(map(repr, allowed))
             problems.append(
-                f"key '{key}' is {value_at(config, key)!r} but cannot act: it needs '{other}' to be {expected}, "
-                f"not {value_at(config, other)!r}"
+                f"key '{key}' is {value!r} but cannot act: it needs '{other}' to be {expected}, not {beside!r}"
             )
     if config.data.files and config.data.root != default.data.root:
         problems.append(f"key 'data.root' is {config.data.root!r} but cannot act: 'data.files' names the files")
@@ -263,11 +257,7 @@ def load(path: Path | str, settings: dict[str, object] | None = None) -> PhaseCo
 
 
 def profile_changes(phase: str, profile: str) -> dict[str, object]:
-    """What a profile of ``params/profiles.yaml`` changes of a phase, dotted keys to values; nothing without a profile.
-
-    Args:
-        phase: name of its file, ``"phase_1_4"``.
-        profile: ``"serious"`` or ``"clamped"``.
+    """What a profile of ``params/profiles.yaml`` changes of ``"phase_1_4"``; nothing without a profile.
 
     Raises:
         ConfigError: no such profile, or it has no such phase.

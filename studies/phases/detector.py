@@ -1,19 +1,18 @@
 """The architecture of the record, each defect a switch.
 
-Three branches on 20 x 20 maps of one truncated trunk: exit1 after 80 channels, exit2 after
-112, "full" after the expansion of block 13. Restated from the record's section A.3;
-parameter counts are held by a test. Repaired, each branch has SSDLite's six levels and full
-sees the whole trunk.
+Three branches on 20 x 20 maps of one truncated trunk: exit1 after 80 channels, exit2 after 112, "full" after the
+expansion of block 13. Restated from the record's section A.3; parameter counts are held by a test. Repaired, each
+branch has SSDLite's six levels and full sees the whole trunk.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import Conv2dNormActivation
 
 from eelib.anchors import decode, default_boxes
 from eelib.detections import Detections
@@ -69,11 +68,8 @@ def prior_boxes(grids_hw: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def _conv(channels_in: int, channels_out: int, kernel: int = 1, groups: int = 1, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(channels_out),
-        nn.ReLU6(),
-    )
+    layers = {"groups": groups, "activation_layer": nn.ReLU6, "inplace": False}
+    return Conv2dNormActivation(channels_in, channels_out, kernel, stride, **layers)
 
 
 class _SqueezeExcitation(nn.Module):
@@ -101,12 +97,7 @@ class Predictor(nn.Module):
 
 
 class Levels(nn.Module):
-    """The five levels of a pyramid below a branch's 20 x 20 map.
-
-    Args:
-        channels: of the branch's map, from which strided convolutions make the levels.
-        tail: take SSDLite's tail as the levels instead.
-    """
+    """The five levels below a branch's 20 x 20 map: SSDLite's ``tail``, or strided convolutions of its ``channels``."""
 
     def __init__(self, channels: int, tail: bool):
         super().__init__()
@@ -159,16 +150,11 @@ class RecordedBranch(nn.Module):
         """Features, and the trunk's maps below them, to the maps of each level and the branch's context."""
         context = self.trunk(features)
         maps = [(self.cls_logits(context), self.bbox_regression(context))]
-        return maps + (self.levels(context, tail) if self.levels is not None else []), context
+        return maps + (self.levels(context, tail) if self.levels else []), context
 
 
 class LightBranch(nn.Module):
-    """SSDLite's predictors straight on the map: the full head without defect 13.
-
-    Args:
-        channels_in: channels of the trunk at the cut.
-        levels: of a pyramid below; None predicts from the one map.
-    """
+    """SSDLite's predictors straight on the trunk's map, and on the levels below it: the full head without defect 13."""
 
     def __init__(self, channels_in: int, levels: Levels | None = None):
         super().__init__()
@@ -176,16 +162,15 @@ class LightBranch(nn.Module):
 
     def forward(self, features: Tensor, tail: Sequence[Tensor] = ()) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Features, and the trunk's maps below them, to the maps of each level and, as the context, the features."""
-        levels = self.levels(features, tail) if self.levels is not None else []
+        levels = self.levels(features, tail) if self.levels else []
         return [self.predictor(features), *levels], features
 
 
 class RecordedExits(nn.Module):
-    """The three branches, their contexts and their scalars, without the trunk below them.
+    """The three branches, their contexts and their scalars, without the trunk below them, whose maps may be cached.
 
-    Kept apart from the trunk, so that a frozen trunk's maps are computed once and cached.
-    Temperatures and thresholds are single parameters each: a scalar that no loss reaches keeps
-    its gradient None, and AdamW then leaves it alone, weight decay included.
+    Temperatures and thresholds are single parameters each: a scalar that no loss reaches keeps its gradient None, and
+    AdamW then leaves it alone, weight decay included.
 
     Args:
         model: the switches of the branches (defects 11 to 14 and 16).
@@ -205,9 +190,8 @@ class RecordedExits(nn.Module):
             channels_in += TAIL[0] if tail and model.single_map else 0
             light = name == "full" and model.full_head == "light"
             levels = None if model.single_map else Levels(channels_in if light else channels, tail)
-            self.branches[name] = (
-                LightBranch(channels_in, levels) if light else RecordedBranch(channels_in, channels, levels)
-            )
+            branch = LightBranch(channels_in, levels) if light else RecordedBranch(channels_in, channels, levels)
+            self.branches[name] = branch
         self.projections = nn.ModuleDict({"exit2": nn.Conv2d(128, 112, 1), "full": nn.Conv2d(224, 672, 1)})
         self.temperatures = _scalars(EXIT_NAMES, temperature.start)
         self.thresholds = _scalars(EXIT_NAMES[:2], (thresholds.exit1, thresholds.exit2))
@@ -282,8 +266,7 @@ class RecordedDetector(nn.Module):
         self.backbone_tail.requires_grad_(config.model.train_trunk)
         self.heads.temperatures.requires_grad_(config.temperature.from_routing)
         self.heads.thresholds.requires_grad_(config.thresholds.kind == "parameter")
-        if config.model.context_projection == "frozen":
-            self.heads.projections.requires_grad_(False)
+        self.heads.projections.requires_grad_(config.model.context_projection == "trained")
 
     def trunk_maps(self, images: Tensor) -> Iterator[list[Tensor]]:
         """The trunk's maps of each exit, computed only when they are asked for."""
@@ -316,17 +299,11 @@ class RecordedDetector(nn.Module):
         boxes, scores = decoded_boxes(output, self.boxes), class_scores(output.cls_logits)
         kept = keep_best(output.name, boxes, scores, size_hw, nms_threshold=NMS_THRESHOLD)
         # a raw box may end before it begins: it covers nothing, and still counts as a detection
-        corners = ((image, image.boxes_xyxy) for image in kept)
-        return [
-            replace(image, boxes_xyxy=np.concatenate((box[:, :2], np.maximum(box[:, :2], box[:, 2:])), 1))
-            for image, box in corners
-        ]
+        for image in kept:
+            np.maximum(image.boxes_xyxy[:, :2], image.boxes_xyxy[:, 2:], out=image.boxes_xyxy[:, 2:])
+        return kept
 
 
 def decoded_boxes(output: ExitOutput, boxes: str) -> Tensor:
-    """Boxes (B, A, 4) in pixels as the training meant them: raw corners, or offsets to the prior boxes.
-
-    Args:
-        boxes: ``targets.boxes`` of the phase.
-    """
+    """Boxes (B, A, 4) in pixels as ``targets.boxes`` meant them: raw corners, or offsets to the prior boxes."""
     return decode(output.bbox_regression, output.default_boxes) if boxes == "encoded" else output.bbox_regression

@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from scipy.special import expit
 
 from eelib.plots import ALARM_COLOUR, EXIT_COLOURS, OURS_COLOUR, RECORDED_COLOUR, TEXT_WIDTH_IN
 from studies.phases import analysis as record
@@ -23,11 +24,7 @@ def _by_epoch(*axes) -> None:
 
 
 def training_panels(history: Sequence[Mapping]) -> Figure:
-    """A recorded phase by epoch: losses, confidences with thresholds, temperatures, exit shares on ``val``.
-
-    Args:
-        history: rows of :func:`studies.phases.trainer.train_phase`.
-    """
+    """A phase by epoch, of :func:`studies.phases.trainer.train_phase`: losses, confidences, temperatures, shares."""
     frame = pd.DataFrame(history).set_index("epoch")
     figure, axes = plt.subplots(2, 2, figsize=(TEXT_WIDTH_IN, 4.4), sharex=True)
     (losses, confidences), (temperatures, shares) = axes
@@ -49,19 +46,8 @@ def training_panels(history: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def _stacked_shares(axis, shares: pd.DataFrame, **style) -> None:
-    """Bars of exit shares, a row of the frame each, with the exits' legend above the axis."""
-    shares[list(EXIT_COLOURS)].plot.bar(stacked=True, color=EXIT_COLOURS, ax=axis, rot=0, legend=False, **style)
-    handles = [Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in EXIT_COLOURS.items()]
-    axis.legend(handles=handles, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-
-
 def shares_beside_record(phases: Sequence[Mapping]) -> Figure:
-    """Exit shares of each phase: the record (left, pale), our short run of the first seed, and the serious one (right).
-
-    Args:
-        phases: entries of ``phases.json``.
-    """
+    """Exit shares of each phase of ``phases.json``: the record (pale), our short run, first seed, and the serious."""
     figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 2.8))
     names = [phase["phase"].replace("_", "\n") for phase in phases]
     untrained = dict.fromkeys(EXIT_COLOURS, 0.0)
@@ -71,10 +57,12 @@ def shares_beside_record(phases: Sequence[Mapping]) -> Figure:
         ([phase["runs"][0]["exit_shares"] for phase in phases], 0.5, 1.0),
         ([phase["serious"]["exit_shares"] if phase["serious"] else untrained for phase in phases], -0.65, 1.0),
     ):
-        _stacked_shares(axis, pd.DataFrame(shares, names), width=0.26, position=position, alpha=alpha)
-    axis.set_xlim(-0.6, len(phases) - 0.4)
+        bars = pd.DataFrame(shares, names)[list(EXIT_COLOURS)].plot.bar
+        bars(stacked=True, color=EXIT_COLOURS, ax=axis, rot=0, width=0.26, position=position, alpha=alpha)
+    handles = [Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in EXIT_COLOURS.items()]
+    axis.legend(handles=handles, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axis.set(xlim=(-0.6, len(phases) - 0.4), ylabel="share of the images")
     axis.set_xlabel("phase (left: record; middle: 320 steps; right: serious, where trained)")
-    axis.set_ylabel("share of the images")
     return figure
 
 
@@ -88,8 +76,7 @@ def _interval(axis, x: float, row: Mapping, key: str, colour: str) -> None:
 def causal_ladder(rows: Sequence[Mapping]) -> Figure:
     """What each repair does at every exit: share of the images, spread of the confidence over images, AP.
 
-    Args:
-        rows: of :func:`studies.phases.ablation.summarise`; a bar is the 95 % interval over seeds and scenes.
+    Rows are of :func:`studies.phases.ablation.summarise`; a bar is the 95 % interval over seeds and scenes.
     """
     figure, axes = plt.subplots(3, 1, figsize=(TEXT_WIDTH_IN, 5.6), sharex=True)
     labels = ("share of the images", "spread of the confidence\nover images (std)", "AP on test")
@@ -110,9 +97,8 @@ def causal_ladder(rows: Sequence[Mapping]) -> Figure:
 def ablation_dots(rows: Sequence[Mapping]) -> Figure:
     """One defect at a time: AP of full, share of the largest exit, spread of exit1's confidence.
 
-    Args:
-        rows: of :func:`studies.phases.ablation.summarise`, the working configuration first; a bar is the
-            95 % interval, a small dot one seed, the vertical line the working configuration.
+    Rows are of :func:`studies.phases.ablation.summarise`, the working configuration first, which is the vertical
+    line; a bar is the 95 % interval, a small dot one seed.
     """
     figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH_IN, 0.185 * len(rows) + 1.0), sharey=True)
     panels = (
@@ -142,12 +128,7 @@ def ablation_dots(rows: Sequence[Mapping]) -> Figure:
 
 
 def check_matrix(checks: pd.DataFrame) -> Figure:
-    """Preflight checks against phases: what holds, what fails, and the number behind it.
-
-    Args:
-        checks: columns ``phase``, ``check``, ``measured`` and ``holds``; a check that does not
-            apply to a phase has no row.
-    """
+    """Preflight checks against phases, a row of ``phase``, ``check``, ``measured`` and ``holds`` where one applies."""
     column, phases = pd.factorize(checks["phase"])
     line, names = pd.factorize(checks["check"])
     figure, axis = plt.subplots(figsize=(TEXT_WIDTH_IN, 0.36 * len(names) + 0.7))
@@ -170,16 +151,14 @@ def check_matrix(checks: pd.DataFrame) -> Figure:
 def rule_curves(rules: Mapping[str, ConfidenceConfig], rows: pd.DataFrame) -> Figure:
     """Confidence of a constant probability under each rule, threshold, and the constant on record.
 
-    Where the curve lies above the threshold every image leaves at exit1, elsewhere none does.
-    The dot is the recorded confidence at the probability that it implies, in the colour of the
-    exit that the phase used.
+    Where the curve lies above the threshold every image leaves at exit1, elsewhere none does. The dot is the recorded
+    confidence at the probability that it implies, in the colour of the exit that the phase used.
 
     Args:
         rules: name to rule, one panel each.
         rows: indexed by the same names: ``confidence``, ``threshold``, ``exit``.
     """
-    columns = 5
-    lines = -(-len(rules) // columns)
+    columns, lines = 5, -(-len(rules) // 5)
     figure, axes = plt.subplots(
         lines, columns, figsize=(TEXT_WIDTH_IN, 1.65 * lines), sharex=True, sharey=True, squeeze=False
     )
@@ -199,8 +178,7 @@ def rule_curves(rules: Mapping[str, ConfidenceConfig], rows: pd.DataFrame) -> Fi
         elif implied:
             axis.plot(implied[0], row["confidence"], "o", markersize=5.5, color=EXIT_COLOURS[row["exit"]], mec="white")
         axis.set_title(name.replace("_", " "), pad=3)
-        axis.set_xlim(0, 1)
-        axis.set_ylim(0, 1.04)
+        axis.set(xlim=(0, 1), ylim=(0, 1.04))
         axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axis.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes[-1, columns // 2].set_xlabel("chair probability of every box")
@@ -209,14 +187,11 @@ def rule_curves(rules: Mapping[str, ConfidenceConfig], rows: pd.DataFrame) -> Fi
         Line2D([], [], color="0.2", linewidth=1.2, label="rule"),
         Line2D([], [], color="0.45", linestyle="--", linewidth=0.8, label="threshold"),
         Patch(color=EXIT_COLOURS["exit1"], alpha=0.18, label="all leave at exit1"),
-        *(
-            Line2D(
-                [], [], color=EXIT_COLOURS[name], marker="o", linestyle="", markersize=5.5, label=f"recorded: {name}"
-            )
-            for name in ("exit1", "full")
-        ),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, columnspacing=1.2)
+    for name in ("exit1", "full"):
+        dot = {"marker": "o", "linestyle": "", "markersize": 5.5}
+        handles.append(Line2D([], [], color=EXIT_COLOURS[name], label=f"recorded: {name}", **dot))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.2)
     return figure
 
 
@@ -233,8 +208,7 @@ def rate_of_1_7(trajectory: pd.DataFrame) -> Figure:
     left.plot(epoch, trajectory["rate_exit1"], "o", markersize=3.5, color=EXIT_COLOURS["exit1"], label="recorded")
     left.axhline(record.RATE_TARGETS[0], color="0.45", linestyle="--", linewidth=0.8)
     left.text(1, record.RATE_TARGETS[0] + 0.02, "rate that the loss asks for", fontsize=8, color="0.35")
-    left.set_ylim(0.2, 1.02)
-    left.set_ylabel("rate of exit1")
+    left.set(ylim=(0.2, 1.02), ylabel="rate of exit1")
     left.legend(loc="center left", bbox_to_anchor=(0, 0.42))
     right.semilogy(epoch, trajectory["confidence_exit1"] - 0.5, "o-", markersize=3, color=EXIT_COLOURS["exit1"])
     right.set_ylabel("confidence of exit1 minus 0.5\n(logarithmic)")
@@ -247,18 +221,16 @@ def gap_of_1_6(trajectory: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(TEXT_WIDTH_IN, 2.4))
     gap1, gap2 = record.soft_fixed_point()
     x = np.linspace(-0.3, 0.3, 601)
-    left.plot(x, record.logistic(10 * x), color=OURS_COLOUR, label="soft, in training")
+    left.plot(x, expit(10 * x), color=OURS_COLOUR, label="soft, in training")
     left.plot([-0.3, 0, 0, 0.3], [0, 0, 1, 1], color="0.3", label="hard, in use")
     last = trajectory.iloc[-1]
     at = last["confidence_exit1"] - last["threshold_exit1"]
-    left.plot([at, at], [0, last["soft_rate_exit1"]], color=EXIT_COLOURS["exit1"], linewidth=1)
-    left.plot([at, at], [0, last["soft_rate_exit1"]], "o", color=EXIT_COLOURS["exit1"], markersize=5, clip_on=False)
-    left.annotate(
-        f"{last['soft_rate_exit1']:.2f} soft,\n0 hard", (at, last["soft_rate_exit1"]), (-0.29, 0.5), fontsize=8,
-        arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.7},
-    )  # fmt: skip
-    left.set_xlabel("confidence minus threshold, exit1")
-    left.set_ylabel("rate of exit1")
+    soft = last["soft_rate_exit1"]
+    left.plot([at, at], [0, soft], color=EXIT_COLOURS["exit1"], linewidth=1)
+    left.plot([at, at], [0, soft], "o", color=EXIT_COLOURS["exit1"], markersize=5, clip_on=False)
+    arrow = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.7}
+    left.annotate(f"{soft:.2f} soft,\n0 hard", (at, soft), (-0.29, 0.5), fontsize=8, arrowprops=arrow)
+    left.set(xlabel="confidence minus threshold, exit1", ylabel="rate of exit1")
     left.legend(loc=(0.53, 0.1), handlelength=1)
     for name, target in (("exit1", gap1), ("exit2", gap2)):
         gap = trajectory[f"confidence_{name}"] - trajectory[f"threshold_{name}"]
@@ -279,31 +251,25 @@ def gate_of_1_9(trajectory: pd.DataFrame) -> Figure:
     left.bar(count, record.gate_factor(count), color="0.8", width=0.7)
     for n in (0, 1, 2, 3):
         left.text(n, record.gate_factor(n) + 0.02, f"{record.gate_factor(n):.3f}", ha="center", fontsize=8)
-    left.set_xlabel("boxes above 0.60")
-    left.set_ylabel("factor of the gate")
-    left.set_xticks(count)
+    left.set(xlabel="boxes above 0.60", ylabel="factor of the gate", xticks=count)
     epoch, c = trajectory.index, trajectory["confidence_exit1"]
     right.semilogy(epoch, c, "o-", markersize=3, color=EXIT_COLOURS["exit1"], label="confidence of exit1")
     right.semilogy(epoch, trajectory["threshold_exit1"], color="0.45", linestyle="--", label="threshold of exit1")
     shut = epoch >= 5
     mean = (c / record.gate_factor(0))[shut]
     right.semilogy(epoch[shut], mean, color=OURS_COLOUR, linewidth=1, label="mean probability implied")
-    right.set_ylabel("confidence (logarithmic)")
     right.axvspan(0.5, 3.5, color=RECORDED_COLOUR, alpha=0.18, linewidth=0)
     right.text(2, 0.006, "untrained exits", ha="center", va="bottom", rotation=90, fontsize=8)
-    right.set_xlim(0.5, 20.5)
-    right.set_ylim(0.004, 1.6)
+    right.set(xlim=(0.5, 20.5), ylim=(0.004, 1.6), ylabel="confidence (logarithmic)")
     _by_epoch(right)
     right.legend(loc="center right", bbox_to_anchor=(1, 0.42))
     return figure
 
 
 def beside_record(recorded: pd.DataFrame, ours: pd.DataFrame | None, panels: list[tuple[str, str, str]]) -> Figure:
-    """A phase by epoch, recorded and reproduced, one panel a quantity.
+    """A phase by epoch, recorded and reproduced, if it was, one panel a quantity.
 
     Args:
-        recorded: by epoch.
-        ours: by epoch, or None when the phase was not run.
         panels: (axis label, recorded column, our column); a label that ends in "(log)" has a logarithmic axis.
     """
     rows = -(-len(panels) // 2)
@@ -321,12 +287,7 @@ def beside_record(recorded: pd.DataFrame, ours: pd.DataFrame | None, panels: lis
 
 
 def phase_page(phase: str, history: pd.DataFrame | None) -> Figure:
-    """A phase by epoch, ours as lines beside the record as dots: confidence and threshold, loss, where images leave.
-
-    Args:
-        phase: ``"1.1"`` to ``"1.9"``.
-        history: ours by epoch, or None when the phase was not run.
-    """
+    """A phase by epoch, ours as lines beside the record as dots: confidence and threshold, loss, where images leave."""
     figure, (confidences, losses, shares) = plt.subplots(1, 3, figsize=(TEXT_WIDTH_IN, 2.2))
     final = record.final_values().loc[phase]
     path = record.trajectory(phase) if (record.FOLDER / f"epochs_{phase.replace('.', '_')}.csv").exists() else None
@@ -350,12 +311,10 @@ def phase_page(phase: str, history: pd.DataFrame | None) -> Figure:
         values = history[[f"val_share_{name}" for name in EXIT_COLOURS]].T
         shares.stackplot(history.index, values, colors=EXIT_COLOURS.values(), step="mid", linewidth=0)
     small = final["loss_exit2"] < 1  # of 1.1 alone
-    losses.set_yscale("log" if small else "linear")
-    scale = "loss (logarithmic)" if small else "loss"
-    for axis, label in ((confidences, "confidence"), (losses, scale), (shares, "share of val, ours")):
-        axis.set_ylabel(label)
+    losses.set(yscale="log" if small else "linear", ylabel="loss (logarithmic)" if small else "loss")
+    confidences.set(ylabel="confidence")
     confidences.set_ylim(bottom=0)
-    shares.set(xlim=(0.5, 20.5), ylim=(0, 1))
+    shares.set(xlim=(0.5, 20.5), ylim=(0, 1), ylabel="share of val, ours")
     _by_epoch(confidences, losses, shares)
     handles = [Patch(color=colour, label=name) for name, colour in EXIT_COLOURS.items()]
     handles += [

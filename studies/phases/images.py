@@ -18,8 +18,6 @@ class PhaseImages(DetectionDataset):
     (seed, epoch, index) alone. ``epoch`` is set by the trainer.
 
     Args:
-        split: its name.
-        config: ``data`` and ``seed`` are used.
         limit: how many images; None takes all.
         mirrored: whether images may be mirrored.
         masks: as in the library; images then keep their own size.

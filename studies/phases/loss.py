@@ -18,7 +18,7 @@ from studies.phases.confidence import chair_probability, confidence
 from studies.phases.config import EXIT_NAMES, LossConfig, PhaseConfig, ThresholdConfig
 from studies.phases.detector import ExitMaps, decoded_boxes, prior_boxes
 
-ZERO_BOX_WEIGHT = 0.1  # of the full exit's boxes against zero, phase 1.1
+ZERO_BOX_WEIGHT = 0.1  # of the full exit's boxes against zero
 
 
 def scheduled_thresholds(rule: ThresholdConfig, epoch: int, epochs: int) -> tuple[float, float]:
@@ -33,12 +33,9 @@ def scheduled_thresholds(rule: ThresholdConfig, epoch: int, epochs: int) -> tupl
 
 
 def first_exit_of_groups(confidences: Tensor, thresholds: Sequence[float], group: int = 1) -> Tensor:
-    """Exit index of each image, int64 (N,): the first whose confidence reaches its threshold, else the last.
+    """Exit index of each image, int64 (N,): the first whose confidence (N, 3) reaches its threshold, else the last.
 
-    Args:
-        confidences: (N, 2 or more), one column an exit in order.
-        thresholds: of exit1 and exit2.
-        group: images that share one decision, made on their mean confidence. 4 is the record's batch (defect 17).
+    ``group`` images share one decision, made on their mean confidence; 4 is the record's batch (defect 17).
     """
     means = [chunk.mean(0, keepdim=True).expand_as(chunk) for chunk in confidences.split(group)]
     return torch.from_numpy(first_exit(torch.cat(means).numpy(), thresholds))
@@ -47,16 +44,10 @@ def first_exit_of_groups(confidences: Tensor, thresholds: Sequence[float], group
 def match_random(num_objects: int, num_defaults: int, generator: torch.Generator) -> Tensor:
     """The record's assignment: random boxes are positive, objects are dealt out in turn.
 
-    Args:
-        num_objects: G, objects in the image, at least 0.
-        num_defaults: A, boxes of the exit.
-        generator: source of the draw; the record redraws it every step.
+    ``matched_idxs``, int64, (A,) for A default boxes, with min(10 G, 120) positives for G objects; the record draws
+    them anew every step. It is the defect that keeps every recorded phase from localising anything.
 
-    Returns:
-        ``matched_idxs``, int64, shape (A,), with min(10 G, 120) positives.
-
-    Source: the record, section A.5. Kept as an executable switch: it is the defect that
-    keeps every recorded phase from localising anything.
+    Source: the record, section A.5.
     """
     matched_idxs = torch.full((num_defaults,), BACKGROUND)
     positives = min(10 * num_objects, 120, num_defaults)
@@ -67,10 +58,9 @@ def match_random(num_objects: int, num_defaults: int, generator: torch.Generator
 
 
 def exit_rates(c1: Tensor, c2: Tensor, thresholds: Sequence[Tensor | float], kind: str, **options) -> list[Tensor]:
-    """Share of a batch that would leave at exit1 and at exit2.
+    """Share of a batch of confidences (B,) that would leave at exit1 and at exit2.
 
     Args:
-        c1, c2: confidences (B,).
         thresholds: two values; parameters receive a gradient from ``"soft"`` and ``"gumbel"`` only.
         kind: ``"hard"`` compares, ``"soft"`` takes sigmoid(slope (c - threshold)), ``"gumbel"``
             draws a hard decision with a straight-through gradient; logits are plus and minus
@@ -111,7 +101,6 @@ def class_rows(cls: Sequence[Tensor], layout: str, index: str = "cell_major") ->
     """Rows of the class loss from maps (B, 12, H, W), one a level: (B, sum of H * W * 6, 2).
 
     Args:
-        cls: raw class maps.
         layout: ``"permuted"`` pairs the two channels of a box; ``"column_pairs"`` views without
             a permute, so a row is two neighbouring columns of one channel (defect 1).
         index: order of the rows. Box rows are cell-major; under ``"channel_major"`` the same
@@ -138,12 +127,7 @@ def _rows_of_level(cls: Tensor, layout: str, index: str) -> Tensor:
 
 
 def assign(targets: list[dict], priors: Tensor, config: PhaseConfig, generator: torch.Generator) -> Tensor:
-    """``matched_idxs`` (B, A) of a batch by the configured assignment; one draw serves all exits.
-
-    Args:
-        targets: ``boxes`` (G, 4) of each image, xyxy pixels.
-        priors: the exits' default boxes, (A, 4) xyxy pixels.
-    """
+    """``matched_idxs`` (B, A) of a batch with default boxes (A, 4), xyxy pixels; one draw serves all exits."""
     match config.targets.assignment:
         case "random":
             matched = [match_random(len(t["boxes"]), len(priors), generator) for t in targets]
@@ -214,7 +198,9 @@ def _exit_losses(
     losses, divergences = [], []
     for k, output in enumerate(outputs):
         class_loss = _class_term(output, rows[k], matched, targets, config)
-        follow = F.smooth_l1_loss(boxes[k], boxes[k + 1].detach()) if k < 2 else ZERO_BOX_WEIGHT * _to_zero(boxes[k])
+        # phase 1.1 pulls the full exit's boxes to zero
+        towards, weight = (boxes[k + 1].detach(), 1.0) if k < 2 else (torch.zeros_like(boxes[k]), ZERO_BOX_WEIGHT)
+        follow = weight * F.smooth_l1_loss(boxes[k], towards)
         no_truth = layout.boxes == "zero_or_teacher"
         box_loss = follow if no_truth else _box_term(output, matched, targets, config)
         if k < 2:
@@ -223,10 +209,6 @@ def _exit_losses(
             box_loss = box_loss if no_truth else (1 - share) * box_loss + share * follow
         losses.append(class_loss + box_loss)
     return losses, 0.5 * sum(divergences)
-
-
-def _to_zero(boxes: Tensor) -> Tensor:
-    return F.smooth_l1_loss(boxes, torch.zeros_like(boxes))
 
 
 def _order(c: list[Tensor]) -> Tensor:
@@ -251,14 +233,12 @@ def recorded_loss(
         targets: ``boxes`` (G, 4) an image, xyxy pixels.
         temperatures: three, divide the logits in the confidence and nowhere else.
         thresholds: of exit1 and exit2; parameters where they are trained.
-        config: ``targets``, ``loss``, ``confidence`` and ``optim.epochs`` are used.
         epoch: fractional, for the weights and the slope.
         generator: draws the random positives and the Gumbel noise.
 
     Returns:
-        The total, and its parts: loss of each exit, ``cascade``, ``order``, ``distribution``;
-        mean and spread over the batch of each exit's confidence; hard and soft exit rates, and
-        under ``rate_`` the ones in the loss; temperatures and thresholds.
+        The total, and its parts: loss of each exit, ``cascade``, ``order``, ``distribution``; mean and spread over the
+        batch of each exit's confidence; hard and soft exit rates, and under ``rate_`` those in the loss; scalars.
 
     Source: the record, sections A.5 and B.
     """
@@ -267,8 +247,7 @@ def recorded_loss(
     losses, cascade = _exit_losses(outputs, matched, targets, config)
     p = [chair_probability(flatten_predictions(o.cls, 2), t) for o, t in zip(outputs, temperatures, strict=True)]
     c = [confidence(values, config.confidence) for values in p]
-    order = _order(c)
-    slope = slope_at(loss, epoch, config.optim.epochs)
+    order, slope = _order(c), slope_at(loss, epoch, config.optim.epochs)
     options = {"slope": slope}
     if loss.exit_rates == "gumbel":
         options |= {"temperature": loss.gumbel_temperature, "generator": generator}
@@ -278,10 +257,8 @@ def recorded_loss(
     total = sum(w * part for w, part in zip(exit_weights(config, epoch), losses, strict=True))
     terms = ((loss.cascade, cascade), (loss.confidence_order, order), (loss.exit_distribution, distribution))
     for weight, term in terms:
-        if weight and term.requires_grad:
-            total = total + early_weight(config, epoch) * weight * term
-        elif weight:  # a constant of the value, and no gradient at all
-            total = total + early_weight(config, epoch) * weight * float(term)
+        if weight:  # a term without a gradient is a constant of the value
+            total = total + early_weight(config, epoch) * weight * (term if term.requires_grad else float(term))
     parts = {"loss": float(total.detach())}
     parts |= {f"loss_{name}": float(part.detach()) for name, part in zip(EXIT_NAMES, losses, strict=True)}
     parts |= {"loss_cascade": float(cascade.detach()), "loss_order": float(order.detach())}

@@ -5,6 +5,7 @@ lies inside. Each check looks at the configuration, and says nothing when its sw
 """
 
 import math
+from itertools import pairwise
 
 import torch
 
@@ -27,7 +28,6 @@ def check_mechanisms(config: PhaseConfig, run: dict, history: list[dict]) -> lis
     """All checks that the switches of a phase call for, the most specific first.
 
     Args:
-        config: the phase.
         run: what :func:`studies.phases.scorecard.measure_phase` gave.
         history: rows of the training, one an epoch.
     """
@@ -65,10 +65,9 @@ def _unmoved_thresholds(config: PhaseConfig, run: dict, history: list[dict]) -> 
     """The record, section B.5: a comparison has no derivative."""
     if config.thresholds.kind != "parameter" or not _distribution_on(config, "hard"):
         return None
-    start = {f"threshold_{name}": float(torch.tensor(getattr(config.thresholds, name))) for name in EARLY}
+    expected = {f"threshold_{n}": _around(float(torch.tensor(getattr(config.thresholds, n))), 0.0) for n in EARLY}
     text = "No gradient reaches a threshold behind a comparison: both end on the float32 of their start."
     measured = {f"threshold_{name}": run["thresholds"][name] for name in EARLY}
-    expected = {key: (value, value) for key, value in start.items()}
     return _result(text, expected, measured, "Something else than a gradient moved a threshold.")
 
 
@@ -128,9 +127,8 @@ def _gate_factor(config: PhaseConfig, run: dict, history: list[dict]) -> dict | 
     measured = {f"gate_factor_{n}": run["confidence_mean"][n] / run["probability_mean"][n] for n in EARLY}
     text = f"No box is above {rule.cut}: the confidence is the mean probability times {factor:.5f}, the gate at 0."
     expected = {key: _around(factor, FACTOR_BAND * factor) for key in measured}
-    return _result(
-        text, expected, measured, f"More than {rule.min_count} boxes are above {rule.cut}: the gate is open."
-    )
+    why = f"More than {rule.min_count} boxes are above {rule.cut}: the gate is open."
+    return _result(text, expected, measured, why)
 
 
 def _untrained_warm_up(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
@@ -195,20 +193,15 @@ def _runaway_temperature(config: PhaseConfig, run: dict, history: list[dict]) ->
         return None
     most = config.temperature.start[0] + temperature_budget(config, run)
     text = f"The wanted rate is out of the rule's reach: T1 runs away, bounded by Adam's {run['steps']:,} steps."
-    expected, why = (
-        (RUNAWAY, most),
-        f"{run['steps']:,} steps carry it to {most:.3g} at most, each of them full and upwards.",
-    )
+    expected = (RUNAWAY, most)
+    why = f"{run['steps']:,} steps carry it to {most:.3g} at most, each of them full and upwards."
     if config.temperature.clamp != "none":
         bound = config.temperature.bounds[1]
         text = f"The wanted rate is out of the rule's reach: T1 rises until the clamp holds it at {bound}."
         expected = _around(bound, 1e-6)
     path = [row["temperature_exit1"] for row in history]
-    late = path[len(path) // 2 :]
-    measured = {
-        "temperature_exit1": path[-1],
-        "epochs_falling_late": sum(b < a for a, b in zip(late, late[1:], strict=False)),
-    }
+    falling = sum(after < before for before, after in pairwise(path[len(path) // 2 :]))
+    measured = {"temperature_exit1": path[-1], "epochs_falling_late": falling}
     return _result(text, {"temperature_exit1": expected, "epochs_falling_late": (0, 0)}, measured, why)
 
 
@@ -251,9 +244,12 @@ def explain_difference(config: PhaseConfig, run: dict, recorded: dict) -> str | 
         levels = (f"{n} {run['confidence_mean'][n]:.4f} against {t:.4f}" for n, t in run["thresholds"].items())
         lines.append(f"Confidences against thresholds at the end: {', '.join(levels)}.")
     p = run["probability_mean"]["exit1"]
+    images = f"{run['train_images']:,}" if run["train_images"] else "all"
+    trunk = "trained" if config.model.train_trunk else "frozen"
     lines.append(
         f"Nothing supervises the level of a confidence: the mean probability, at exit1 {p:.3f}, is where initial "
-        f"weights and drift leave it. {_budget(config, run)}"
+        f"weights and drift leave it. Here {run['steps']:,} steps on {images} images with a {trunk} trunk (a "
+        f"temperature moves by {temperature_budget(config, run):.3g} at most), on record 25,000 on 5,000 (131)."
     )
     return " ".join(lines)
 
@@ -294,13 +290,3 @@ def wanted(check: dict, key: str) -> str:
         return f"{low:.4g} or more"
     digits = _digits(check, key)
     return f"{low:.{digits}g}" if low == high else f"{low:.{digits}g} to {high:.{digits}g}"
-
-
-def _budget(config: PhaseConfig, run: dict) -> str:
-    images = f"{run['train_images']:,}" if run["train_images"] else "all"
-    trunk = "trained" if config.model.train_trunk else "frozen"
-    reach = temperature_budget(config, run)
-    return (
-        f"Here {run['steps']:,} steps on {images} images with a {trunk} trunk (a temperature moves by {reach:.3g} at "
-        "most), on record 25,000 on 5,000 (131)."
-    )

@@ -42,14 +42,11 @@ class Check(NamedTuple):
 
 
 def preflight(config: PhaseConfig | Config, images: int = 24) -> list[Check]:
-    """All checks that apply to a configuration.
+    """All checks that apply to a configuration, in the order in which the data flows.
 
     Args:
         config: of a recorded phase, or of the library's detector, which routes by a fixed threshold on its best score.
         images: training images that the first checks look at, at least 1.
-
-    Returns:
-        One :class:`Check` each, in the order in which the data flows.
     """
     samples = _samples(config, images)
     routed = config if isinstance(config, PhaseConfig) else PhaseConfig(phase=config.name)
@@ -104,7 +101,7 @@ def _untrained(config: PhaseConfig) -> ExitOutput:
             defaults = EarlyExitSSDLite(()).eval()(torch.zeros(1, 3, *SIZE_HW))[0].default_boxes
     else:
         defaults = prior_boxes(_grids(config))
-    logits = torch.tensor([0.0, PRIOR_LOGIT]).expand(1, len(defaults), 2).clone()
+    logits = torch.tensor([0.0, PRIOR_LOGIT]).repeat(1, len(defaults), 1)
     return ExitOutput("full", logits.requires_grad_(), torch.zeros(1, len(defaults), 4), defaults)
 
 
@@ -157,10 +154,10 @@ def _class_gradient(config: PhaseConfig, output: ExitOutput, target: dict, gener
 def _routing(config: PhaseConfig) -> Iterator[Check]:
     """Defects 22 to 34: a right detector's images must be routable, and what is learned must have a gradient."""
     threshold = scheduled_thresholds(config.thresholds, config.optim.epochs - 1, config.optim.epochs)[0]
-    sure, empty = torch.full((1, 2400), 0.01), torch.full((1, 2400), 0.01)
-    sure[:, :24] = 0.95  # one box in a hundred lies on a chair
-    gap = float(confidence(sure, config.confidence)) - threshold
-    rest = threshold - float(confidence(empty, config.confidence))
+    image = torch.full((1, 2400), 0.01)
+    rest = threshold - float(confidence(image, config.confidence))
+    image[:, :24] = 0.95  # one box in a hundred lies on a chair
+    gap = float(confidence(image, config.confidence)) - threshold
     question = "margin of a sure image over the threshold"
     yield Check("a detected chair may leave", question, gap, "at least 0", gap >= 0)
     question = "margin of the threshold over an image without a chair"
@@ -187,7 +184,7 @@ def _pushed_temperature(config: PhaseConfig) -> float:
     for temperature in exits.temperatures.values():
         temperature.fill_(PUSHED)
     exits.project()
-    return max(float(temperature) for temperature in exits.temperatures.values())
+    return float(max(exits.temperatures.values()))
 
 
 def _threshold_gradient(config: PhaseConfig) -> float:
@@ -195,8 +192,8 @@ def _threshold_gradient(config: PhaseConfig) -> float:
     loss, options = config.loss, {"slope": slope_at(config.loss, 0, config.optim.epochs)}
     if loss.exit_rates == "gumbel":
         options |= {"temperature": loss.gumbel_temperature, "generator": torch.Generator().manual_seed(config.seed)}
-    rates = exit_rates(torch.full((4,), 0.5), torch.full((4,), 0.5), thresholds, loss.exit_rates, **options)
-    value = distribution_loss(rates, loss)
+    flat = torch.full((4,), 0.5)
+    value = distribution_loss(exit_rates(flat, flat, thresholds, loss.exit_rates, **options), loss)
     if not value.requires_grad:
         return 0.0
     return float(sum(g.abs() for g in torch.autograd.grad(value, thresholds, allow_unused=True) if g is not None))

@@ -51,21 +51,16 @@ def routed_call(detector: RecordedDetector, config: PhaseConfig, images: Tensor)
 
 @torch.no_grad()
 def phase_times(detector: RecordedDetector, config: PhaseConfig, images: Tensor) -> dict:
-    """Time of the routed call as the phase takes it, and warmed up for four images and for one.
-
-    Args:
-        images: at least ``timing.batch_size`` of them, (N, 3, 320, 320).
-    """
+    """Time of the routed call on images (N, 3, 320, 320) as the phase takes it, and warmed up for four and for one."""
     n = config.timing.batch_size
-    configured = measure(
-        {"call": lambda: routed_call(detector, config, images[:n])}, repeats=15, warmup=config.timing.warmup
-    )
-    warm = measure({str(k): lambda k=k: routed_call(detector, config, images[:k]) for k in (1, 4)}, repeats=15)
+    calls = {k: lambda k=k: routed_call(detector, config, images[:k]) for k in (n, 1, 4)}
+    configured = measure({n: calls[n]}, 15, config.timing.warmup)
+    warm = measure({k: calls[k] for k in (1, 4)}, 15)
     return {
-        "routed_call_ms": configured["call"]["median_ms"],
+        "routed_call_ms": configured[n]["median_ms"],
         "images_per_call": n,
-        "one_image_ms": warm["1"]["median_ms"],
-        "four_images_ms": warm["4"]["median_ms"],
+        "one_image_ms": warm[1]["median_ms"],
+        "four_images_ms": warm[4]["median_ms"],
         "machine": machine(),
     }
 
@@ -119,7 +114,6 @@ def validate(config: PhaseConfig, folder: Path | str, *, compute: bool, score: f
     """The record's open question about a trained phase: AP on ``test``, and the decision.
 
     Args:
-        config: the phase.
         folder: of its run; where it was not trained, what the repository holds of it is taken.
         compute: run the detector now; otherwise read what its training measured.
         score: least score of a detection for precision and recall; acts when computing.
@@ -154,13 +148,12 @@ def describe(detector: RecordedDetector, config: PhaseConfig, exit_name: str, li
     """Scores and boxes of one exit on ``test``; scores are without temperature, as the record's script takes them.
 
     Args:
-        exit_name: ``"exit1"``, ``"exit2"`` or ``"full"``.
         limit: images; None takes all.
 
     Returns:
-        ``chair_probability`` and ``background_probability`` (least, greatest), ``boxes_px`` (range of
-        each corner), ``kept`` by least score (before and after NMS, a mean an image), ``confidence``
-        (mean, spread over images), ``iou`` of the best box with each object (mean), and ``images``.
+        ``chair_probability`` and ``background_probability`` (least, greatest), ``boxes_px`` (range of each corner),
+        ``kept`` by least score (before and after NMS, a mean an image), ``confidence`` (mean, spread over images),
+        ``best_iou_mean`` (of the best box with each object), ``images`` and ``boxes_per_image``.
     """
     detector.eval()
     dataset = DetectionDataset("test", open_source(config.data), SIZE, limit=limit)
@@ -195,11 +188,7 @@ def describe(detector: RecordedDetector, config: PhaseConfig, exit_name: str, li
 
 
 def boxes_reading(described: dict) -> str:
-    """What :func:`describe` says of a detector, in sentences.
-
-    Args:
-        described: with ``steps`` of its training.
-    """
+    """What :func:`describe` says of a detector, with ``steps`` of its training, in sentences."""
     low = min(span["least"] for span in described["boxes_px"].values())
     high = max(span["greatest"] for span in described["boxes_px"].values())
     p, iou, steps = described["chair_probability"], described["best_iou_mean"], described["steps"]
@@ -222,16 +211,10 @@ def recorded_card(phase: str) -> dict:
     row = recorded_values(phase)
     if not row:
         return {}
-    names = {
-        "exit_shares": "val_fraction_{}",
-        "confidence": "train_confidence_{}",
-        "confidence_std": "train_confidence_std_{}",
-        "temperature": "temperature_{}",
-        "thresholds": "{}_threshold_epoch20",
-        "loss": "loss_{}",
-        "soft_rates": "train_soft_exit_fraction_{}",
-        "hard_rates": "train_hard_exit_fraction_{}",
-    }
+    names = {"exit_shares": "val_fraction_{}", "confidence": "train_confidence_{}"}
+    names |= {"confidence_std": "train_confidence_std_{}", "temperature": "temperature_{}"}
+    names |= {"thresholds": "{}_threshold_epoch20", "loss": "loss_{}"}
+    names |= {f"{kind}_rates": f"train_{kind}_exit_fraction_{{}}" for kind in ("soft", "hard")}
     card = {key: {n: row[k.format(n)] for n in EXIT_NAMES if k.format(n) in row} for key, k in names.items()}
     losses = {"total": "total", "cascade": "cascade", "order": "confidence_order", "distribution": "exit_distribution"}
     card["loss"] |= {key: row[f"loss_{name}"] for key, name in losses.items() if f"loss_{name}" in row}

@@ -75,21 +75,17 @@ class FeatureDataset(Dataset):
         mirrored: cache the mirror images too; False for evaluation.
     """
 
+    @torch.no_grad()
     def __init__(self, detector: RecordedDetector, dataset: PhaseImages, config: PhaseConfig, mirrored: bool = True):
-        self.sides, self.flips = [], torch.zeros(len(dataset), dtype=torch.bool)
-        self.boxes = [[], []]
+        self.sides, self.boxes, self.flips = [], [[], []], torch.zeros(len(dataset), dtype=torch.bool)
         self.augment = mirrored and config.data.augment != "none"
         detector.eval()
         for mirrored in (False, True)[: 1 + self.augment]:
-            maps = []
+            maps, follows = [], mirrored and config.data.flip_boxes
             for images, targets in batches(dataset, 8):
-                with torch.no_grad():
-                    features = sum(detector.trunk_maps(images.flip(-1) if mirrored else images), [])
+                features = sum(detector.trunk_maps(images.flip(-1) if mirrored else images), [])
                 maps.append([f.half() for f in features])
-                for target in targets:
-                    boxes = target["boxes"]
-                    follows = mirrored and config.data.flip_boxes
-                    self.boxes[mirrored].append(mirror(boxes, SIZE) if follows else boxes)
+                self.boxes[mirrored] += [mirror(t["boxes"], SIZE) if follows else t["boxes"] for t in targets]
             self.sides.append([torch.cat(level) for level in zip(*maps, strict=True)])
 
     def draw(self, seed: int, epoch: int) -> None:
@@ -106,10 +102,8 @@ class FeatureDataset(Dataset):
 
 
 def collate_maps(items: list) -> tuple[list[list[Tensor]], list[dict]]:
-    """Items of a :class:`FeatureDataset` to the maps (B, C, H, W) of each exit, and targets.
-
-    Channels last is a fifth faster in the 1 x 1 convolutions of the branches on a CPU.
-    """
+    """Items of a :class:`FeatureDataset` to the maps (B, C, H, W) of each exit, and targets."""
+    # channels last is a fifth faster in the 1 x 1 convolutions of the branches on a CPU
     levels = zip(*(maps for maps, _ in items), strict=True)
     maps = [torch.stack(level).contiguous(memory_format=torch.channels_last) for level in levels]
     return [maps[:1], maps[1:2], maps[2:]], [{"boxes": boxes} for _, boxes in items]
@@ -191,27 +185,27 @@ def epoch_line(row: dict) -> str:
 def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, log: Callable = print) -> dict:
     """Train a phase as its switches say; ``early_exit_ssdlite_phase1_N_final.pth`` in ``out``.
 
-    A frozen trunk's maps are cached, so an epoch costs the branches alone. After each epoch the
-    phase is routed on ``val`` with the thresholds in force.
+    A frozen trunk's maps are cached, so an epoch costs the branches alone. After each epoch the phase is routed on
+    ``val`` with the thresholds in force.
 
     Args:
         out: folder of the run.
-        resume: continue a run of the same :func:`identity`, to the same numbers as if it had
-            never stopped; any other run in the folder is started over.
+        resume: continue a run of the same :func:`identity`, to the same numbers as if it had never stopped; any other
+            run in the folder is started over.
 
     Returns:
         ``detector`` and ``history``, one dict an epoch.
     """
     out = Path(out)
     resume = _continues(config, out, log) and resume
-    detector = build_detector(config)
-    generator = torch.Generator()
-    cached = not config.model.train_trunk
+    detector, generator, cached = build_detector(config), torch.Generator(), not config.model.train_trunk
+    collate = collate_maps if cached else collate_images
+    val_limit = config.data.val_limit or config.data.eval_limit
 
     @functools.cache  # a finished run needs no maps
     def source(split: str) -> FeatureDataset | PhaseImages:
-        train, data = split == "train", config.data
-        limit = data.limit if train else data.val_limit or data.eval_limit
+        train = split == "train"
+        limit = config.data.limit if train else val_limit
         dataset = PhaseImages(split, config, limit, mirrored=train and not cached)
         return FeatureDataset(detector, dataset, config, mirrored=train) if cached else dataset
 
@@ -223,42 +217,34 @@ def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, l
             dataset.draw(config.seed, epoch)
         else:
             dataset.epoch = epoch
-        collate = collate_maps if cached else collate_images
         return DataLoader(dataset, config.optim.batch_size, shuffle=True, collate_fn=collate, generator=order)
 
     def step_loss(model: nn.Module, batch: tuple, epoch: float) -> tuple[Tensor, dict[str, float]]:
         inputs, targets = batch
-        outputs = model(inputs)
-        heads, in_force = detector.heads, thresholds(detector, config, int(epoch))
-        temperatures = heads.applied_temperatures()
-        loss, parts = recorded_loss(outputs, targets, temperatures, in_force, config, epoch, generator)
+        in_force, temperatures = thresholds(detector, config, int(epoch)), detector.heads.applied_temperatures()
+        loss, parts = recorded_loss(model(inputs), targets, temperatures, in_force, config, epoch, generator)
         return loss, {name: torch.tensor(value) for name, value in parts.items()}
 
     def after_epoch(model: nn.Module, epoch: int) -> dict[str, float]:
         temperatures = detector.heads.applied_temperatures()
         row = {f"temperature_{name}": float(t.detach()) for name, t in zip(EXIT_NAMES, temperatures, strict=True)}
-        collate = collate_maps if cached else collate_images
         batches_of_four = DataLoader(source("val"), 4, collate_fn=collate)
         outputs = ([maps.output() for maps in model(inputs)] for inputs, _ in batches_of_four)
         row |= validation_metrics(detector, config, outputs, epoch)
         if config.optim.keep == "best":
-            val = PhaseImages("val", config, config.data.val_limit or config.data.eval_limit)
+            val = PhaseImages("val", config, val_limit)
             row["full_AP"] = coco_ap(val.coco, detect_exits(detector, val, 4)["full"], val.image_ids)["AP"]
         return row
 
     trained = detector.heads if cached else detector
     trainer = Trainer(
-        trained,
-        step_loss,
-        config.optim,
-        groups=parameter_groups(trained, config),
-        rate=learning_rate(config),
-        after_step=detector.heads.project,
-    )
-    run = identity(config)
+        trained, step_loss, config.optim,
+        groups=parameter_groups(trained, config), rate=learning_rate(config), after_step=detector.heads.project,
+    )  # fmt: skip
     history = fit(
-        trainer, epoch_batches, out, identity=run, resume=resume, evaluate=after_epoch, log=log, line=epoch_line
-    )
+        trainer, epoch_batches, out,
+        identity=identity(config), resume=resume, evaluate=after_epoch, log=log, line=epoch_line,
+    )  # fmt: skip
     state = {"model": detector.state_dict(), "config": config.model_dump(mode="json"), "history": history}
     save_checkpoint(weights_path(out, config.phase), state)
     write_metrics(history, config.phase, out)
@@ -287,11 +273,8 @@ def routing_group(config: PhaseConfig) -> int:
 def validation_metrics(
     detector: RecordedDetector, config: PhaseConfig, outputs: Iterable[list[ExitOutput]], epoch: int
 ) -> dict[str, float]:
-    """Routing of an epoch on ``val``: shares, confidences over *all* images, hard and soft rates of single images.
-
-    Args:
-        outputs: those of the three exits for each batch.
-    """
+    """Routing of an epoch on ``val``, from the outputs of the exits for each batch: shares, confidences over *all*
+    images, hard and soft rates of single images."""
     rule = config.confidence
     c = torch.cat([torch.stack([confidence(detector.probability(o), rule) for o in batch], 1) for batch in outputs])
     in_force = tuple(float(t) for t in thresholds(detector, config, epoch))
@@ -326,10 +309,10 @@ def publish(config: PhaseConfig, out: Path | str, folder: Path | str) -> None:
         write_atomic(Path(folder) / file_name, lambda file, content=content: file.write(content))
 
 
-def read_history(folder: Path | str, phase: str) -> list[dict]:
-    """Rows of a training, one an epoch, from its published curves."""
+def read_history(folder: Path | str, phase: str) -> pd.DataFrame:
+    """A training by epoch, from its published curves."""
     train, val = (pd.read_csv(Path(folder) / name, index_col="epoch") for name in metrics_files(phase))
-    return train.join(val).reset_index().to_dict("records")
+    return train.join(val)
 
 
 def weights_path(out: Path | str, phase: str) -> Path:

@@ -5,25 +5,16 @@ curves by epoch are in ``reports/phases``. ``reports/metrics/phases.json`` joins
 that a check that is sharpened needs no training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from eelib.config import ConfigError, resolve
 from eelib.files import read_json, write_json
+from studies.phases import mechanisms
 from studies.phases.analysis import trajectory
 from studies.phases.config import EXIT_NAMES, PhaseConfig, load, profile_changes
-from studies.phases.mechanisms import (
-    agrees,
-    check_mechanisms,
-    explain_difference,
-    explain_unmet,
-    inside,
-    quantity,
-    said,
-    wanted,
-)
 from studies.phases.scorecard import recorded_card
 from studies.phases.trainer import publish, read_history, tag
 
@@ -48,20 +39,15 @@ ABOUT = {
 
 
 def judge(config: PhaseConfig, summary: dict, history: list[dict]) -> dict:
-    """What is to be said of a run: ``agrees``, ``mechanisms``, ``mechanism_holds``, ``difference``, ``unmet``.
-
-    Args:
-        config: its switches.
-        summary: of :func:`summarise`.
-        history: rows of the training, one an epoch.
-    """
-    checks = check_mechanisms(config, summary, history)
+    """What is to be said of a run, of :func:`studies.phases.scorecard.summarise`, by its switches and epochs:
+    ``agrees``, ``mechanisms``, ``mechanism_holds``, ``difference`` and ``unmet``."""
+    checks = mechanisms.check_mechanisms(config, summary, history)
     return {
-        "agrees": agrees(summary, summary["recorded"]),
+        "agrees": mechanisms.agrees(summary, summary["recorded"]),
         "mechanisms": checks,
         "mechanism_holds": all(check["holds"] for check in checks) if checks else None,
-        "difference": explain_difference(config, summary, summary["recorded"]),
-        "unmet": explain_unmet(checks),
+        "difference": mechanisms.explain_difference(config, summary, summary["recorded"]),
+        "unmet": mechanisms.explain_unmet(checks),
     }
 
 
@@ -71,11 +57,7 @@ def run_name(config: PhaseConfig, profile: str = "") -> str:
 
 
 def publish_run(config: PhaseConfig, summary: dict, out: Path | str, reports: Path | str, profile: str = "") -> None:
-    """Put a run into a folder of reports: what it measured, and its curves by epoch.
-
-    Args:
-        profile: of ``params/profiles.yaml``; such a run is not timed, since the plain ones are.
-    """
+    """Put a run into a folder of reports: what it measured, without times if it is of a profile, and its curves."""
     name = run_name(config, profile)
     kept = {key: value for key, value in summary.items() if not (profile and key == "time")}
     write_json(Path(reports) / "metrics" / "phases" / f"{name}.json", kept)
@@ -83,16 +65,13 @@ def publish_run(config: PhaseConfig, summary: dict, out: Path | str, reports: Pa
 
 
 def read_run(reports: Path | str, name: str) -> dict:
-    """A published run, judged by the present checks and by the switches in the phase's parameter file.
-
-    Args:
-        name: of :func:`run_name`.
-    """
+    """A published run of a :func:`run_name`, judged by the present checks and the switches in the parameter file."""
     summary = read_json(Path(reports) / "metrics" / "phases" / f"{name}.json")
     phase, profile = summary["phase"], str(Path(name).parent).removeprefix(".")
     changes = profile_changes(f"phase_{tag(phase)}", profile) | {"seed": summary["seed"]}
     config = load(resolve("params") / f"phase_{tag(phase)}.yaml", changes)
-    return summary | judge(config, summary, read_history(Path(reports) / "phases" / name, phase))
+    history = read_history(Path(reports) / "phases" / name, phase).reset_index().to_dict("records")
+    return summary | judge(config, summary, history)
 
 
 def join_runs(reports: Path | str) -> dict:
@@ -112,21 +91,21 @@ def join_runs(reports: Path | str) -> dict:
         if row["split_sha256"] != first["split_sha256"]:
             raise ValueError(f"{folder / name}.json: measured on another 'test' than {plain[0]}; run it again")
     phases, shared = [], {"phase", "recorded", "split", "split_sha256"}
+    kept = {name: {key: value for key, value in row.items() if key not in shared} for name, row in rows.items()}
     for phase in dict.fromkeys(rows[name]["phase"] for name in plain):
         runs = [rows[name] for name in plain if rows[name]["phase"] == phase]
-        others = {name.split("/")[0]: row for name, row in rows.items() if "/" in name and row["phase"] == phase}
         entry = {
             "phase": phase,
             "recorded": runs[0]["recorded"],
             "agree": sum(run["agrees"] for run in runs) if runs[0]["recorded"] else None,
             "mechanism_holds": sum(bool(run["mechanism_holds"]) for run in runs),
             "seeds": len(runs),
-            "runs": [{k: v for k, v in run.items() if k not in shared} for run in runs],
+            "runs": [kept[name] for name in plain if rows[name]["phase"] == phase],
         }
         for run in entry["runs"][1:]:
             del run["config"]  # the seed aside, it is the first run's
-        others = {profile: {k: v for k, v in run.items() if k not in shared} for profile, run in others.items()}
-        phases.append(entry | {"serious": None} | others)
+        others = [name for name in names if "/" in name and rows[name]["phase"] == phase]
+        phases.append(entry | {"serious": None} | {name.split("/")[0]: kept[name] for name in others})
     return {"about": ABOUT, **{key: first[key] for key in ("split", "split_sha256")}, "phases": phases}
 
 
@@ -138,33 +117,26 @@ def recorded_quantities(phase: str) -> dict[str, float]:
     kinds = {"share": "exit_shares", "confidence": "confidence", "temperature": "temperature"}
     kinds |= {"threshold": "thresholds", "soft_rate": "soft_rates", "hard_rate": "hard_rates", "loss": "loss"}
     found = {f"{kind}_{name}": value for kind, key in kinds.items() for name, value in card[key].items()}
-    found |= {
-        f"confidence_minus_threshold_{n}": found[f"confidence_{n}"] - found[f"threshold_{n}"] for n in EXIT_NAMES[:2]
-    }
     found["least_share_exit1"] = card["exit_shares"]["exit1"]
     try:
         path = trajectory(phase)
-    except ConfigError:
-        return found
+    except ConfigError:  # none is held
+        path = {}
     for name in EXIT_NAMES[:2]:
-        shut = path.index[path[f"confidence_{name}"] == 0] if f"confidence_{name}" in path else []
-        if len(shut):
-            after = path.loc[shut[0] :, f"confidence_{name}"]
-            found |= {
-                f"shut_from_epoch_{name}": int(shut[0]),
-                f"epochs_open_afterwards_{name}": int((after != 0).sum()),
-            }
+        found[f"confidence_minus_threshold_{name}"] = found[f"confidence_{name}"] - found[f"threshold_{name}"]
+        if f"confidence_{name}" in path and (path[f"confidence_{name}"] == 0).any():
+            first = int((path[f"confidence_{name}"] == 0).idxmax())
+            found[f"shut_from_epoch_{name}"] = first
+            found[f"epochs_open_afterwards_{name}"] = int((path.loc[first:, f"confidence_{name}"] != 0).sum())
     return found
 
 
 def check_table(phases: Sequence[dict]) -> pd.DataFrame:
-    """Every number that a check predicts: its interval, what the seeds and the serious run gave, the record, verdicts.
+    """Every number that a check predicts, of entries of ``phases.json``: its interval, what runs and record gave.
 
     Intervals that depend on a run are those of the first seed; verdicts are by each run's own.
-
-    Args:
-        phases: entries of ``phases.json``.
     """
+    columns = ("phase", "quantity", "predicted", "measured", "holds", "serious", "serious holds", "recorded")
     lines = []
     for entry in phases:
         runs, old = entry["runs"], recorded_quantities(entry["phase"])
@@ -172,31 +144,24 @@ def check_table(phases: Sequence[dict]) -> pd.DataFrame:
             seeds = [run["mechanisms"][index] for run in runs]
             serious = entry["serious"] and entry["serious"]["mechanisms"][index]
             for key in check["predicted"]:
-                lines.append({
-                    "phase": entry["phase"],
-                    "quantity": quantity(key),
-                    "predicted": wanted(check, key),
-                    "measured": ", ".join(said(seed, key) for seed in seeds),
-                    "holds": f"{sum(inside(seed, key) for seed in seeds)} of {len(seeds)}",
-                    "serious": said(serious, key) if serious else "not trained",
-                    "serious holds": ("yes" if inside(serious, key) else "no") if serious else "",
-                    "recorded": f"{old[key]:.4g}" if key in old else "",
-                })  # fmt: skip
-    columns = ("phase", "quantity", "predicted", "measured", "holds", "serious", "serious holds", "recorded")
+                lines.append((
+                    entry["phase"], mechanisms.quantity(key), mechanisms.wanted(check, key),
+                    ", ".join(mechanisms.said(seed, key) for seed in seeds),
+                    f"{sum(mechanisms.inside(seed, key) for seed in seeds)} of {len(seeds)}",
+                    mechanisms.said(serious, key) if serious else "not trained",
+                    ("yes" if mechanisms.inside(serious, key) else "no") if serious else "",
+                    f"{old[key]:.4g}" if key in old else "",
+                ))  # fmt: skip
     return pd.DataFrame(lines, columns=columns)  # no line where the switches predict nothing
 
 
-def shares_text(shares: dict[str, float]) -> str:
-    """Per cent at exit1 / exit2 / full."""
-    return " / ".join(f"{100 * shares[name]:.0f}" for name in EXIT_NAMES)
+def shares_text(shares: Mapping[str, float] | None) -> str | None:
+    """Per cent at exit1 / exit2 / full; None for none."""
+    return None if shares is None else " / ".join(f"{100 * shares[name]:.0f}" for name in EXIT_NAMES)
 
 
 def score_table(phases: Sequence[dict]) -> pd.DataFrame:
-    """A line a phase: exit shares on record, of the short runs and of the serious one, and their verdicts.
-
-    Args:
-        phases: entries of ``phases.json``.
-    """
+    """A line an entry of ``phases.json``: exit shares on record, of the short and the serious run, and verdicts."""
     lines = []
     for entry in phases:
         run, serious = entry["runs"][0], entry["serious"]
@@ -233,11 +198,10 @@ def headline(phases: Sequence[dict]) -> str:
     some = [f"{phase} ({count} of {of})" for phase, (count, of) in held.items() if 0 < count < of]
     none = [phase for phase, (count, _) in held.items() if not count]
     agree = sum(entry["agree"] == entry["seeds"] for entry in phases)
-    serious = []
-    for entry in phases:
-        if run := entry["serious"]:
-            verdict = "hold" if run["mechanism_holds"] else "do not all hold"
-            serious.append(f"{entry['phase']} after {run['steps']:,} steps: they {verdict}")
+    serious = [
+        f"{e['phase']} after {run['steps']:,} steps: they {'hold' if run['mechanism_holds'] else 'do not all hold'}"
+        for e in phases if (run := e["serious"])
+    ]  # fmt: skip
     untrained = [entry["phase"] for entry in phases if not entry["serious"]]
     return (
         f"The exit shares are the record's with every seed in {agree} of {len(phases)} phases. After 320 steps every "
@@ -251,8 +215,7 @@ def recommendations(phases: Sequence[dict], progressive: float | None) -> str:
     """What the record recommends for 1.7, judged: the clamp of its temperature, and thresholds that rise.
 
     Args:
-        progressive: share that a rising threshold recovers of what lies between random and oracle on a working
-            detector, of ``routing.json``; None where it was not measured.
+        progressive: share that a rising threshold recovers on a working detector, of ``routing.json``, if measured.
     """
     lines = []
     for entry in phases:
@@ -294,11 +257,7 @@ def recommendations(phases: Sequence[dict], progressive: float | None) -> str:
 
 
 def card_table(summary: dict) -> pd.DataFrame:
-    """One run: recorded value beside ours, a line a quantity.
-
-    Args:
-        summary: of :func:`summarise`.
-    """
+    """One run of :func:`studies.phases.scorecard.summarise`: recorded value beside ours, a line a quantity."""
     old, lines = summary["recorded"], []
     pairs = {key: key for key in ("exit_shares", "confidence_std", "temperature", "thresholds", "loss")}
     for key, ours in ({"exit_shares": "exit_shares", "confidence": "confidence_mean"} | pairs).items():

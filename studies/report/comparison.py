@@ -1,16 +1,18 @@
 """The eight tables of the phase comparison, the recorded value beside the reproduced one, and what the two say.
 
-Recorded values come from ``data/record``, ours from ``phases.json``: the run with most images, or the first seed. A
-phase that was not run has a dash. Judging words are chosen from the numbers.
+Recorded values come from ``data/record``, ours from ``phases.json`` (``entries``, by phase): the run with most images,
+or the first seed. A phase that was not run has a dash. Judging words are chosen from the numbers.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from studies.phases import analysis as record
+from studies.phases import trainer
 from studies.phases.config import EXIT_NAMES
+from studies.phases.verdicts import shares_text
 
 FEW, ALL = 0.05, 0.95  # shares of the images below and above which an exit counts as unused or as the only one
 TEMPERATURE_BOUNDS = (0.5, 3.0)  # of 1.8 and 1.9's clamp
@@ -22,17 +24,12 @@ def reported(entry: Mapping) -> dict:
     return entry.get("serious") or entry["runs"][0]
 
 
-def _run(entries: Mapping[str, dict], phase: str) -> dict | None:
-    return reported(entries[phase]) if phase in entries else None
-
-
-def _value(run: dict | None, group: str, name: str) -> float | None:
-    return None if run is None else run[group].get(name)
-
-
-def shares_text(shares: Mapping[str, float] | None) -> str | None:
-    """Per cent at exit1 / exit2 / full."""
-    return None if shares is None else " / ".join(f"{100 * shares[name]:.0f}" for name in EXIT_NAMES)
+def _phases(entries: Mapping[str, dict]) -> Iterator[tuple[str, pd.Series, dict[str, float], dict, dict | None]]:
+    """Of each recorded phase its final row, exit shares and story, and our run of it, if there is one."""
+    stories = record.narrative()["phases"]
+    for phase, row in record.final_values().iterrows():
+        run = reported(entries[phase]) if phase in entries else None
+        yield phase, row, _recorded_shares(row), stories[phase], run
 
 
 def outcome(shares: Mapping[str, float] | None) -> str | None:
@@ -66,18 +63,17 @@ def _object(lines: list[dict]) -> pd.DataFrame:
 def quick_reference(entries: Mapping[str, dict]) -> pd.DataFrame:
     """Goal, thresholds, exits, time and outcome of each phase."""
     lines = []
-    for phase, row in record.final_values().iterrows():
-        run, old = _run(entries, phase), _recorded_shares(row)
-        new = None if run is None else run["exit_shares"]
+    for phase, row, old, story, run in _phases(entries):
+        new = run and run["exit_shares"]
         lines.append({
-            "phase": phase, "goal": record.narrative()["phases"][phase]["goal"],
+            "phase": phase, "goal": story["goal"],
             "thresholds recorded": f"{row['exit1_threshold_epoch20']:.3f}, {row['exit2_threshold_epoch20']:.3f}",
-            "thresholds ours": None if run is None else ", ".join(f"{v:.3f}" for v in run["thresholds"].values()),
+            "thresholds ours": run and ", ".join(f"{v:.3f}" for v in run["thresholds"].values()),
             "exits % recorded": shares_text(old), "exits % ours": shares_text(new),
             "ms of four recorded": row["latency_ms_per_batch_of_4"],
-            "ms of four ours": None if run is None else entries[phase]["runs"][0]["time"]["four_images_ms"],
+            "ms of four ours": run and entries[phase]["runs"][0]["time"]["four_images_ms"],
             "outcome recorded": outcome(old), "outcome ours": outcome(new),
-            "seeds that agree": None if run is None else f"{entries[phase]['agree']} of {entries[phase]['seeds']}",
+            "seeds that agree": run and f"{entries[phase]['agree']} of {entries[phase]['seeds']}",
         })  # fmt: skip
     return _object(lines)
 
@@ -90,8 +86,7 @@ def _levels(confidence: float, thresholds: Iterable[float], shares: Mapping[str,
 def said_and_shown(entries: Mapping[str, dict]) -> pd.DataFrame:
     """What the comparison says of each phase, what the record says, what ours gave, and the mechanism in a line."""
     lines = []
-    for phase, row in record.final_values().iterrows():
-        story, run, shares = record.narrative()["phases"][phase], _run(entries, phase), _recorded_shares(row)
+    for phase, row, shares, story, run in _phases(entries):
         first, second = row["exit1_threshold_in_seed_table"], row["exit2_threshold_in_seed_table"]
         told = "gates, no thresholds" if pd.isna(first) else f"thresholds {first} and {second}"
         in_force, ms = (row[f"{name}_threshold_epoch20"] for name in EXIT_NAMES[:2]), row["latency_ms_per_batch_of_4"]
@@ -110,10 +105,10 @@ def said_and_shown(entries: Mapping[str, dict]) -> pd.DataFrame:
 def _beside(entries: Mapping[str, dict], columns: list[tuple[str, str, str, str]]) -> pd.DataFrame:
     """A line a phase; each column is (title, recorded column, group of the run, key of the group)."""
     lines = []
-    for phase, row in record.final_values().iterrows():
-        run, line = _run(entries, phase), {"phase": phase}
+    for phase, row, _, _, run in _phases(entries):
+        line = {"phase": phase}
         for title, recorded, group, key in columns:
-            line |= {f"{title} recorded": row[recorded], f"{title} ours": _value(run, group, key)}
+            line |= {f"{title} recorded": row[recorded], f"{title} ours": run and run[group].get(key)}
         lines.append(line)
     return _object(lines)
 
@@ -134,39 +129,27 @@ def temperatures(entries: Mapping[str, dict]) -> pd.DataFrame:
     """Temperatures at the end, and where they lie."""
     frame = _beside(entries, [(name, f"temperature_{name}", "temperature", name) for name in EXIT_NAMES])
     for source in ("recorded", "ours"):
-        states = []
-        for _, row in frame.iterrows():
-            values = {name: row[f"{name} {source}"] for name in EXIT_NAMES}
-            states.append(None if pd.isna(list(values.values())).any() else temperature_state(values))
-        frame[f"state {source}"] = states
+        rows = frame[[f"{name} {source}" for name in EXIT_NAMES]].set_axis(EXIT_NAMES, axis=1).iterrows()
+        frame[f"state {source}"] = [None if row.isna().any() else temperature_state(row) for _, row in rows]
     return frame
 
 
 def timeline(entries: Mapping[str, dict]) -> pd.DataFrame:
     """Date, attempt, outcome and the mechanism of each phase."""
     lines = []
-    for phase, row in record.final_values().iterrows():
-        story, run = record.narrative()["phases"][phase], _run(entries, phase)
-        lines.append({
-            "phase": phase, "date": story["date"], "attempt": story["attempt"],
-            "recorded": outcome(_recorded_shares(row)), "ours": outcome(run and run["exit_shares"]),
-            "mechanism": story["mechanism"],
-        })  # fmt: skip
+    for phase, _, shares, story, run in _phases(entries):
+        line = {"phase": phase, "date": story["date"], "attempt": story["attempt"], "recorded": outcome(shares)}
+        lines.append(line | {"ours": outcome(run and run["exit_shares"]), "mechanism": story["mechanism"]})
     return _object(lines)
 
 
 def patterns(entries: Mapping[str, dict]) -> pd.DataFrame:
     """Phases by their recorded outcome: what they have in common, and whether their rule could decide at all."""
-    final, rules = record.final_values(), record.phase_rules()
-    groups: dict[str, list[str]] = {}
-    for phase, row in final.iterrows():
-        groups.setdefault(outcome(_recorded_shares(row)), []).append(phase)
-    lines = []
-    for text, phases in groups.items():
-        rows = final.loc[phases]
-        forced = [
-            p for p in phases if record.attainable_range(rules[p])[0] >= rows.loc[p, "exit1_threshold_epoch20"] - 1e-6
-        ]
+    final, rules, lines = record.final_values(), record.phase_rules(), []
+    outcomes = final.apply(lambda row: outcome(_recorded_shares(row)), axis=1)
+    for text, rows in final.groupby(outcomes, sort=False):
+        phases, least = list(rows.index), rows["exit1_threshold_epoch20"] - 1e-6
+        forced = [p for p in phases if record.attainable_range(rules[p])[0] >= least[p]]
         runs = [reported(entries[p]) for p in phases if p in entries]
         below = rows["train_confidence_exit1"] - rows["exit1_threshold_epoch20"]
         lines.append({
@@ -187,24 +170,17 @@ def _span(values: pd.Series) -> str:
 def problems(entries: Mapping[str, dict]) -> pd.DataFrame:
     """What each phase tried to solve, and what decided it."""
     lines = []
-    for phase, row in record.final_values().iterrows():
-        story = record.narrative()["phases"][phase]
-        holds = None
-        if phase in entries:
-            holds = f"{entries[phase]['mechanism_holds']} of {entries[phase]['seeds']}"
-        lines.append({
-            "phase": phase, "problem": story["problem"], "attempt": story["attempt"],
-            "recorded": outcome(_recorded_shares(row)), "cause": story["cause"], "predictions hold (seeds)": holds,
-        })  # fmt: skip
+    for phase, _, shares, story, run in _phases(entries):
+        line = {"phase": phase, "problem": story["problem"], "attempt": story["attempt"], "recorded": outcome(shares)}
+        holds = run and f"{entries[phase]['mechanism_holds']} of {entries[phase]['seeds']}"
+        lines.append(line | {"cause": story["cause"], "predictions hold (seeds)": holds})
     return _object(lines)
 
 
 def warm_up(history: pd.DataFrame | None) -> pd.DataFrame:
-    """1.9 by epochs: weight of the early losses, confidences, share at exit1, time a batch.
+    """1.9 by epochs, recorded and ours, if there is any: weight of the early losses, confidences, share at exit1, time.
 
-    Args:
-        history: ours by epoch (``confidence_exit1``, ``confidence_exit2``, ``val_share_exit1``), indexed
-            by epoch, or None.
+    ``history`` has ``confidence_exit1``, ``confidence_exit2`` and ``val_share_exit1``, and the epoch as its index.
     """
     old, lines = record.trajectory("1.9"), []
     for title, (first, last) in WARM_UP_EPOCHS.items():
@@ -226,15 +202,11 @@ def _range(values: pd.Series) -> str:
     return f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
 
 
-def read_history(folder: Path | str, phase: str, seed: int = 0) -> pd.DataFrame | None:
-    """A published run by epoch, training and validation joined: the serious one first; None when there is none."""
-    name = phase.replace(".", "_")
-    run = f"phase_{name}_seed{seed}"
-    for stem in (Path(folder) / "serious" / run, Path(folder) / run):
-        paths = [stem / f"{split}_metrics_phase{name}.csv" for split in ("train", "val")]
-        if all(path.exists() for path in paths):
-            train, val = (pd.read_csv(path).set_index("epoch") for path in paths)
-            return train.join(val)
+def read_history(folder: Path | str, phase: str) -> pd.DataFrame | None:
+    """A published run by epoch, of the first seed, the serious one first; None when there is none."""
+    for run in (f"serious/phase_{trainer.tag(phase)}_seed0", f"phase_{trainer.tag(phase)}_seed0"):
+        if all((Path(folder) / run / name).exists() for name in trainer.metrics_files(phase)):
+            return trainer.read_history(Path(folder) / run, phase)
     return None
 
 

@@ -10,6 +10,7 @@ from eelib import tables
 from studies.compress import results
 from studies.phases.ablation import ladder_table
 from studies.phases.config import EXIT_NAMES
+from studies.phases.mechanisms import quantity
 from studies.report import comparison
 
 # Systems of the planes, as their parameter files call them, in words.
@@ -36,9 +37,9 @@ def paying(planes: Mapping[str, Mapping]) -> list[dict]:
     """What planes say of networks with exits beside static detectors, a row each.
 
     Returns:
-        ``title``; ``figure``: its file's name; ``processor``; ``images``; ``seeds``: the most of a system;
-        ``verdicts``: a table, a row a network, at how many latencies it lies above each hull; ``above``: whether any
-        does, by hull; ``alternatives``; ``goals``: a table of those that were missed, and ``met`` of ``of``.
+        ``title``; ``figure``: its file's name; ``processor``; ``images``; ``verdicts``: a table, a row a network, at
+        how many latencies it lies above each hull; ``above``: at how many any does, by hull; ``alternatives``;
+        ``goals``: a table of those that were missed, and ``met`` of ``of``.
     """
     rows = []
     for title, plane in planes.items():
@@ -46,9 +47,8 @@ def paying(planes: Mapping[str, Mapping]) -> list[dict]:
         above = dict.fromkeys(results.MEMBERS, 0)
         for share in results.prevalences(plane):
             for verdict in results.verdicts(plane, share):
-                line = lines.setdefault(
-                    verdict["system"], {"network": named(verdict["system"]), "seeds": verdict["seeds"]}
-                )
+                name = verdict["system"]
+                line = lines.setdefault(name, {"network": named(name), "seeds": verdict["seeds"]})
                 heading = f"{results.MEMBERS[verdict['hull']]}, {100 * share:.0f} % empty"
                 line[heading] = f"{verdict['above']} of {verdict['compared']}"
                 above[verdict["hull"]] += verdict["above"]
@@ -56,8 +56,8 @@ def paying(planes: Mapping[str, Mapping]) -> list[dict]:
         missed = goals[~goals["met"].astype(bool)].drop(columns="met")
         rows.append({
             "title": title, "figure": plane["plane"]["name"], "processor": plane["machine"]["processor"],
-            "images": plane["images"], "seeds": max(line["seeds"] for line in lines.values()),
-            "verdicts": list(lines.values()), "above": above, "alternatives": alternatives(plane),
+            "images": plane["images"], "verdicts": list(lines.values()), "above": above,
+            "alternatives": alternatives(plane),
             "goals": missed.assign(goal=missed["goal"].map(named)), "met": len(goals) - len(missed), "of": len(goals),
         })  # fmt: skip
     return rows
@@ -67,12 +67,11 @@ def alternatives(plane: Mapping) -> pd.DataFrame:
     """Every detector of a plane, a line an exit: AP with its interval and time, in float and in int8."""
     frame, lines = results.exits_table(plane), {}
     for row in frame.to_dict("records"):
-        name, int8 = row["system"].removesuffix(" int8"), row["system"].endswith(" int8")
-        line = lines.setdefault(
-            (name, row["exit"]), {"detector": named(name), "exit": row["exit"] if name.startswith("exits") else None}
-        )
-        line["AP in int8" if int8 else "AP"] = f"{row['AP']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        line["time in int8" if int8 else "time"] = row["time"]
+        name = row["system"].removesuffix(results.INT8)
+        kind = " in int8" if name != row["system"] else ""
+        place = row["exit"] if name.startswith("exits") else None
+        line = lines.setdefault((name, row["exit"]), {"detector": named(name), "exit": place})
+        line |= {f"AP{kind}": f"{row['AP']:.3f} [{row['low']:.3f}, {row['high']:.3f}]", f"time{kind}": row["time"]}
     return pd.DataFrame(lines.values())
 
 
@@ -105,17 +104,16 @@ def defects(ablation: Mapping | None) -> dict | None:
     """
     if ablation is None:
         return None
-    rows = ablation["variants"]
-    names = [re.sub(r" \([\d, ]+\)", "", row["variant"]) for row in rows]
-    lines = []
-    for name, row in zip(names, rows, strict=True):
+    rows, lines, pairs = ablation["variants"], [], []
+    for row in rows:
+        pairs.append((re.sub(r" \([\d, ]+\)", "", row["variant"]), row))
         (low, high), (less, more) = row["AP_full_interval"], row["AP_full_minus_working_interval"]
         lines.append({
-            "one defect": name, "AP of full": f"{row['AP_full']:.3f} [{low:.3f}, {high:.3f}]",
+            "one defect": pairs[-1][0], "AP of full": f"{row['AP_full']:.3f} [{low:.3f}, {high:.3f}]",
             "difference": f"{row['AP_full_minus_working']:+.3f} [{less:+.3f}, {more:+.3f}]",
             "share of the largest exit": row["largest_share"], "spread": row["spread"],
         })  # fmt: skip
-    pairs = list(zip(names, rows, strict=True))[1:]
+    del pairs[0]  # the working configuration
     destroy = [name for name, row in pairs if row["destroys_detection"]]
     return {
         "table": lines, "destroy": destroy,
@@ -131,17 +129,10 @@ def defects(ablation: Mapping | None) -> dict | None:
 
 
 def _words(value: object) -> str | None:
-    """A measured or predicted value in words; None for what has too many parts to be said."""
-    if value is None:
-        return "never"
-    if isinstance(value, (list, dict)):
-        parts = list(value.values()) if isinstance(value, dict) else value
-        return " to ".join(map(tables.rounded, dict.fromkeys(parts))) if len(parts) <= 2 else None
-    return (
-        {True: "yes", False: "no"}.get(value, tables.rounded(value))
-        if isinstance(value, bool)
-        else tables.rounded(value)
-    )
+    """A measured value or a predicted interval in words; None for what has too many parts to be said."""
+    if isinstance(value, list):
+        return " to ".join(map(tables.rounded, dict.fromkeys(value))) if len(value) <= 2 else None
+    return "never" if value is None else tables.rounded(value)
 
 
 def check_lines(run: Mapping) -> list[dict]:
@@ -150,12 +141,9 @@ def check_lines(run: Mapping) -> list[dict]:
     for check in run["mechanisms"]:
         numbers, predicted = [], check.get("predicted", {})
         for key, value in check.get("measured", {}).items():
-            name = next((name for name in EXIT_NAMES if key.endswith(f"_{name}")), None)
-            words = key.removesuffix(f"_{name}").replace("confidence_std", "spread").replace("_", " ")
-            quantity = f"{words} of {name}" if name else words
             if (said := _words(value)) is not None:
                 wanted = _words(predicted[key]) if key in predicted else None
-                numbers.append(f"{quantity} {said}" + (f" (predicted {wanted})" if wanted else ""))
+                numbers.append(f"{quantity(key)} {said}" + (f" (predicted {wanted})" if wanted else ""))
         lines.append({"prediction": check["prediction"], "holds": check["holds"], "numbers": "; ".join(numbers)})
     return lines
 

@@ -20,20 +20,9 @@ TEXT_WIDTH_PT = TEXT_WIDTH_CM / 2.54 * 72.27
 # Letters in a class of 11 pt: their size and the gap on both sides of a column, in points; the first that fits.
 SIZES = {"footnotesize": (9.0, 3.0), "scriptsize": (8.0, 2.0)}
 NAMES = ("phase", "seed", "number")  # columns whose numbers are names
-SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "\\": r"\textbackslash{}",
-}
-SPECIAL |= {
-    "\u00a0": "~",
-    "–": "--",
-    "×": r"$\times$",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-}
+SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {"\u00a0": "~", "–": "--"}
+SPECIAL |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+SPECIAL |= {"×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$", "<": r"\textless{}", ">": r"\textgreater{}"}
 # Widths of Computer Modern's letters in ems, rounded up; what is not named has DEFAULT_EM.
 EMS = dict.fromkeys("ijl.,;:!'|", 0.31) | dict.fromkeys("frst()-[]/", 0.43) | dict.fromkeys("mwMW%", 1.06)
 EMS |= dict.fromkeys("ABCDEFGHKLNOPQRUVXYZ&+<>=×≥≤–", 0.82)
@@ -56,32 +45,26 @@ def _cells(column: pd.Series) -> tuple[list[str], bool]:
     if numeric and all(v is None or v == int(v) for v in values):
         return ["–" if v is None else f"{int(v)}" for v in values], True
     words = {"": "–", "True": "yes", "False": "no"}
-    long = [
-        numeric or (v is not None and re.search(r"\.\d{4}|e", text)) for v, text in zip(values, column, strict=True)
-    ]
     return [
-        tables.rounded(v) if v is not None and is_long else words.get(text, text).replace(" / ", "\u00a0/\u00a0")
-        for v, text, is_long in zip(values, column, long, strict=True)
-    ], numeric
+        tables.rounded(v) if v is not None and (numeric or re.search(r"\.\d{4}|e", text))
+        else words.get(text, text).replace(" / ", "\u00a0/\u00a0")
+        for v, text in zip(values, column, strict=True)
+    ], numeric  # fmt: skip
 
 
 def escaped(text: str) -> str:
     """Text in LaTeX's letters."""
-    return "".join(SPECIAL.get(letter, letter) for letter in text)
+    return text.translate(str.maketrans(SPECIAL))
 
 
 def _aligned(texts: list[str]) -> list[str]:
     """Numbers that stand on one decimal point when they are set to the right."""
-    most = _decimals(texts)
-    lines = []
+    most, lines = _decimals(texts), []
     for text in texts:
-        missing = most - _decimals([text])
-        blank = (
-            rf"\phantom{{{'.' * (missing == most)}{'0' * missing}}}"
-            if missing and "e" not in text and text != "–"
-            else ""
-        )
-        lines.append(re.sub("^-", "$-$", escaped(text)) + blank)
+        line, missing = re.sub("^-", "$-$", escaped(text)), most - _decimals([text])
+        if missing and "e" not in text and text != "–":
+            line += rf"\phantom{{{'.' * (missing == most)}{'0' * missing}}}"
+        lines.append(line)
     return lines
 
 
@@ -123,9 +106,8 @@ def _widths(headers: list[str], columns: list[list[str]], numeric: list[bool]) -
             low, high = 0.0, 1.0
             for _ in range(40):
                 middle = (low + high) / 2
-                low, high = (
-                    (middle, high) if sum(map(max, least, (middle * m for m in most))) <= room else (low, middle)
-                )
+                fits = sum(map(max, least, (middle * m for m in most))) <= room
+                low, high = (middle, high) if fits else (low, middle)
             return size, [max(a, low * b) * points for a, b in zip(least, most, strict=True)]
     raise ValueError(f"{len(headers)} columns need {sum(words) * points / TEXT_WIDTH_PT:.2f} times the text's width")
 

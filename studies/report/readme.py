@@ -27,12 +27,8 @@ def released_table(manifest: Mapping, plane: Values) -> pd.DataFrame:
         for exit_, ap in entry["test"].items():
             time, int8 = timed[name][exit_], timed.get(f"{name} int8", {}).get(exit_, {})
             line = {"detector": f"`{name}`", "exit": exit_, "AP": ap["AP"], "AP50": ap["AP50"]}
-            line |= {
-                "ms": f"{time['median_ms']:.1f}",
-                "time": time["time_ratio"],
-                "time in int8": int8.get("time_ratio"),
-            }
-            lines.append(line)
+            line |= {"ms": f"{time['median_ms']:.1f}", "time": time["time_ratio"]}
+            lines.append(line | {"time in int8": int8.get("time_ratio")})
     return pd.DataFrame(lines)
 
 

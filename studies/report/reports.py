@@ -5,7 +5,7 @@ sentence that judges an outcome is chosen by a number. A key that a template ask
 metrics file lacks is an error that names both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import jinja2
@@ -18,6 +18,7 @@ from eelib.files import write_atomic
 from studies.goals import load_goals
 from studies.phases import analysis as record
 from studies.phases.config import EXIT_NAMES
+from studies.phases.verdicts import shares_text
 from studies.report import comparison, facts
 from studies.report.metrics_files import Values, load_entries, read_metrics
 
@@ -33,12 +34,8 @@ def _of_weights(metrics: Path, name: str, sha256: str | None) -> Values | None:
 
 def _weights_of(metrics: Path) -> dict[str, str | None]:
     """Hashes of the released detectors, as their metrics name them, and of what the recorded phases start from."""
-    hashes: dict[str, str | None] = {"baseline": None, "exits": None}
-    for name in hashes:
-        if (path := metrics / f"{name}.json").exists():
-            hashes[name] = read_metrics(path).get("checkpoint_sha256")
-    path = metrics / "phases.json"
-    runs = [run for entry in load_entries(path).values() for run in entry["runs"]] if path.exists() else []
+    hashes = {name: read_metrics(metrics / f"{name}.json").get("checkpoint_sha256") for name in ("baseline", "exits")}
+    runs = [run for entry in load_entries(metrics / "phases.json").values() for run in entry["runs"]]
     return hashes | {"phases": runs[0].get("start_sha256") if runs else None}
 
 
@@ -53,10 +50,7 @@ def planes_of(metrics: Path, baseline_sha256: str | None) -> dict[str, Values]:
 
 
 def seeds_beside_goals(training: Values) -> list[dict]:
-    """The last trainings with several seeds beside the goals: of each exit the share of AP that each seed keeps.
-
-    Args:
-        training: of ``training.json``.
+    """The seeds of ``training.json`` beside the goals: of each exit the share of AP that each seed keeps.
 
     Returns:
         ``exit``, ``of`` (what it is a share of), ``shares`` in the order of the seeds and ``goal``; no
@@ -65,28 +59,16 @@ def seeds_beside_goals(training: Values) -> list[dict]:
     rows = [row for row in training["seeds"] if row["training"] != "baseline"]
     if len({row["training"] for row in rows}) < 2:
         return []
-    table = []
-    for name, goal in load_goals()["exits"].items():
-        shares = [row[f"share_of_{goal['of']}"] for row in rows if row["exit"] == name]
-        table.append({"exit": name, "of": goal["of"], "shares": shares, "goal": goal["AP_share"]})
-    return table
-
-
-def _per_cent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def _signed(share: float) -> str:
-    return f"{100 * share:+.1f} %"
+    return [
+        {"exit": name, "of": goal["of"], "goal": goal["AP_share"]}
+        | {"shares": [row[f"share_of_{goal['of']}"] for row in rows if row["exit"] == name]}
+        for name, goal in load_goals()["exits"].items()
+    ]
 
 
 def _gate(value: float, least: float) -> str:
     """``met`` or by how much it was missed."""
     return "met" if value >= least else f"missed by {tables.rounded(least - value)}"
-
-
-def _at_most(value: float, most: float) -> str:
-    return _gate(-value, -most)
 
 
 def _share_gate(share: float, least: float) -> str:
@@ -100,25 +82,16 @@ def _seeds(count: int, of: int) -> str:
     return f"in none of {of} seeds" if count == 0 else f"in {count} of {of} seeds"
 
 
-def _plural(count: int, singular: str, plural: str) -> str:
-    return f"{count} {singular if count == 1 else plural}"
-
-
-def _listed(words: Sequence[str]) -> str:
+def _listed(words: Iterable[str]) -> str:
     """Words as a list in a sentence."""
     words = list(words)
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _table(rows: object) -> str:
-    return tables.markdown(pd.DataFrame(rows))
-
-
 def _phases(metrics: Path) -> dict:
-    """Our runs of the nine phases, as far as there are any: entries by phase, and which agree and hold."""
-    path, final = metrics / "phases.json", record.final_values()
-    entries = load_entries(path) if path.exists() else {}
-    nine = {phase: entry for phase, entry in entries.items() if phase in final.index}
+    """Our runs of the nine phases: entries by phase, and which agree and hold."""
+    final = record.final_values()
+    nine = {phase: entry for phase, entry in load_entries(metrics / "phases.json").items() if phase in final.index}
     return {
         "nine": nine,
         "agreeing": [phase for phase, entry in nine.items() if entry["agree"] == entry["seeds"]],
@@ -209,20 +182,19 @@ def environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader([TEMPLATES, TEMPLATES.parent]), undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
-    env.filters |= {"num": tables.rounded, "pct": _per_cent, "signed": _signed, "shares": comparison.shares_text}
-    env.filters |= {"table": _table, "listed": _listed}
-    env.globals |= {"gate": _gate, "share_gate": _share_gate, "at_most": _at_most, "seeds": _seeds}
-    env.globals |= {"plural": _plural, "decision": decision, "outcome": comparison.outcome}
-    env.globals |= {"reported": comparison.reported, "checks": facts.check_lines}
+    env.filters |= {"num": tables.rounded, "shares": shares_text, "listed": _listed}
+    env.filters["pct"] = lambda share: f"{100 * share:.0f} %"
+    env.filters["signed"] = lambda share: f"{100 * share:+.1f} %"
+    env.filters["table"] = lambda rows: tables.markdown(pd.DataFrame(rows))
+    env.globals |= {"gate": _gate, "share_gate": _share_gate, "at_most": lambda value, most: _gate(-value, -most)}
+    env.globals |= {"seeds": _seeds, "plural": lambda count, one, many: f"{count} {one if count == 1 else many}"}
+    env.globals |= {"decision": decision, "outcome": comparison.outcome, "reported": comparison.reported}
+    env.globals["checks"] = facts.check_lines
     return env
 
 
 def render(name: str, metrics: Path | str, published: Path | str) -> str:
-    """Text of one report.
-
-    Args:
-        metrics: folder of the metrics files.
-        published: folder of the runs by epoch.
+    """Text of one report, from the folders of the metrics files and of the runs by epoch.
 
     Raises:
         ConfigError: a metrics file, or a key of one, is missing.

@@ -47,14 +47,7 @@ def source(reports: Path) -> str:
 
 
 def build(reports: Path | str, out: Path | str) -> Path:
-    """Lay out the tables of a folder of reports, write ``thesis.tex`` and compile it.
-
-    Args:
-        reports: folder of figures/ and tables/.
-        out: folder of the document.
-
-    Returns:
-        The PDF.
+    """Lay out the tables of a folder of reports, write ``thesis.tex`` to the folder ``out``, and compile it to a PDF.
 
     Raises:
         InputError: pdflatex is not installed.

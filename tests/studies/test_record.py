@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 
 from eelib.config import ROOT, ConfigError
 from studies.phases import analysis as record
@@ -51,8 +52,8 @@ def test_3_fixed_point_of_1_6():
     last = FINAL.loc["1.6"]
     assert last["train_confidence_exit1"] - last["exit1_threshold_epoch20"] == pytest.approx(gap1, abs=4e-4)
     assert last["train_confidence_exit2"] - last["exit2_threshold_epoch20"] == pytest.approx(gap2, abs=4e-4)
-    assert record.logistic(10 * gap1) == pytest.approx(0.30)
-    assert (1 - 0.30) * record.logistic(10 * gap2) == pytest.approx(0.25)
+    assert expit(10 * gap1) == pytest.approx(0.30)
+    assert (1 - 0.30) * expit(10 * gap2) == pytest.approx(0.25)
 
 
 def test_4_distribution_loss_when_nobody_leaves():
