@@ -83,6 +83,8 @@ def kill_reproduce(scratch: Path, few: int | None = None) -> Tally:
             if status or again != finished:
                 names = [name for name in again.keys() | finished.keys() if again.get(name) != finished.get(name)]
                 tally.unfinished.append(f"{at}: {status}: {', '.join(names)} {printed[-500:]}")
+        counts = f"{len(tally.half)} half-written, {len(tally.lost)} lost, {len(tally.unfinished)} not resumed"
+        print(f"  {program} of {Path(target).name}: so far {tally.tried} points, {counts}", file=sys.stderr, flush=True)
     return tally
 
 
