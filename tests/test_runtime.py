@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -335,12 +334,13 @@ def test_openvino_detects_the_same(exported, gated, looks):
 
 
 def test_auto_takes_the_faster_runtime_and_remembers_it(exported, monkeypatch):
-    pauses = {"onnxruntime": 0.02, "openvino": 0.001}
+    seconds = {"onnxruntime": 0.004, "openvino": 0.001}
     monkeypatch.setattr(runtime, "_faster", {})
-    runners = {name: (lambda *_, name=name: lambda image: time.sleep(pauses[name])) for name in pauses}
+    monkeypatch.setattr(runtime.timeit, "repeat", lambda call, **_: [seconds[call()]])
+    runners = {name: (lambda *_, name=name: lambda image: name) for name in seconds}
     monkeypatch.setattr(runtime, "RUNNERS", runners)
     assert Session(exported("plain"), runtime="auto").runtime == "openvino"
-    pauses["openvino"] = 0.1
+    seconds["openvino"] = 0.01
     assert Session(exported("plain"), runtime="auto").runtime == "openvino"
     assert Session(exported("plain"), runtime="auto", threads=2).runtime == "onnxruntime"
 
