@@ -45,6 +45,14 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __str__(self) -> str:
+        """How many, and where the image left; then the ten best, a line each: class, score, corners in pixels."""
+        lines = [f"{len(self)} detection{'s' * (len(self) != 1)} at {self.exit_name}"]
+        for box, score, label in zip(self.boxes_xyxy[:10].round(), self.scores, self.labels, strict=False):
+            name = self.classes[label - 1] if self.classes else label
+            lines.append(f"{name} {score:.2f} at ({', '.join(f'{value:.0f}' for value in box)})")
+        return "\n".join(lines + ["..."] * (len(self) > 10))
+
     def rows(self, rows: np.ndarray | slice) -> "Detections":
         """Some of the detections."""
         return replace(self, boxes_xyxy=self.boxes_xyxy[rows], scores=self.scores[rows], labels=self.labels[rows])

@@ -104,6 +104,15 @@ def test_the_chain_of_the_readme(checkpoint, rooms, tmp_path, monkeypatch):
         np.testing.assert_allclose(as_routed.boxes_xyxy[:5], by_hand.boxes_xyxy[:5], atol=0.1)
 
 
+def test_detections_print_a_line_each():
+    boxes = np.array([[1, 2, 30.6, 40]] * 11, np.float32)
+    found = eelib.Detections(boxes, np.linspace(0.9, 0.1, 11), np.full(11, 2), "exit1", ("chair", "stool"))
+    lines = str(found).splitlines()
+    assert lines[:2] == ["11 detections at exit1", "stool 0.90 at (1, 2, 31, 40)"] and len(lines) == 12
+    assert lines[-1] == "..." and str(found.rows(slice(0))) == "0 detections at exit1"
+    assert str(found.rows(slice(1))).startswith("1 detection at exit1\n")
+
+
 def test_evaluate_takes_a_model_a_path_or_a_data_set(checkpoint, rooms, tiny):
     path = checkpoint("two exits")
     dataset = DetectionDataset("test", rooms, 96, keep_crowd=True, limit=6)
