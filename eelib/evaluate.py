@@ -179,12 +179,3 @@ def current_metrics(path: Path | str, log: Callable[[str], None] = print, **weig
         log(f"{path.name}: measured with other weights ({', '.join(other)}), so it is not used")
         return None
     return metrics
-
-
-def decision(ap: float) -> str:
-    """The record's decision on a fast mode from its AP[.50:.95] (phase comparison, "Decision Point")."""
-    if ap > 0.30:
-        return "acceptable fast mode"
-    if ap < 0.20:
-        return "retrain with proper matching"
-    return "look closer"

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from eelib.checkpoints import load_released
 from eelib.coco import Source
@@ -65,16 +64,6 @@ def run_to(model: EarlyExitSSDLite, images: Tensor, exit_name: str, suppress_pas
         if suppress_passed:
             postprocess(output, tuple(images.shape[-2:]))
     raise ValueError(f"exit: {exit_name!r} is unknown; expected one of {', '.join(model.exit_names)}")
-
-
-@torch.no_grad()
-def macs(model: nn.Module, last: str = "full") -> int:
-    """Multiply-accumulates of one image up to and with an exit of a model that has ``size`` and ``exits(images)``."""
-    with FlopCounterMode(display=False) as counter:
-        for output in model.eval().exits(torch.zeros(1, 3, model.size, model.size)):
-            if output.name == last:
-                break
-    return counter.get_total_flops() // 2
 
 
 def exit_times(

@@ -1,4 +1,4 @@
-"""Where the time of an exported detector goes: trunk, head, decoding of boxes and suppression."""
+"""What a detector costs: its operations, and where the time of its export goes."""
 
 import json
 import statistics
@@ -8,9 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from eelib.deploy.runtime import Session, open_graph
 from eelib.timing import measure, part_of
+
+
+@torch.no_grad()
+def macs(model: nn.Module, last: str = "full") -> int:
+    """Multiply-accumulates of one image up to and with an exit of a model that has ``size`` and ``exits(images)``."""
+    with FlopCounterMode(display=False) as counter:
+        for output in model.eval().exits(torch.zeros(1, 3, model.size, model.size)):
+            if output.name == last:
+                break
+    return counter.get_total_flops() // 2
 
 
 def profile_stage(path: Path | str, features: np.ndarray, repeats: int = 20) -> dict[str, float]:

@@ -6,7 +6,7 @@ import pytest
 
 from eelib.data import DetectionDataset, load_coco, split_sha256
 from eelib.detections import Detections
-from eelib.evaluate import coco_ap, current_metrics, decision, precision_recall, provenance
+from eelib.evaluate import coco_ap, current_metrics, precision_recall, provenance
 from eelib.files import file_sha256
 
 
@@ -42,19 +42,6 @@ def test_precision_and_recall_at_a_score(tiny):
     assert values == {"score": 0.5, "precision": 0.5, "recall": 0.5, "detections_per_image": 1.5}
     assert precision_recall(coco, results, [1, 2], score=0.3)["recall"] == 1.0
     assert precision_recall(coco, [], [1, 2])["precision"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("ap", "text"),
-    [
-        (0.31, "acceptable fast mode"),
-        (0.30, "look closer"),
-        (0.20, "look closer"),
-        (0.19, "retrain with proper matching"),
-    ],
-)
-def test_decision(ap, text):
-    assert decision(ap) == text
 
 
 def test_provenance_names_everything(tmp_path):

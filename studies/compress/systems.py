@@ -22,7 +22,7 @@ from eelib.deploy.runtime import Session, open_graph
 from eelib.detections import Detections
 from eelib.files import file_sha256
 from eelib.records import ExitRecords, load_records, save_records
-from eelib.timing import macs
+from studies.profiling import macs
 
 WARM_UP = 3  # rounds that are not counted
 

@@ -16,10 +16,10 @@ from torch import nn
 
 from eelib.config import ROOT, ConfigError
 from eelib.model import CUTS
-from eelib.timing import macs
 from studies.phases.confidence import confidence
 from studies.phases.config import EXIT_NAMES, ConfidenceConfig, load
 from studies.phases.detector import RecordedDetector
+from studies.profiling import macs
 
 FOLDER = ROOT / "data" / "record"
 EPOCHS, STEPS_PER_EPOCH = 20, 1250

@@ -13,12 +13,13 @@ from eelib.checkpoints import TrainingError
 from eelib.coco import open_source
 from eelib.config import ROOT, resolve
 from eelib.data import DetectionDataset, as_input, batches
-from eelib.evaluate import decision, precision_recall, provenance
+from eelib.evaluate import precision_recall, provenance
 from eelib.files import read_json, shorten, write_json
 from eelib.model import SIZE, class_scores, keep_best
 from eelib.routed_ap import RoutedAP
 from eelib.routing import exit_shares
 from eelib.timing import machine, measure
+from studies.goals import decision
 from studies.phases.analysis import recorded_values
 from studies.phases.confidence import confidence
 from studies.phases.config import EXIT_NAMES, PhaseConfig

@@ -13,9 +13,8 @@ import pandas as pd
 
 from eelib import tables
 from eelib.config import ConfigError
-from eelib.evaluate import decision
 from eelib.files import write_atomic
-from studies.goals import load_goals
+from studies.goals import decision, load_goals
 from studies.phases import analysis as record
 from studies.phases.config import EXIT_NAMES
 from studies.phases.verdicts import shares_text

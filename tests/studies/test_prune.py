@@ -5,9 +5,9 @@ import torch
 
 from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
 from eelib.config import parse
-from eelib.timing import macs
 from eelib.train import build_model
 from studies.compress.prune import prune, prune_checkpoint
+from studies.profiling import macs
 
 IMAGE = torch.rand(1, 3, 320, 320, generator=torch.Generator().manual_seed(0))
 
