@@ -5,6 +5,7 @@ All paths are relative to the checkout, in which Snakemake runs.
 
 import ast
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -45,18 +46,19 @@ def code(*files: str) -> list[str]:
         path = waiting.pop()
         if path.suffix == ".py":
             reached.add(path)
-        waiting += {module for name in _imports(path) for module in _modules(name)} - reached
+        names = _imports(path.read_text(), path.suffix == ".ipynb")
+        waiting += {module for name in names for module in _modules(name)} - reached
     return sorted({*map(str, reached), *glob("eelib/**/*.py", recursive=True)})
 
 
-def _imports(path: Path) -> list[str]:
+@functools.cache  # the rules of a Snakefile ask for the same few files some thousand times
+def _imports(text: str, notebook: bool) -> list[str]:
     """Dotted names that a module or a notebook imports."""
-    text = path.read_text()
-    if path.suffix == ".ipynb":
+    if notebook:
         cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
         text = "\n".join("".join(cell["source"]) for cell in cells)
     names = []
-    for node in ast.walk(ast.parse(text, str(path))):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
