@@ -18,6 +18,7 @@ from eelib.files import write_atomic
 TEXT_WIDTH_IN = 5.9
 # Okabe and Ito's colour-blind palette. The exits' three colours stand for exits and for nothing else.
 EXIT_COLOURS = {name: exit_colour(name) for name in ("exit1", "exit2", "full")}
+SERIES_COLOURS = ("#0072B2", "#D55E00", "#CC79A7", "#7F5B3A", "#4D4D4D", "#8A8D00")  # of what is no exit
 RECORDED_COLOUR, OURS_COLOUR, ALARM_COLOUR, TRUTH_COLOUR = "#999999", "#0072B2", "#D55E00", "#FFFFFF"
 PHOTO_DPI, PHOTO_QUALITY = 220, 85  # of figures that hold photographs: text stays sharp, and files small
 

@@ -20,8 +20,8 @@ MARKERS = {"plain": "*", "input": "^", "width": "s", "search": "X", "truncated":
 KINDS = {"plain": "plain detector", "input": "smaller input", "width": "fewer channels", "search": "searched"}
 KINDS |= {"truncated": "truncated at an exit"}
 ROUTERS = {  # markers of routed points, and their colours
-    "no chair": ("P", "#0072B2"), "benefit": ("D", "#E69F00"), "best score": ("X", "#56B4E9"),
-    "gates and benefit": ("h", "#D55E00"), "gates alone": (">", "#CC79A7"), "best score ends": ("<", "#999999"),
+    "no chair": ("P", "#D55E00"), "benefit": ("D", "#0072B2"), "best score": ("X", "#CC79A7"),
+    "gates and benefit": ("h", "#7F5B3A"), "gates alone": (">", "#4D4D4D"), "best score ends": ("<", "#8A8D00"),
     "certified router": ("d", "#F0E442"), "certified best score": ("p", "#F0E442"), "certified coin": ("8", "#F0E442"),
 }  # fmt: skip
 NETWORKS = (OURS_COLOUR, "-"), ("#CC79A7", "--"), ("#D55E00", "-.")  # colour and line of each network with exits

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from torchvision.ops import box_convert
 
 from eelib.coco import open_root
-from eelib.plots import EXIT_COLOURS, OURS_COLOUR, TEXT_WIDTH_IN, image_grid
+from eelib.plots import EXIT_COLOURS, OURS_COLOUR, SERIES_COLOURS, TEXT_WIDTH_IN, image_grid
 from eelib.preprocess import read_image
 from eelib.routed_ap import interval
 from eelib.routing import Split
@@ -107,7 +107,7 @@ def figure(rows: Sequence[Mapping]) -> Figure:
     drawn, axes = plt.subplots(
         1, 3, figsize=(TEXT_WIDTH_IN, 0.21 * len(rows) + 1.1), sharey=True, width_ratios=(3, 3, 4)
     )
-    for key, marker, colour in (("precision", "o", OURS_COLOUR), ("recall", "s", "#E69F00")):
+    for key, marker, colour in (("precision", "o", OURS_COLOUR), ("recall", "s", SERIES_COLOURS[1])):
         _bars(axes[0], rows, places, key, marker, colour, key)
     axes[0].set_xlabel("precision, recall")
     if all("false_alarms" in row for row in rows):

@@ -16,12 +16,12 @@ from eelib.guarantee import certified_gates, fixed_sequence, gate_sequence
 from eelib.plots import TEXT_WIDTH_IN
 from eelib.policies import fit_benefit
 from eelib.routing import Split
+from studies.compress.results import ROUTERS
 from studies.routing.answers import share_of
 from studies.routing.worth import Beside, Times
 
 STEPS, WORST = 100, 0.1  # thresholds that are tried, and the share of val's images with objects that the last one ends
 BOTH = "both gates"
-COLOURS = ("#009E73", "#CC79A7", "#D55E00", "#E69F00", "#56B4E9", "#0072B2")
 
 
 def raw_evidence(split: Split) -> tuple[str, ...]:
@@ -152,7 +152,6 @@ def worth_figure(
     """
     shares = list(dict.fromkeys(row["prevalence"] for row in rows))
     names = list(dict.fromkeys(row["system"] for row in rows))
-    styles = {name: (COLOURS[k % 6], "os^vDPX*"[k // 6 * 3 + k % 3]) for k, name in enumerate(names)}
     figure, axes = plt.subplots(1, len(shares), figsize=(TEXT_WIDTH_IN, 3.6), squeeze=False)
     for axis, share in zip(axes[0], shares, strict=True):
         for row in plane["exits"] if plane else ():
@@ -165,7 +164,7 @@ def worth_figure(
             points.sort(key=lambda row: row["time"])
             ap = np.array([row["AP"] for row in points])
             reach = np.abs(np.array([row["AP_interval"] for row in points]).T - ap)
-            colour, marker = styles[name]
+            marker, colour = ROUTERS[name]
             axis.errorbar([row["time"] for row in points], ap, reach, color=colour, marker=marker, markersize=4,
                           elinewidth=0.5, linewidth=0.8, label=name)  # fmt: skip
         axis.set_title(f"{100 * share:.0f} % empty")

@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from eelib import guarantee
 from eelib.guarantee import BOUNDS, Quality, drops, fixed_sequence
-from eelib.plots import TEXT_WIDTH_IN
+from eelib.plots import SERIES_COLOURS, TEXT_WIDTH_IN
 from eelib.policies import BEST_SCORE
 from eelib.routing import Setting, Split, hull_mixture
 from studies.hull import at_prevalence
@@ -24,8 +24,8 @@ from studies.routing.worth import Beside
 
 Step = Setting | np.ndarray  # thresholds, or the shares (E,) of a coin
 STEPS = 50
-COLOURS = {"router": "#009E73", "best score": "#D55E00", "coin": "#4D4D4D"}
-COLOURS |= {"both gates": "#0072B2", "best score, exit1": "#D55E00"}
+SYSTEMS = "router", "best score", "best score, exit1", "both gates", "coin"
+COLOURS = dict(zip(SYSTEMS, SERIES_COLOURS, strict=False))
 
 
 def recall_of(split: Split) -> np.ndarray:
@@ -233,8 +233,7 @@ def redrawn_figure(rows: Sequence[Mapping]) -> Figure:
             rates = np.array([row["rate"] for row in points])
             reach = np.abs(np.array([row["interval"] for row in points]).T - rates) if points else None
             axis.errorbar([row["n"] + 5 * k for row in points], rates, reach, marker="o^sDv"[k], markersize=3.5,
-                          linewidth=0.8, elinewidth=0.8, label=rule, color=("#009E73", "#0072B2", "#56B4E9", "#E69F00",
-                                                                            "#D55E00")[k])  # fmt: skip
+                          linewidth=0.8, elinewidth=0.8, label=rule, color=SERIES_COLOURS[k])  # fmt: skip
         axis.axhline(delta, color="black", linestyle="--", linewidth=0.8)
         axis.set_title(f"loss: {loss}, ε = {here[0]['epsilon']:g}, δ = {delta:g} (dashed)")
         axis.set_ylim(bottom=-0.01)

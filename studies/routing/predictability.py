@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from eelib.data import DetectionDataset, batches
 from eelib.deploy.evidence import OF_RAW_SCORES
 from eelib.model import EarlyExitSSDLite
-from eelib.plots import TEXT_WIDTH_IN
+from eelib.plots import SERIES_COLOURS, TEXT_WIDTH_IN
 from eelib.policies import Features, evidence_features, fit_gain
 from eelib.routing import Setting, Split, choose
 from studies.compress.plane import load_flags
@@ -28,7 +28,7 @@ from studies.routing.bounds import Area, priced
 from studies.routing.figures import BOUND_COLOUR, HIGHLIGHTS, MARKERS, OTHER_COLOUR
 
 PEARSON = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of what a noisy oracle sees with the true gain
-LINES = ("#56B4E9", "-."), ("#009E73", ":"), (BOUND_COLOUR, "-")  # colour and dashes of each reference
+LINES = (SERIES_COLOURS[3], "-."), (SERIES_COLOURS[5], ":"), (BOUND_COLOUR, "-")  # colour and dashes of each reference
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:

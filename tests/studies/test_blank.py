@@ -96,7 +96,8 @@ def test_gates_are_promised_beside_a_coin(splits):
     assert rare["time"] < own["time"] and own["risk_on_test"] == rare["risk_on_test"]
     coin = next(row for row in rows if row["system"] == "coin")
     assert coin["time"] == 0.9 and coin["AP"] == pytest.approx(0.9 * cases[0].stated[-1]) and not coin["above_coin"]
-    figure = blank.worth_figure(rows, None, {case.prevalence: (TIMES, case.stated) for case in cases})
+    shown = [row | {"system": "gates alone"} for row in gates]
+    figure = blank.worth_figure(shown, None, {case.prevalence: (TIMES, case.stated) for case in cases})
     assert [axis.get_title()[-7:] for axis in figure.axes] == ["% empty"] * 2
     plt.close(figure)
 
