@@ -27,7 +27,7 @@ def made(names):
     return [f"{OUT}/tables/{name}" if name.endswith(".csv") else f"{OUT}/metrics/{name}.json" for name in names.split()]
 
 
-def stage(notebook, makes, needs=(), settings="", params=None, caches=(), threads=1, priority=0):
+def stage(notebook, makes, needs=(), settings="", params=None, caches=(), threads=1):
     """What a notebook makes, what it reads besides code, images and its parameter file, and KEY=VALUE for its parameters.
 
     Caches of its own are deleted where the code is newer.
@@ -41,7 +41,7 @@ RELEASED = [BASELINE, EXITS, "checkpoints/exits_320.pth", MANIFEST, *glob("check
 measured, released = (json.loads(Path(file).read_text()) for file in ("reports/metrics/exits.json", MANIFEST))
 same = measured["checkpoint_sha256"] == released["exits_256.pth"]["sha256"]
 TIMES = f"{'reports' if same else OUT}/metrics/exits.json"
-LONG = committed(f"metrics/{name}.json" for name in ("ablation", "generalisation", "learning_curve"))
+LONG = committed(f"metrics/{name}.json" for name in ("ablation", "causal", "generalisation", "learning_curve"))
 PLANES = [name for name in ("plane", "plane_released") if Path(f"reports/metrics/{name}.json").exists()]
 PROFILES = yaml.safe_load(Path("params/profiles.yaml").read_text())
 RUNS = {f"{phase}_seed{seed}": (phase, seed) for phase in PHASES for seed in SEEDS}
@@ -60,11 +60,8 @@ STAGES = {
     "baseline": stage("03_baseline", "baseline", RELEASED + LONG, READ),
     "exits": stage("04_exits", "exits training", RELEASED, threads=workflow.cores),  # alone: neighbours would be timed too
     "scorecard": stage("05b_scorecard", "phases", SUMMARIES + SERIOUS + made("routing"), READ),
-    "causal": stage(
-        "05c_causal", "causal", RELEASED + parameters("params/phase_1_4.yaml"), params="causal",
-        caches=["runs/causal/*/*.json"], priority=1,  # one long job: it starts first
-    ),
-    "ablation": stage("05e_ablation", "ablation.csv", LONG + made("causal"), READ),  # trained by `ablation_trained`
+    "causal": stage("05c_causal", "causal.csv", LONG, READ),  # trained by `causal_trained`
+    "ablation": stage("05e_ablation", "ablation.csv", LONG, READ),  # trained by `ablation_trained`
     "policies": stage(  # reads the committed planes
         "05d_policies", "routing calibration guarantee predictability", settings=f"times={TIMES}",
         needs=[*RELEASED, *LONG, TIMES, *[f"reports/metrics/{name}.json" for name in PLANES]],
@@ -135,7 +132,6 @@ for name, row in STAGES.items():
             settings=" ".join(f"--set {setting}" for setting in f"reports={OUT} {row['settings']}".split()),
             file=f"--params {file}" if params else "",
         threads: row["threads"]
-        priority: row["priority"]
         shell:
             "{params.forget}" + JOB + "eelib study run {input.notebook} {params.file} --out {log} {params.settings}"
 
@@ -153,7 +149,7 @@ rule bench:
 
 rule reports:
     input:
-        made("baseline exits training phases causal detector_1_4 routing guarantee predictability"),
+        made("baseline exits training phases detector_1_4 routing guarantee predictability"),
         LONG,
         made(" ".join(PLANES)),
         code("studies/report/reports.py"),
@@ -188,11 +184,12 @@ for name in PLANES:
 # metrics are no outputs, so that nobody waits for hours to read them.
 for name, (command, module, needs) in {
     **{  # the trainings side by side, then what they give
-        name: (f"phases ablate params/ablation.yaml {how}", "phases/ablation", parameters("params/phase_2_0_recorded.yaml") + needs)
-        for name, how, needs in (
-            ("ablation_1", "--part 1/2", []),
-            ("ablation_2", "--part 2/2", []),
-            ("ablation_trained", f"--reports {OUT}", ["runs/stamps/ablation_1", "runs/stamps/ablation_2"]),
+        f"{study}_{part}": (f"phases ablate params/{study}.yaml {how}", "phases/ablation", parameters(base) + needs)
+        for study, base in (("ablation", "params/phase_2_0_recorded.yaml"), ("causal", "params/phase_1_4.yaml"))
+        for part, how, needs in (
+            (1, "--part 1/2", []),
+            (2, "--part 2/2", []),
+            ("trained", f"--reports {OUT}", [f"runs/stamps/{study}_1", f"runs/stamps/{study}_2"]),
         )
     },
     **{  # one training of a phase at more steps, or with one change: `snakemake --cores 1 serious clamped`

@@ -19,14 +19,14 @@ VERDICTS = ("equal", "within", "machine", "different")
 # for 20 epochs shares, AP and verdicts stayed, and its confidences and temperatures moved by up to 0.037.
 TOLERANCES = (
     (r"standard_errors$", 3.0),  # how far a random draw lies from its expectation: another draw each time
-    (r"^(phase|scorecard|causal|detector)", 0.05),  # trained again
+    (r"^(phase|scorecard|detector)", 0.05),  # trained again
     (r"", 0.001),
 )
 # Keys, and whole files, that say where or how fast something ran.
 MACHINE_KEYS = re.compile(r"(^|[ _])ms($|[ _])|time|second|machine|versions|passed|ratio$")
 MACHINE_FILES = re.compile(r"bench|acceleration")
 # The weights of a trained phase hold the seconds of its epochs, so that their hash is new with every training.
-TRAINED = re.compile(r"phase|causal|detector")
+TRAINED = re.compile(r"phase|detector")
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?")
 
 

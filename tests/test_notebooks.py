@@ -26,7 +26,6 @@ DRIVES = {
     "report_acceleration": "07_acceleration",
     "report_policies": "05d_policies",
     "report_validation": "06_validation",
-    "causal": "05c_causal",
 }
 
 

@@ -122,12 +122,12 @@ def validate(
 
 @app.command
 def ablate(params: Path, /, *, part: Annotated[str, Parameter("--part")] = "1/1", reports: Path | None = None) -> None:
-    """Train and measure an ablation, or a part of it; notebook 05e_ablation reads what it writes.
+    """Train and measure a ladder or an ablation, or a part of it; 05c_causal and 05e_ablation read what it writes.
 
     Args:
-        params: parameter file of an ablation (YAML), such as params/ablation.yaml.
+        params: parameter file of either (YAML), params/causal.yaml or params/ablation.yaml.
         part: K/N, the K-th of N parts, to run side by side.
-        reports: folder of reports that gets metrics/ablation.json, of all parts.
+        reports: folder of reports that gets, of all parts, metrics/NAME.json, where NAME is the parameter file's.
     """
     from eelib.config import ConfigError, read_yaml, resolve
 
@@ -144,5 +144,4 @@ def ablate(params: Path, /, *, part: Annotated[str, Parameter("--part")] = "1/1"
     for job in jobs[int(first) - 1 :: int(parts)]:
         ablation.run_job(job, resolve(values["runs"]), values["resamples"], log=_flushed)
     if reports:
-        content = ablation.study(values, _flushed)
-        write_json(reports / "metrics" / "ablation.json", content | {"answer": ablation.answer(content["variants"])})
+        write_json(reports / "metrics" / f"{params.stem}.json", ablation.study(values, _flushed))

@@ -112,7 +112,7 @@ def figure(rows: Sequence[Mapping]) -> Figure:
     axes[0].set_xlabel("precision, recall")
     if all("false_alarms" in row for row in rows):
         _bars(axes[1], rows, places, "false_alarms", "o", "#4D4D4D")
-    axes[1].set_xlabel("false alarms")
+    axes[1].set_xlabel("share of empty images\nwith a false alarm")
     start = np.zeros(len(rows))
     labels = (f"up to {LEVELS[0]:g}", f"{LEVELS[0]:g} to {LEVELS[1]:g}", f"more than {LEVELS[1]:g}")
     for k, (label, shade) in enumerate(zip(labels, SHADES, strict=True)):
