@@ -117,7 +117,7 @@ def route(
     Args:
         checkpoint: a released name, or a path.
         policy: such as fixed, max_score or benefit; an unknown one lists them all.
-        budget: mean time as a share of the plain detector's, which has no early exits.
+        budget: mean time, as a share of the time that this detector takes without its early exits.
         thresholds: one for each exit but the last, in place of a budget.
         calibration: how scores are calibrated.
         grid: number of thresholds that are tried at each exit.
@@ -137,7 +137,7 @@ def certify(
 ) -> None:  # fmt: skip
     """Find the fastest thresholds that are certified to lose little, and measure them on test.
 
-    With probability 1 - DELTA, an image loses EPSILON of its F1 or less on average.
+    With probability 1 - DELTA, the F1 of an image is on average at most EPSILON lower than full's.
 
     Args:
         checkpoint: a released name, or a path.
@@ -172,7 +172,7 @@ def _tell_router(system: "RoutedSystem", study: StudyOptions) -> None:
     for title, key, sign in (("AP on test ", "AP", ""), ("beside full", "AP_minus_full", "+")):
         low, high = answer[f"{key}_interval"]
         lines.append(f"{title}  {answer[key]:{sign}.4f}  [{low:{sign}.4f}, {high:{sign}.4f}]")
-    lines.append(f"time         {answer['time_ratio']:.3f} of the plain detector's")
+    lines.append(f"time         {answer['time_ratio']:.3f}, where 1.000 is {system.router.times.unit}")
     if "gates" in answer:
         gates, on_test = answer["gates"], answer["gates_on_test"]
         lines.append(
@@ -265,7 +265,9 @@ def check(
     config: Path, /, *, images: PositiveInt = 64, steps: Annotated[int, Parameter(validator=Number(gte=0))] = 100,
     set_: Set = None, data: DataOptions = NO_DATA,
 ) -> int:  # fmt: skip
-    """Check in a minute whether a training can work at all: against AP 0, confidence 0 and all images at one exit.
+    """Check in about a minute whether a training can work at all.
+
+    It looks for the causes of AP 0, of confidences of 0, and of all images leaving at one exit.
 
     Args:
         config: parameter file (YAML).
@@ -304,7 +306,9 @@ def release(checkpoint: Path, name: str, /, *, half: bool = False) -> None:
 def data_check(
     *, fix: Path | None = None, decode: bool = False, as_json: Json = False, data: DataOptions = NO_DATA
 ) -> int:
-    """Count what a data set holds and name all that is wrong with it, with the first examples; by default of showroom.
+    """Count what a data set holds and name all that is wrong with it, with the first examples.
+
+    Without --data, showroom is checked.
 
     Args:
         fix: write the JSON of --data without its faults to this file.
@@ -364,7 +368,7 @@ def _bench() -> None:
 STUDIES = (
     ("bench", "studies.cli:bench", "Time every runtime and exit, as ratios to the released baseline."),
     ("phases", "studies.phases.cli:app", "The nine recorded phases: check, train, validate, ablate."),
-    ("study", "studies.cli:app", "What the notebooks tell: run a notebook, plane, search, reports and more."),
+    ("study", "studies.cli:app", "The studies of the notebooks: run one, compare systems, search, write reports."),
 )
 
 

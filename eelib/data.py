@@ -70,7 +70,7 @@ class DetectionDataset(Dataset):
         keep_crowd: annotations of crowds are objects too, as evaluation has it.
         limit: how many images, drawn with ``seed``; None takes all.
         seed: of that draw.
-        masks: read the objects' masks, and no ``size``.
+        masks: also read the objects' masks; cannot be combined with ``size``.
 
     Raises:
         DataError: bad annotations, or an image file that is missing or of another size than its annotations say.

@@ -106,7 +106,7 @@ def evaluate(
         detector: what :func:`eelib.load` gave, any model that is trained, a checkpoint, or a released name.
         source: data set, or its folder; its images are resized to the detector's input. Or one split as a
             :class:`eelib.data.DetectionDataset` of that size with crowds kept; ``split`` and ``limit`` are its own.
-        split: that is evaluated.
+        split: name of the split to evaluate.
         limit: how many images, drawn with seed 0; None takes all.
 
     Returns:

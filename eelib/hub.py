@@ -22,8 +22,8 @@ def load(name: str | Path = DEFAULT) -> EarlyExitSSDLite:
     """A detector that is ready to predict.
 
     Args:
-        name: of a released detector, such as ``"exits_256"``, which is looked for in the ``checkpoints`` of the
-            working folder and of the folders above it; or the path of a checkpoint, such as a run's ``released.pth``.
+        name: name of a released detector, such as ``"exits_256"``, searched for in the ``checkpoints`` of the working
+            folder and of the folders above it; or the path of a checkpoint, such as a run's ``released.pth``.
 
     Raises:
         HubError: no such name or file, or released weights that are not the ones that the manifest describes.

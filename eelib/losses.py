@@ -46,7 +46,7 @@ class Criterion:
     """The weighted sum of all exits' losses.
 
     Each exit's class and box terms are sums over its default boxes divided by the number of positives in
-    the batch, at least 1. An exit before full may learn from full besides (``distillation``).
+    the batch, at least 1. An early exit can also learn from full (``distillation``).
 
     Args:
         loss: kinds and weights of the terms.

@@ -63,7 +63,7 @@ class EarlyExitSSDLite(nn.Module):
         cuts: children of the trunk's first part before exit1, exit2, ...: rising, each in :data:`CHANNELS`;
             none is the detector without exits.
         full: False ends the network at its last exit: a truncated detector.
-        blank_gate: whether gates at :data:`GATE_CUTS` foresee an image without objects.
+        blank_gate: whether to add gates at :data:`GATE_CUTS`, which predict that an image shows no object.
         classes: names of the K classes, in the order of the labels from 1.
         exit_width: channels of each early exit's own maps.
         weights: None, ``"imagenet"`` (trunk) or ``"coco"`` (trunk and head but for the class

@@ -87,7 +87,7 @@ class StudyOptions:
 
     Attributes:
         out: file of the router, for `eelib export --router`.
-        gates: let the blank gates end images; certified is that at most this share of the images with objects is lost.
+        gates: use the blank gates, with thresholds certified to lose at most this share of the images with objects.
         calibrate_on: split that the thresholds come from; never test.
         times: metrics file with the time of each exit; by default they are measured now, on this machine.
         records: folder of exit records, which are made where there are none.

@@ -246,7 +246,7 @@ def record(
     checkpoint_hash: str,
     progress: Callable[[str], None] | None = None,
 ) -> ExitRecords:
-    """Run every exit on a split once and keep what routing may want to know.
+    """Run every exit once on a split, and keep the detections and the evidence that routing needs.
 
     Args:
         model: has ``exits(images)`` and ``postprocess(output, size_hw)``.

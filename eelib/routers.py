@@ -186,7 +186,7 @@ def certify(
     bound: str = "hoeffding_bentkus",
     options: RouterOptions | None = None,
 ) -> RoutedSystem:
-    """The fastest setting that is certified to lose ``epsilon`` of an image's F1 or less on average.
+    """The fastest setting that is certified to keep an image's F1 on average within ``epsilon`` of full's.
 
     What the blank gates lose, if they are asked for, is promised apart: this loss is of the exits.
 

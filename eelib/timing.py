@@ -27,7 +27,7 @@ from eelib.routing import PolicyError
 # What 1.000 is, wherever a time is a ratio: always at batch 1, on one thread unless it says otherwise, suppression
 # included.
 UNITS = {
-    "session": "the plain detector, without early exits and blank gates, in an exported session",
+    "session": "this detector without early exits and blank gates, in an exported session",
     "eager": "the last exit with all exits before it, in eager torch",
 }
 

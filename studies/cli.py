@@ -15,7 +15,7 @@ from eelib.options import Level, Set
 REPORTS = Path("runs/reports")  # folder of metrics/ and figures/
 
 _flushed = functools.partial(print, flush=True)
-app = App("study", help="What the notebooks tell: run a notebook, plane, search, reports and more.")
+app = App("study", help="The studies of the notebooks: run one, compare systems, search, write reports.")
 
 
 @app.command
@@ -30,7 +30,7 @@ def run(
     Args:
         params: parameter file (YAML).
         out: executed copy; by default in runs/executed.
-        limit: images to evaluate, of a notebook that has this parameter.
+        limit: number of images to evaluate, if the notebook has this parameter.
         set_: KEY=VALUE in place of a parameter; may be given several times.
     """
     from eelib.config import read_settings
@@ -61,14 +61,14 @@ def run(
 
 @app.command
 def plane(config: Path, /, *, reports: Path = REPORTS, recompute: bool = False, set_: Set = None) -> None:
-    """AP against time of every system, in float and int8; nothing is trained. Hours.
+    """Measure AP and time of every system, in float and int8, without training anything. Takes hours.
 
     Example: eelib study plane params/plane.yaml
 
     Args:
         config: parameter file of the systems (YAML).
         reports: folder of metrics/, and of the match flags of each plane.
-        recompute: from the times and match flags of an earlier run, without weights.
+        recompute: judge the times and match flags of an earlier run again, by the present file and without weights.
         set_: KEY=VALUE in place of a value of the file; may be given several times.
     """
     from eelib.config import read_settings
@@ -79,7 +79,8 @@ def plane(config: Path, /, *, reports: Path = REPORTS, recompute: bool = False, 
     settings = study.load(config, read_settings(set_ or ()))
     path = reports / "metrics" / f"{settings.name}.json"
     if recompute:
-        write_json(path, study.recompute(reports, read_metrics(path)))
+        report = read_metrics(path) | {"plane": settings.model_dump(mode="json")}
+        write_json(path, study.recompute(reports, report))
     else:
         study.run(settings, reports, log=_flushed)
     print(f"wrote {path}; notebook 07_acceleration shows it")
@@ -115,7 +116,7 @@ def prune(checkpoint: str, /, *, width: Level, out: Path, images: PositiveInt = 
         checkpoint: a released name, or a path.
         width: share of the channels of every layer that stays, above 0 and below 1.
         out: checkpoint that is written.
-        images: of train, that the importance of channels is measured on.
+        images: number of training images on which the importance of the channels is measured.
     """
     path = path_of(checkpoint)
     check_target("--out", out)

@@ -8,7 +8,7 @@ from eelib.config import read_yaml
 
 @functools.cache
 def load_goals() -> dict:
-    """Groups ``baseline``, ``exits``, ``routing``, ``runtime``, ``plane`` and ``blank``.
+    """Groups ``baseline``, ``routing``, ``runtime``, ``plane`` and ``blank``.
 
     The file's comments say what each number bounds.
     """

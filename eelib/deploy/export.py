@@ -52,19 +52,18 @@ def export(
     """Write the graphs of a detector and their manifest.
 
     The folder is built beside the files that it replaces, and the manifest comes last: an export that is interrupted
-    leaves an earlier one whole. Files that are not of an earlier export stay where they are.
+    leaves an earlier one whole. Files that no earlier export wrote are left alone.
 
     Args:
         detector: a checkpoint, the name of a released detector, or what :func:`eelib.load` gave; its file is exported.
         out: folder, created.
-        router: that images shall obey, its file, or what :func:`eelib.route` gave; without one every image takes the
-            full path.
+        router: a router, its file, or the result of :func:`eelib.route`; without one every image takes the full path.
         source: data set, or its folder, whose category ids the results shall carry, and whose ``calibrate`` gives
             the ranges of int8; without one the ids are 1, 2, … in the order of the labels, and showroom's for its own
             chairs.
         int8: write int8 graphs, too; see :func:`eelib.deploy.int8.quantise`.
-        gates: whether blank gates are exported, which take time where nobody asks them; None leaves them out where the
-            router does not read them.
+        gates: whether to export the blank gates, which cost time even if no router reads them; None exports them only
+            if the router does.
 
     Returns:
         The manifest.

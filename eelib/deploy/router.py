@@ -235,10 +235,10 @@ LOSSES = ("f1", "objects")
 
 @dataclass(frozen=True)
 class Router(Rule):
-    """A rule with what it rests on, so that it is obeyed by no detector but its own.
+    """A routing rule with the detector, data and times for which it was made; other detectors refuse it.
 
     Attributes:
-        times: of the exits.
+        times: time of each exit.
         promise: what was asked for; None where the thresholds were given by hand.
         gates_promise: what the gates may lose; None where there are none, or none ends an image.
         size: side of the network input in pixels.

@@ -37,14 +37,14 @@ class Session:
 
     Args:
         folder: of ``manifest.json`` and the graphs.
-        threads: inside an operator, at least 1.
+        threads: number of threads per operator, at least 1.
         int8: run the int8 graphs.
         runtime: ``"onnxruntime"``, ``"openvino"``, or ``"auto"``, which times both once on a blank image.
 
     Attributes:
         exits, classes: names in their order.
         size: side of the network input in pixels.
-        router: that images obey; None sends all through the plain detector, which has no early exits.
+        router: decides where images leave; None runs every image through the network without its early exits.
 
     Raises:
         DeploymentError: no manifest or one of another format, a graph that is missing, is not the manifest's or is

@@ -17,7 +17,7 @@ app = App("phases", help="The nine recorded phases: check, train, validate, abla
 
 @app.command
 def preflight(config: Path, /, *, images: PositiveInt = 24, as_json: Json = False) -> int:
-    """Can this phase learn to detect, and can its routing route? Seconds, before any training.
+    """Check in seconds whether this phase can learn to detect, and whether its rule can divide images between exits.
 
     Example: eelib phases preflight params/phase_1_1.yaml
 
@@ -54,7 +54,7 @@ def train(
         profile: of params/profiles.yaml, such as serious.
         runs: folder of the trained phases; a profile has a folder of its own in it.
         reports: folder of reports that gets what was measured, and the curves by epoch.
-        weights: file that gets the branches in half precision, small enough to ship; the trunk is the start's.
+        weights: also save the trained branches to this file, in half precision; the trunk is the start's.
         set_: KEY=VALUE in place of a value of the file; may be given often.
     """
     from eelib.config import read_settings, resolve
@@ -83,15 +83,15 @@ def validate(
     phase: str | None = None, /, *, all_: Annotated[bool, Parameter("--all", negative="")] = False,
     compute_map: bool = False, score: Share = 0.5, runs: Path = Path("runs"), as_json: Json = False,
 ) -> None:  # fmt: skip
-    """The record's open question about trained phases: AP on test, and the record's decision.
+    """Report the AP of trained phases on test, which the record never measured, and the decision by its rule.
 
     Example: eelib phases validate 1.4 --compute-map
 
     Args:
         phase: one with a file in params/, such as 1.4; by default all.
-        all_: all phases, said aloud.
-        compute_map: run the detector on test now, in a clone the shipped one of 1.4; otherwise what its training
-            measured is read, in a clone from reports/.
+        all_: all phases, which is the default.
+        compute_map: run the detector on test now (in a fresh clone only that of 1.4 exists); otherwise the values
+            that were measured after the training are read (in a fresh clone, from reports/).
         score: least score for precision and recall.
         runs: folder of the trained phases.
         as_json: one JSON object (of one phase) or list for machines.

@@ -66,7 +66,7 @@ def _unmoved_thresholds(config: PhaseConfig, run: dict, history: list[dict]) -> 
     if config.thresholds.kind != "parameter" or not _distribution_on(config, "hard"):
         return None
     expected = {f"threshold_{n}": _around(float(torch.tensor(getattr(config.thresholds, n))), 0.0) for n in EARLY}
-    text = "No gradient reaches a threshold behind a comparison: both end on the float32 of their start."
+    text = "No gradient reaches a threshold behind a comparison: both end exactly at their initial float32 values."
     measured = {f"threshold_{name}": run["thresholds"][name] for name in EARLY}
     return _result(text, expected, measured, "Something else than a gradient moved a threshold.")
 
@@ -83,7 +83,7 @@ def _soft_optimum(config: PhaseConfig, run: dict, history: list[dict]) -> dict |
         expected[f"hard_rate_{name}"] = (0.0, 0.0)
         measured |= {f"{kind}_rate_{name}": run["train_rates"][f"{kind}_{name}"] for kind in ("soft", "hard")}
         measured[f"confidence_minus_threshold_{name}"] = last[f"confidence_{name}"] - last[f"threshold_{name}"]
-    text = "Soft rates reach their targets while every image stays below its threshold: hard rates are 0."
+    text = "The soft rates reach their targets while every image stays below its threshold: hard rates are 0."
     why = "The confidence of single batches still varies by more than its distance from the threshold."
     return _result(text, expected, measured, why)
 
@@ -96,7 +96,7 @@ def _tautology(config: PhaseConfig, run: dict, history: list[dict]) -> dict | No
     if config.thresholds.kind == "parameter" or not least or highest > least:
         return None
     measured = min([row["val_share_exit1"] for row in history] + [run["exit_shares"]["exit1"]])
-    text = f"The rule cannot give less than {least:.4g}, no threshold exceeds {highest:.4g}: all images leave at exit1."
+    text = f"The rule gives {least:.4g} or more, and no threshold exceeds {highest:.4g}: all images leave at exit1."
     why = "The rule or the schedule is not the recorded one."
     return _result(text, {"least_share_exit1": (1.0, 1.0)}, {"least_share_exit1": measured}, why)
 
@@ -125,7 +125,7 @@ def _gate_factor(config: PhaseConfig, run: dict, history: list[dict]) -> dict | 
         return None
     factor = 1 / (1 + math.exp(rule.gate_slope * rule.min_count))
     measured = {f"gate_factor_{n}": run["confidence_mean"][n] / run["probability_mean"][n] for n in EARLY}
-    text = f"No box is above {rule.cut}: the confidence is the mean probability times {factor:.5f}, the gate at 0."
+    text = f"No box scores above {rule.cut}: the confidence is {factor:.5f}, the gate at 0, times the mean probability."
     expected = {key: _around(factor, FACTOR_BAND * factor) for key in measured}
     why = f"More than {rule.min_count} boxes are above {rule.cut}: the gate is open."
     return _result(text, expected, measured, why)
@@ -142,7 +142,7 @@ def _untrained_warm_up(config: PhaseConfig, run: dict, history: list[dict]) -> d
         lr = config.temperature.lr * learning_rate_factor(epoch, optim.epochs, 0, 0.0)
         value *= (1 - lr * config.temperature.weight_decay) ** steps
     key = f"temperature_exit1_after_{epochs}_epochs"
-    text = f"For {epochs} epochs untrained exits are routed, and T1 moves by weight decay alone."
+    text = f"For {epochs} epochs images are routed by untrained exits, and only weight decay moves exit1's temperature."
     measured = {key: history[epochs - 1]["temperature_exit1"]}
     return _result(text, {key: _around(value, 2e-5)}, measured, "A routing loss moved it.")
 
@@ -155,7 +155,8 @@ def _column_pairs(config: PhaseConfig, run: dict, history: list[dict]) -> dict |
     measured = {"loss_full": history[-1]["loss_full"], "confidence_full": run["confidence_mean"]["full"]}
     measured["share_full"] = run["exit_shares"]["full"]
     expected = {"loss_full": (0.0, 0.1 * math.log(2)), "confidence_full": (0.0, 0.1), "share_full": (1.0, 1.0)}
-    text = "The class loss goes to 0 on column pairs, the confidence on channel pairs stays near 0: nobody leaves."
+    text = "The class loss, on pairs of columns, falls to 0; the confidence, on pairs of channels, stays near 0: "
+    text += "no image leaves early."
     return _result(text, expected, measured, "The class loss has not learnt to count columns yet.")
 
 
@@ -168,7 +169,7 @@ def _uniform_field(config: PhaseConfig, run: dict, history: list[dict]) -> dict 
     chosen = EXIT_NAMES[int(first_exit_of_groups(c[None], tuple(run["thresholds"].values())))]
     expected = {f"confidence_{n}": _around(float(v), CONFIDENCE_BAND) for n, v in zip(EARLY, c, strict=False)}
     measured = {f"confidence_{n}": run["confidence_mean"][n] for n in EARLY}
-    text = f"The mean probability alone, put through the rule, decides for all images: they take {chosen}."
+    text = f"The mean probability alone decides the exit: put into the rule, it sends every image to {chosen}."
     share = {f"share_{chosen}": run["exit_shares"][chosen]}
     why = "The boxes' probabilities are not one number here: those above the cut have another mean than all."
     return _result(text, {f"share_{chosen}": (0.99, 1.0)} | expected, share | measured, why)
@@ -182,7 +183,7 @@ def _logistic_rate(config: PhaseConfig, run: dict, history: list[dict]) -> dict 
     drawn = sum(row["rate_exit1"] for row in history) / len(history)
     draws = run["steps"] * config.optim.batch_size
     error = max(math.sqrt(expected * (1 - expected) / draws), 1 / draws)
-    text = "Drawn exit rates follow the logistic of 20 (confidence - threshold), over all draws of the training."
+    text = "Over the training, sampled exit rates follow the logistic function of 20 × (confidence − threshold)."
     band = {"rate_exit1": _around(expected, STANDARD_ERRORS * error)}
     return _result(text, band, {"rate_exit1": drawn}, "The draws are not the logistic's.")
 
@@ -192,12 +193,12 @@ def _runaway_temperature(config: PhaseConfig, run: dict, history: list[dict]) ->
     if not _distribution_on(config, "gumbel") or config.confidence.rule not in ("mean_max", "split_max"):
         return None
     most = config.temperature.start[0] + temperature_budget(config, run)
-    text = f"The wanted rate is out of the rule's reach: T1 runs away, bounded by Adam's {run['steps']:,} steps."
+    text = "The rule cannot give the target exit rate, so exit1's temperature grows as long as Adam takes steps."
     expected = (RUNAWAY, most)
     why = f"{run['steps']:,} steps carry it to {most:.3g} at most, each of them full and upwards."
     if config.temperature.clamp != "none":
         bound = config.temperature.bounds[1]
-        text = f"The wanted rate is out of the rule's reach: T1 rises until the clamp holds it at {bound}."
+        text = f"The rule cannot give the target exit rate: exit1's temperature rises until it is held at {bound}."
         expected = _around(bound, 1e-6)
     path = [row["temperature_exit1"] for row in history]
     falling = sum(after < before for before, after in pairwise(path[len(path) // 2 :]))
@@ -229,17 +230,17 @@ def explain_difference(config: PhaseConfig, run: dict, recorded: dict) -> str | 
     parts = []
     if not agrees(run, recorded):
         shares = ((n, run["exit_shares"][n], recorded["exit_shares"][n]) for n in EXIT_NAMES)
-        parts.append("exit shares " + ", ".join(f"{n} {ours:.0%} (recorded {old:.0%})" for n, ours, old in shares))
+        parts.append("the exit shares: " + ", ".join(f"{n} {ours:.0%} (recorded {old:.0%})" for n, ours, old in shares))
     for word, key, ours, band in (
         ("confidence", "confidence", run["confidence_mean"], lambda old: CONFIDENCE_BAND),
         ("temperature", "temperature", run["temperature"], lambda old: TEMPERATURE_BAND * old),
     ):
         pairs = [(n, ours[n], old) for n, old in recorded[key].items() if n in EARLY]
-        far = [f"{n} {new:.3g} (recorded {old:.3g})" for n, new, old in pairs if abs(new - old) > band(old)]
-        parts += [f"{word} {', '.join(far)}"] if far else []
+        far = [f"{n} ({new:.3g}, recorded {old:.3g})" for n, new, old in pairs if abs(new - old) > band(old)]
+        parts += [f"the {word} of {' and '.join(far)}"] if far else []
     if not parts:
         return None
-    lines = ["Ours differs: " + "; ".join(parts) + "."]
+    lines = [f"Our run differs from the record in {' and in '.join(parts)}."]
     if not agrees(run, recorded):
         levels = (f"{n} {run['confidence_mean'][n]:.4f} against {t:.4f}" for n, t in run["thresholds"].items())
         lines.append(f"Confidences against thresholds at the end: {', '.join(levels)}.")
@@ -247,9 +248,8 @@ def explain_difference(config: PhaseConfig, run: dict, recorded: dict) -> str | 
     images = f"{run['train_images']:,}" if run["train_images"] else "all"
     trunk = "trained" if config.model.train_trunk else "frozen"
     lines.append(
-        f"Nothing supervises the level of a confidence: the mean probability, at exit1 {p:.3f}, is where initial "
-        f"weights and drift leave it. Here {run['steps']:,} steps on {images} images with a {trunk} trunk (a "
-        f"temperature moves by {temperature_budget(config, run):.3g} at most), on record 25,000 on 5,000 (131)."
+        f"The mean chair probability at exit1 is {p:.3f}. This training had {run['steps']:,} steps on {images} images "
+        f"with a {trunk} trunk, in which a temperature can move by at most {temperature_budget(config, run):.3g}."
     )
     return " ".join(lines)
 
@@ -260,8 +260,8 @@ def explain_unmet(checks: list[dict]) -> str | None:
     for check in checks:
         if not check["holds"]:
             outside = [key for key in check["predicted"] if not inside(check, key)]
-            values = (f"{quantity(key)} {said(check, key)} where {wanted(check, key)} is predicted" for key in outside)
-            lines.append(f"Not seen here: {check['prediction']} Measured: {', '.join(values)}. {check['otherwise']}")
+            values = (f"{quantity(k)} is {said(check, k)}, but {wanted(check, k)} was predicted" for k in outside)
+            lines.append(f'One prediction fails ("{check["prediction"]}"): {"; ".join(values)}. {check["otherwise"]}')
     return " ".join(lines) or None
 
 

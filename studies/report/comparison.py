@@ -69,9 +69,9 @@ def quick_reference(entries: Mapping[str, dict]) -> pd.DataFrame:
             "phase": phase, "goal": story["goal"],
             "thresholds recorded": f"{row['exit1_threshold_epoch20']:.3f}, {row['exit2_threshold_epoch20']:.3f}",
             "thresholds ours": run and ", ".join(f"{v:.3f}" for v in run["thresholds"].values()),
-            "exits % recorded": shares_text(old), "exits % ours": shares_text(new),
-            "ms of four recorded": row["latency_ms_per_batch_of_4"],
-            "ms of four ours": run and entries[phase]["runs"][0]["time"]["four_images_ms"],
+            "exit shares (%) recorded": shares_text(old), "exit shares (%) ours": shares_text(new),
+            "ms per batch of 4 recorded": row["latency_ms_per_batch_of_4"],
+            "ms per batch of 4 ours": run and entries[phase]["runs"][0]["time"]["four_images_ms"],
             "outcome recorded": outcome(old), "outcome ours": outcome(new),
             "seeds that agree": run and f"{entries[phase]['agree']} of {entries[phase]['seeds']}",
         })  # fmt: skip
@@ -138,8 +138,8 @@ def timeline(entries: Mapping[str, dict]) -> pd.DataFrame:
     """Date, attempt, outcome and the mechanism of each phase."""
     lines = []
     for phase, _, shares, story, run in _phases(entries):
-        line = {"phase": phase, "date": story["date"], "attempt": story["attempt"], "recorded": outcome(shares)}
-        lines.append(line | {"ours": outcome(run and run["exit_shares"]), "mechanism": story["mechanism"]})
+        line = {"phase": phase, "date": story["date"], "attempt": story["attempt"], "recorded outcome": outcome(shares)}
+        lines.append(line | {"our outcome": outcome(run and run["exit_shares"]), "mechanism": story["mechanism"]})
     return _object(lines)
 
 
@@ -154,11 +154,11 @@ def patterns(entries: Mapping[str, dict]) -> pd.DataFrame:
         below = rows["train_confidence_exit1"] - rows["exit1_threshold_epoch20"]
         lines.append({
             "recorded outcome": text, "phases": ", ".join(phases),
-            "confidence of exit1": _span(rows["train_confidence_exit1"]), "minus threshold": _span(below),
-            "ms of four": _span(rows["latency_ms_per_batch_of_4"]),
-            "cannot do otherwise": ", ".join(forced) or "none",
-            "same outcome here": f"{sum(outcome(r['exit_shares']) == text for r in runs)} of {len(runs)}",
-            "best AP here": max((r["AP"] for r in runs), default=None),
+            "confidence of exit1": _span(rows["train_confidence_exit1"]), "confidence minus threshold": _span(below),
+            "ms per batch of 4": _span(rows["latency_ms_per_batch_of_4"]),
+            "phases whose rule forces it": ", ".join(forced) or "none",
+            "same outcome in our runs": f"{sum(outcome(r['exit_shares']) == text for r in runs)} of {len(runs)}",
+            "best AP in our runs": max((r["AP"] for r in runs), default=None),
         })  # fmt: skip
     return _object(lines)
 
@@ -171,9 +171,10 @@ def problems(entries: Mapping[str, dict]) -> pd.DataFrame:
     """What each phase tried to solve, and what decided it."""
     lines = []
     for phase, _, shares, story, run in _phases(entries):
-        line = {"phase": phase, "problem": story["problem"], "attempt": story["attempt"], "recorded": outcome(shares)}
+        line = {"phase": phase, "problem": story["problem"], "attempt": story["attempt"]}
+        line |= {"recorded outcome": outcome(shares)}
         holds = run and f"{entries[phase]['mechanism_holds']} of {entries[phase]['seeds']}"
-        lines.append(line | {"cause": story["cause"], "predictions hold (seeds)": holds})
+        lines.append(line | {"cause": story["cause"], "seeds in which all predictions hold": holds})
     return _object(lines)
 
 
@@ -186,13 +187,13 @@ def warm_up(history: pd.DataFrame | None) -> pd.DataFrame:
     for title, (first, last) in WARM_UP_EPOCHS.items():
         rows = old.loc[first:last]
         ours = None if history is None else history.loc[first:last]
-        line = {"epochs": title, "weight of early losses": _range(rows["warmup_weight"])}
+        line = {"epochs": title, "weight of the early exits' losses": _range(rows["warmup_weight"])}
         for name in ("exit1", "exit2"):
             line[f"{name} confidence recorded"] = _range(rows[f"confidence_{name}"])
             line[f"{name} confidence ours"] = None if ours is None else _range(ours[f"confidence_{name}"])
         line["share at exit1 recorded"] = _range(rows["val_fraction_exit1"])
         line["share at exit1 ours"] = None if ours is None else _range(ours["val_share_exit1"])
-        line["ms of four recorded"] = _range(rows["ms_per_batch_of_4"])
+        line["ms per batch of 4 recorded"] = _range(rows["ms_per_batch_of_4"])
         lines.append(line)
     return _object(lines)
 

@@ -1,6 +1,7 @@
 """What metrics say, made ready for the written reports: names in words, tables without keys of code."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pandas as pd
 
 from eelib import tables
 from studies.compress import results
+from studies.goals import load_goals
 from studies.phases.ablation import ladder_table
 from studies.phases.config import EXIT_NAMES
-from studies.phases.mechanisms import quantity
+from studies.phases.mechanisms import quantity, wanted
 from studies.report import comparison
+from studies.report.metrics_files import read_metrics
 
 # Systems of the planes, as their parameter files call them, in words.
 WORDS = (
@@ -26,6 +29,26 @@ WORDS = (
 )
 
 
+# Rungs of the ladder and defects of the ablation, as their parameter files call them, where that says too little.
+REPAIRS = {
+    "as recorded": "nothing (as recorded)", "matching": "matching by overlap", "layout": "layout of the class loss",
+    "matching + layout": "matching and layout", "both + encoded": "matching, layout and encoded boxes",
+    "all": "every defect",
+}  # fmt: skip
+DEFECTS = {
+    "class layout": "class loss in the wrong layout", "class index": "class outputs in the wrong order",
+    "random matching": "positives drawn at random", "all background": "every box labelled background",
+    "boxes without truth": "boxes trained without a true box", "boxes in pixels": "box targets in pixels",
+    "flip without boxes": "images mirrored without their boxes", "single map": "one map in place of six",
+    "truncated full": "full truncated", "exits untrained at first": "early exits untrained in the first epochs",
+    "teacher twice": "the teacher's loss counted twice", "no mining": "no hard negatives",
+    "decision of four images": "one decision for four images",
+    "threshold below the rule": "threshold below the least value of the rule",
+    "mean probability": "mean probability as the confidence", "hard gate": "hard gate of 1.8",
+    "gate of a hard count": "gate on a hard count of 1.9",
+}  # fmt: skip
+
+
 def named(text: str) -> str:
     """A text with the systems of a plane in words."""
     for key, words in WORDS:
@@ -37,30 +60,111 @@ def paying(planes: Mapping[str, Mapping]) -> list[dict]:
     """What planes say of networks with exits beside static detectors, a row each.
 
     Returns:
-        ``title``; ``figure``: its file's name; ``processor``; ``images``; ``verdicts``: a table, a row a network, at
-        how many latencies it lies above each hull; ``above``: at how many any does, by hull; ``alternatives``;
-        ``goals``: a table of those that were missed, and ``met`` of ``of``.
+        ``title``; ``figure``: its file's name; ``processor``; ``images``; ``verdicts``: a table, a row a network and a
+        share of empty images, at how many latencies it lies above each hull; ``above``: by hull, where any does;
+        ``missing``: systems that were not trained; ``seeds``: systems with several; ``alternatives``; ``goals``: a
+        table of those that were missed, and ``met`` of ``of``.
     """
     rows = []
     for title, plane in planes.items():
-        lines: dict[str, dict] = {}
-        above = dict.fromkeys(results.MEMBERS, 0)
+        lines: dict[tuple, dict] = {}
         for share in results.prevalences(plane):
             for verdict in results.verdicts(plane, share):
-                name = verdict["system"]
-                line = lines.setdefault(name, {"network": named(name), "seeds": verdict["seeds"]})
-                heading = f"{results.MEMBERS[verdict['hull']]}, {100 * share:.0f} % empty"
-                line[heading] = f"{verdict['above']} of {verdict['compared']}"
-                above[verdict["hull"]] += verdict["above"]
+                line = {"network": named(verdict["system"]), "seeds": verdict["seeds"]}
+                line |= {"empty images": f"{100 * share:.0f} %"}
+                line = lines.setdefault((verdict["system"], share), line)
+                line[f"above {results.MEMBERS[verdict['hull']]}"] = f"{verdict['above']} of {verdict['compared']}"
         goals = results.check_goals(plane)
         missed = goals[~goals["met"].astype(bool)].drop(columns="met")
         rows.append({
             "title": title, "figure": plane["plane"]["name"], "processor": plane["machine"]["processor"],
-            "images": plane["images"], "verdicts": list(lines.values()), "above": above,
+            "images": plane["images"], "verdicts": list(lines.values()),
+            "above": {hull: _where_above(plane, hull) for hull in results.MEMBERS},
+            "missing": [named(name) for name in plane.get("missing", ())], "seeds": _seeds(plane),
             "alternatives": alternatives(plane),
             "goals": missed.assign(goal=missed["goal"].map(named)), "met": len(goals) - len(missed), "of": len(goals),
         })  # fmt: skip
     return rows
+
+
+def _where_above(plane: Mapping, hull: str) -> list[str]:
+    """Networks with exits with the latencies and shares of empty images at which they lie above a hull, in words."""
+    places: dict[tuple, list[str]] = {}
+    for share in results.prevalences(plane):
+        coins = pd.DataFrame(results.rows_of(plane, "coins", share, None))
+        judged = coins.dropna(subset=f"above_{hull}").groupby(["system", "time_ratio"]) if len(coins) else ()
+        for place, seeds in judged:
+            if seeds[f"above_{hull}"].all():
+                places.setdefault(place, []).append(f"{100 * share:.0f} %")
+    return [
+        f"{named(system)} at {time:.2f} of the plain detector's time with {' and '.join(shares)} empty images"
+        for (system, time), shares in places.items()
+    ]
+
+
+def _seeds(plane: Mapping) -> dict[str, int]:
+    """Systems that were trained with several seeds, in words, and how many."""
+    count = Counter(row["name"] for row in plane["systems"] if not row.get("int8"))
+    return {named(name): seeds for name, seeds in count.items() if seeds > 1}
+
+
+def exits_beside_goals(plane: Mapping | None, detector: str = "exits_256") -> list[dict]:
+    """The exits of a released detector as a plane has them, a row each, with their goals, None where there is none."""
+    if plane is None:
+        return []
+    goals = {goal["exit"]: goal for goal in load_goals()["plane"]["exits"]}
+    rows = []
+    for row in results.rows_of(plane, "exits"):
+        if row["system"] == detector:
+            goal = goals.get(f"{detector} {row['exit']}", {})
+            rows.append(row | {"AP_goal": goal.get("AP"), "time_goal": goal.get("time")})
+    return rows
+
+
+def certified(guarantees: Mapping | None, epsilon: float) -> pd.DataFrame | None:
+    """What is certified to lose ``epsilon`` of F1, beside coin and static detectors, by share of empty images."""
+    if guarantees is None:
+        return None
+    return pd.DataFrame(
+        {
+            "certified": row["system"], "empty images": f"{100 * row['prevalence']:.0f} %", "time": row["time"],
+            "AP": row["AP"], "AP minus a coin of the same time": _pair(row.get("minus_coin")),
+            "AP minus all static detectors": _pair(row["minus_static"]),
+        }
+        for row in guarantees["curves"]
+        if row["loss"] == "F1" and row["epsilon"] == epsilon and row["certified"]
+    )  # fmt: skip
+
+
+def _pair(interval: Sequence[float] | None) -> str | None:
+    return None if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"
+
+
+def routers_beside(blank: Mapping | None) -> list[dict]:
+    """At how many of its times each router lies above its coin and all static detectors, by share of empty images."""
+    lines: dict[tuple, dict] = {}
+    rows = [row for row in blank["worth"] if row["system"] != "full alone"] if blank else []
+    for row in rows:
+        line = {"router": row["system"], "empty images": f"{100 * row['prevalence']:.0f} %"}
+        line = lines.setdefault((row["system"], row["prevalence"]), line)
+        for key, words in (("above_coin", "coin"), ("above_static", "all static detectors")):
+            here = [r[key] for r in rows if (r["system"], r["prevalence"]) == (row["system"], row["prevalence"])]
+            judged = [value for value in here if value is not None]
+            line[f"above {words}"] = f"{sum(judged)} of {len(judged)}"
+    return list(lines.values())
+
+
+def int8_elsewhere(metrics: Path) -> str:
+    """What the bench, another day, says of int8 beside the planes; nothing where it was not run."""
+    if not (metrics / "bench.json").exists():
+        return ""
+    bench = read_metrics(metrics / "bench.json")
+    ms = {(r["runtime"], r["exit"]): r["median_ms"] for r in bench["times"] if r["batch"] == r["threads"] == 1}
+    ratio = ms["onnxruntime int8", "exit1"] / ms["onnxruntime", "exit1"]
+    return (
+        f"Int8 depends on the machine: `eelib bench`, run another day on {bench['machine']['processor']}, measured "
+        f"exit1 of `exits_256` in int8 at {ratio:.2f} of its time in float."
+    )
 
 
 def alternatives(plane: Mapping) -> pd.DataFrame:
@@ -89,10 +193,11 @@ def ladder(causal: Mapping | None) -> dict | None:
     if causal is None:
         return None
     means, runs = causal_means(causal), causal["runs"]
-    words = {"c1": "confidence", "std c1": "spread", "AP full": "AP of full"}
+    words = {"variant": "what was repaired", "AP full": "AP of full"}
+    words |= {"c1": "exit1's confidence", "std c1": "its spread"}
     return {
         "rows": means.to_dict("records"),
-        "table": means.rename(columns=words).drop(columns=["AP exit1", "AP exit2"]),
+        "table": means.replace({"variant": REPAIRS}).rename(columns=words).drop(columns=["AP exit1", "AP exit2"]),
         "images": runs[0]["images"], "steps": runs[0]["steps"], "seeds": len({run["seed"] for run in runs}),
     }  # fmt: skip
 
@@ -109,9 +214,10 @@ def defects(ablation: Mapping | None) -> dict | None:
         pairs.append((re.sub(r" \([\d, ]+\)", "", row["variant"]), row))
         (low, high), (less, more) = row["AP_full_interval"], row["AP_full_minus_working_interval"]
         lines.append({
-            "one defect": pairs[-1][0], "AP of full": f"{row['AP_full']:.3f} [{low:.3f}, {high:.3f}]",
-            "difference": f"{row['AP_full_minus_working']:+.3f} [{less:+.3f}, {more:+.3f}]",
-            "share of the largest exit": row["largest_share"], "spread": row["spread"],
+            "defect switched on": DEFECTS.get(pairs[-1][0], pairs[-1][0]) if lines else "none (all repaired)",
+            "AP of full": f"{row['AP_full']:.3f} [{low:.3f}, {high:.3f}]",
+            "AP minus that without a defect": f"{row['AP_full_minus_working']:+.3f} [{less:+.3f}, {more:+.3f}]",
+            "share of the most used exit": row["largest_share"], "spread of exit1's confidence": row["spread"],
         })  # fmt: skip
     del pairs[0]  # the working configuration
     destroy = [name for name, row in pairs if row["destroys_detection"]]
@@ -142,8 +248,8 @@ def check_lines(run: Mapping) -> list[dict]:
         numbers, predicted = [], check.get("predicted", {})
         for key, value in check.get("measured", {}).items():
             if (said := _words(value)) is not None:
-                wanted = _words(predicted[key]) if key in predicted else None
-                numbers.append(f"{quantity(key)} {said}" + (f" (predicted {wanted})" if wanted else ""))
+                expected = wanted(check, key) if key in predicted else None
+                numbers.append(f"{quantity(key)} {said}" + (f" (predicted {expected})" if expected else ""))
         lines.append({"prediction": check["prediction"], "holds": check["holds"], "numbers": "; ".join(numbers)})
     return lines
 

@@ -10,7 +10,9 @@ from eelib import tables
 from eelib.files import write_atomic
 from eelib.release import CHECKPOINTS, read_manifest
 from studies.compress import results
-from studies.report.metrics_files import Values, read_metrics
+from studies.phases.analysis import final_values
+from studies.report.facts import int8_elsewhere, named
+from studies.report.metrics_files import Values, load_entries, read_metrics
 from studies.report.reports import planes_of
 
 
@@ -27,8 +29,8 @@ def released_table(manifest: Mapping, plane: Values) -> pd.DataFrame:
         for exit_, ap in entry["test"].items():
             time, int8 = timed[name][exit_], timed.get(f"{name} int8", {}).get(exit_, {})
             line = {"detector": f"`{name}`", "exit": exit_, "AP": ap["AP"], "AP50": ap["AP50"]}
-            line |= {"ms": f"{time['median_ms']:.1f}", "time": time["time_ratio"]}
-            lines.append(line | {"time in int8": int8.get("time_ratio")})
+            line |= {"ms": f"{time['median_ms']:.1f}", "time / baseline": time["time_ratio"]}
+            lines.append(line | {"int8 time / baseline": int8.get("time_ratio")})
     return pd.DataFrame(lines)
 
 
@@ -37,37 +39,54 @@ def plane_sentences(title: str, report: Mapping) -> list[str]:
     sentences, verdicts = [], results.verdicts(report, results.prevalences(report)[0])
     for hull, members in results.MEMBERS.items():
         rows = [row for row in verdicts if row["hull"] == hull]
-        above = [f"{row['system']} at {row['above']} of {row['compared']} latencies" for row in rows if row["above"]]
-        who = " and ".join(above) if above else "no network with exits at any latency"
-        sentences.append(f"{title}: above the hull of {members} lies {who}")
+        above = [
+            f"{named(row['system'])} lies above the hull of {members} at {row['above']} of {row['compared']} latencies"
+            for row in rows
+            if row["above"]
+        ]
+        none = f"no network with exits lies above the hull of {members} at any latency"
+        sentences.append(f"{title}: {' and '.join(above) or none}")
     beside = [row for row in results.rows_of(report, "exits") if row.get("minus_peers")]
     nearest = max(beside, key=lambda row: sum(row["minus_peers"]))
     low, high = nearest["minus_peers"]
-    place = f"{nearest['exit']} of {nearest['system']} at {nearest['time_ratio']:.2f} of the time"
-    sentences.append(f"{title}: best beside widths and sizes is {place}, by {low:+.3f} to {high:+.3f} AP")
+    sentences.append(
+        f"{title}: among single exits, {nearest['exit']} of {named(nearest['system'])} compares best with the "
+        f"full-depth static detectors: at {nearest['time_ratio']:.2f} of the time, its AP differs from their hull by "
+        f"{low:+.3f} to {high:+.3f} (95 % interval)"
+    )
     return sentences
 
 
 def study_sentences(metrics: Path) -> list[str]:
-    """What routing and blank gates add, where they were measured."""
+    """What the phases showed, and what routing and blank gates add, where they were measured."""
     sentences = []
+    if (metrics / "phases.json").exists():
+        recorded = final_values().index  # without the lost first version of 1.1
+        entries = [row for phase, row in load_entries(metrics / "phases.json").items() if phase in recorded]
+        agree, hold = (sum(row[key] == row["seeds"] for row in entries) for key in ("agree", "mechanism_holds"))
+        sentences.append(
+            f"The switches give the recorded exit shares in {agree} of {len(entries)} phases with every seed; every "
+            f"number that they predict besides comes out in {hold}"
+        )
     if (metrics / "routing.json").exists():
         policies = read_metrics(metrics / "routing.json")["policies"]
         best = max(policies, key=lambda name: policies[name]["recovered"])
         share, (low, high) = policies[best]["recovered"], policies[best]["recovered_interval"]
+        below = sum(row["recovered_interval"][1] < 0 for row in policies.values())
         sentences.append(
             f"The best router, {best}, recovers {share:.2f} ({low:.2f} to {high:.2f}) of what lies between a coin of "
-            "the exits and an oracle"
+            f"the exits and an oracle; {below} of {len(policies)} routers recover less than the coin, interval included"
         )
     if (metrics / "blank.json").exists():
-        views = read_metrics(metrics / "blank.json")["views"]
+        blank = read_metrics(metrics / "blank.json")
+        views = blank["views"]
         gates = {name: row for name, row in views.items() if name.startswith("blank")}
         best = max(gates, key=lambda name: gates[name]["blank_ended"])
         ended, early = 100 * gates[best]["blank_ended"], 100 * views["best score, exit1"]["blank_ended"]
         sentences.append(
-            f"The blank gate ends {ended:.0f} % of the empty images where exit1's best score ends {early:.0f} %, "
-            f"each certified to lose few images with chairs (AUROC {gates[best]['AUROC']:.2f} and "
-            f"{views['best score, exit1']['AUROC']:.2f})"
+            f"With thresholds certified to lose at most {100 * blank['epsilon']:.0f} % of the images with chairs, the "
+            f"better of the two blank gates ends {ended:.0f} % of the empty images early, and a threshold on exit1's "
+            f"best score {early:.0f} % (AUROC {gates[best]['AUROC']:.2f} and {views['best score, exit1']['AUROC']:.2f})"
         )
     return sentences
 
@@ -78,6 +97,7 @@ def blocks(reports: Path | str, checkpoints: Path | str = CHECKPOINTS) -> dict[s
     plane = read_metrics(metrics / "plane_released.json")
     processor = plane["machine"]["processor"]
     about = f"AP[.50:.95] on {plane['images']} rendered images of `test`; time on {processor}, without blank gates."
+    about += f" {int8_elsewhere(metrics)}"
     planes = planes_of(metrics, plane["checkpoint_sha256"])
     sentences = [text for title, report in planes.items() for text in plane_sentences(title.capitalize(), report)]
     answer = "".join(f"- {text}.\n" for text in [*sentences, *study_sentences(metrics)])

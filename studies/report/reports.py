@@ -5,7 +5,7 @@ sentence that judges an outcome is chosen by a number. A key that a template ask
 metrics file lacks is an error that names both.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jinja2
@@ -20,6 +20,7 @@ from studies.phases.config import EXIT_NAMES
 from studies.phases.verdicts import shares_text
 from studies.report import comparison, facts
 from studies.report.metrics_files import Values, load_entries, read_metrics
+from studies.routing.worth import check_goals
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -48,30 +49,9 @@ def planes_of(metrics: Path, baseline_sha256: str | None) -> dict[str, Values]:
     return {title: plane for title, plane in planes.items() if plane}
 
 
-def seeds_beside_goals(training: Values) -> list[dict]:
-    """The seeds of ``training.json`` beside the goals: of each exit the share of AP that each seed keeps.
-
-    Returns:
-        ``exit``, ``of`` (what it is a share of), ``shares`` in the order of the seeds and ``goal``; no
-        rows where one seed was trained.
-    """
-    rows = [row for row in training["seeds"] if row["training"] != "baseline"]
-    if len({row["training"] for row in rows}) < 2:
-        return []
-    return [
-        {"exit": name, "of": goal["of"], "goal": goal["AP_share"]}
-        | {"shares": [row[f"share_of_{goal['of']}"] for row in rows if row["exit"] == name]}
-        for name, goal in load_goals()["exits"].items()
-    ]
-
-
 def _gate(value: float, least: float) -> str:
     """``met`` or by how much it was missed."""
-    return "met" if value >= least else f"missed by {tables.rounded(least - value)}"
-
-
-def _share_gate(share: float, least: float) -> str:
-    return "met" if share >= least else f"missed by {100 * (least - share):.1f} points"
+    return "met" if value >= least else f"missed by {least - value:.2g}"
 
 
 def _seeds(count: int, of: int) -> str:
@@ -121,18 +101,21 @@ def _measured(metrics: Path) -> dict:
     """Studies of the present weights, None where there is none of them, and the goals."""
     weights = _weights_of(metrics)
     causal = _of_weights(metrics, "causal", weights["phases"])
-    training = _of_weights(metrics, "training", weights["exits"])
-    planes, goals = planes_of(metrics, weights["baseline"]), load_goals()
+    planes = planes_of(metrics, weights["baseline"])
     studies = {"routing": "routing", "guarantee": "guarantee", "foreseen": "predictability", "blank": "blank"}
+    blank, guarantee = (_of_weights(metrics, name, weights["exits"]) for name in ("blank", "guarantee"))
+    guarantees = _of_weights(metrics, "guarantees", weights["exits"]) if guarantee else None
     return {
         **{name: _of_weights(metrics, file, weights["exits"]) for name, file in studies.items()},
         "ladder": facts.ladder(causal),
         "defects": facts.defects(_of_weights(metrics, "ablation", weights["phases"])),
-        "repeated": training and seeds_beside_goals(training),
         "planes": facts.paying(planes),
-        "exit_goals": {name: goal for name, goal in goals["exits"].items() if "time" in goal},
-        "full_goal": goals["exits"]["full"]["AP_share"],
-        "routing_goals": goals["routing"],
+        "int8": facts.int8_elsewhere(metrics),
+        "exit_rows": facts.exits_beside_goals(planes.get("released detectors")),
+        "certified": facts.certified(guarantees, guarantee["stated"]["epsilon"] if guarantee else 0.0),
+        "routers": facts.routers_beside(blank),
+        "blank_goals": check_goals(blank).to_dict("records") if blank else [],
+        "routing_goals": load_goals()["routing"],
     }
 
 
@@ -148,11 +131,21 @@ def _summary(metrics: Path, _: Path) -> dict:
     return phases | _record() | _measured(metrics) | {"best_phase_ap": best}
 
 
+# Columns of two tables of the narrative.
+CLAIMS = {"topic": "subject", "says": "the phase comparison says", "shows": "the record shows"}
+SLIPS = {"number": "number in the list of defects", "what": "slip", "effect": "effect"}
+
+
+def _renamed(rows: Iterable[Mapping], columns: Mapping[str, str]) -> list[dict]:
+    return [{title: row[key] for key, title in columns.items()} for row in rows]
+
+
 def _analysis(metrics: Path, _: Path) -> dict:
     final, narrative = record.final_values(), record.narrative()
     analysis = {
-        "claims": narrative["claims"],
-        "slips": narrative["slips"],
+        "claims": _renamed(narrative["claims"], CLAIMS),
+        "slips": _renamed(narrative["slips"], SLIPS),
+        "architecture": narrative["architecture"],
         "weights": record.recovered_weights(final.drop(index="1.9")),
         "weight_full_1_9": float(record.recovered_full_weight(final)["1.9"]),
         "floor": record.column_pair_floor(6),
@@ -175,6 +168,12 @@ REPORTS = {
 }
 
 
+SENTENCES = {  # of :func:`studies.report.comparison.outcome`
+    "all at exit1": "All images leave at exit1.", "all at exit2": "All images leave at exit2.",
+    "none early": "No image leaves early.", "mixed": "Images leave at several exits.",
+}  # fmt: skip
+
+
 def environment() -> jinja2.Environment:
     """Templates with strict names; a filter formats, a function judges."""
     env = jinja2.Environment(
@@ -183,9 +182,12 @@ def environment() -> jinja2.Environment:
     )  # fmt: skip
     env.filters |= {"num": tables.rounded, "shares": shares_text, "listed": _listed}
     env.filters["pct"] = lambda share: f"{100 * share:.0f} %"
+    env.filters["defect"] = lambda name: facts.DEFECTS.get(name, name)
+    env.filters["repair"] = lambda name: facts.REPAIRS.get(name, name)
+    env.filters["sentence"] = lambda outcome: SENTENCES[outcome]
     env.filters["signed"] = lambda share: f"{100 * share:+.1f} %"
     env.filters["table"] = lambda rows: tables.markdown(pd.DataFrame(rows))
-    env.globals |= {"gate": _gate, "share_gate": _share_gate, "at_most": lambda value, most: _gate(-value, -most)}
+    env.globals |= {"gate": _gate, "at_most": lambda value, most: _gate(-value, -most)}
     env.globals |= {"seeds": _seeds, "plural": lambda count, one, many: f"{count} {one if count == 1 else many}"}
     env.globals |= {"decision": decision, "outcome": comparison.outcome, "reported": comparison.reported}
     env.globals["checks"] = facts.check_lines

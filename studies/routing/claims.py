@@ -36,9 +36,9 @@ def policies_table(curves: Mapping[str, Curve], shares: Mapping[str, Recovered],
     for name in sorted(curves, key=lambda name: -shares[name].share):
         point, curve = nearest(curves[name], budget), curves[name]
         line = {"policy": name, "kind": "complex" if name in COMPLEX else "simple", "source": SOURCES.get(name, "ours")}
-        line |= {"share of coin to oracle": shares[name].share, "its 95 %": between(shares[name].interval)}
-        line |= {"time": point["time_ratio"], "AP": point["AP"], "95 %": between(point["AP_interval"])}
-        line |= {"AP of the coin": point["coin"], "less the coin": between(point["AP_minus_coin_interval"])}
+        line |= {"share recovered": shares[name].share, "share recovered, 95 %": between(shares[name].interval)}
+        line |= {"time": point["time_ratio"], "AP": point["AP"], "AP, 95 %": between(point["AP_interval"])}
+        line |= {"AP of the coin": point["coin"], "AP minus coin, 95 %": between(point["AP_minus_coin_interval"])}
         line |= {"above the coin": latencies(curve, "above_coin")}
         lines.append(line | {"above the hull": latencies(curve, "above_static")})
     return pd.DataFrame(lines)
@@ -82,21 +82,39 @@ def simple_or_complex(shares: Mapping[str, Recovered]) -> list[str]:
         side = "above" if above(difference) else "below" if above(-difference) else "undecided"
         verdicts[side].append(name)
     fixed = interval(shares["fixed"].samples - shares["benefit"].samples) if "fixed" in shares else None
-    lines = [f"Simple policies recover: {ranked(shares, simple)}.", f"Complex ones recover: {ranked(shares, hard)}."]
-    counts = {side: f"{len(names)} ({', '.join(names)})" if names else "none" for side, names in verdicts.items()}
+    best = max(simple, key=lambda name: shares[name].share)
+    lines = [
+        'The phase comparison concludes that simple policies beat complex ones ("simple > complex"). A policy is '
+        "called complex here if it learns more than its thresholds from data."
+    ]
+    counts = {side: f"{len(names)} ({_named(names)})" if names else "none" for side, names in verdicts.items()}
     lines.append(
-        f"Of {len(simple)} simple policies {counts['above']} recover more than benefit with the whole interval, "
-        f"{counts['below']} less, {counts['undecided']} undecided."
+        f"Compared with the benefit router, the best of the complex ones, {counts['above']} of {len(simple)} simple "
+        f"policies recover clearly more (the whole 95 % interval of the difference is above 0), {counts['below']} "
+        f"clearly less, and for {counts['undecided']} the difference is not clear."
+    )
+    worse = [name for name in hard if above(shares[best].samples - shares[name].samples)]
+    lines.append(
+        f"The best simple policy, {_named([best])}, recovers clearly more than {len(worse)} of {len(hard)} complex ones"
+        + (f" ({_named(worse)})." if worse else ".")
     )
     if fixed:
-        lines.append(f"Fixed thresholds, the record's rule, recover {between(fixed)} more than benefit.")
+        side = "less" if fixed[1] < 0 else "more" if fixed[0] > 0 else "not clearly more or less"
+        lines.append(
+            f"Fixed thresholds, which the recorded phases use, recover {side} than the benefit router: the difference "
+            f"is {between(fixed)}."
+        )
     verdict = {
         (True, True): "depends on the rule",
         (True, False): "holds: no simple policy is worse, and some are better",
         (False, True): "does not hold: no simple policy is better, and some are worse",
         (False, False): "is neither shown nor refuted: no difference is clear",
     }[bool(verdicts["above"]), bool(verdicts["below"])]
-    return [*lines, f'"Simple > complex" {verdict}.']
+    return [*lines, f"Beside the benefit router, the conclusion {verdict}."]
+
+
+def _named(policies: Sequence[str]) -> str:
+    return ", ".join(policies).replace("_", " ")
 
 
 def exits_read(study: Study) -> str:

@@ -3,13 +3,13 @@ import pytest
 from studies.goals import decision, load_goals
 
 
-def test_every_exit_says_what_it_is_a_share_of():
+def test_no_quantity_has_two_goals():
     goals = load_goals()
-    assert goals.keys() == {"baseline", "exits", "routing", "runtime", "plane", "blank"}
-    assert {name: goal["of"] for name, goal in goals["exits"].items()} == {
-        "exit1": "full", "exit2": "full", "full": "baseline"
-    }  # fmt: skip
-    assert all(0 < goal["AP_share"] < 1 for goal in goals["exits"].values())
+    assert goals.keys() == {"baseline", "routing", "runtime", "plane", "blank"}
+    of_exits = [goal["exit"] for goal in goals["plane"]["exits"]]
+    assert len(set(of_exits)) == len(of_exits)
+    (plain,) = (goal["AP"] for goal in goals["plane"]["exits"] if goal["exit"] == "baseline full")
+    assert goals["baseline"]["AP"] == plain
 
 
 @pytest.mark.parametrize(

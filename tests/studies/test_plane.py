@@ -126,10 +126,11 @@ def test_tables_verdicts_and_goals(judged):
     assert list(seeds["exit"]) == list(NETWORK) and (seeds["seed 0"] == seeds["seed 1"]).all()
     beside = results.judged_table(report).set_index(["at", "time"])
     assert beside.loc[("exit2", 0.5), "above all static detectors"] == "2 of 2"
-    assert beside.loc[("exit1", 0.3), "above widths and sizes"] is None
+    assert beside.loc[("exit1", 0.3), "above full-depth static detectors"] is None
     peers, static = results.verdicts(report)
     assert (peers["compared"], peers["seeds"], static["system"]) == (3, 2, "network")
-    assert peers["text"] == f"network is above widths and sizes at {peers['above']} of 3 latencies with 2 of 2 seeds"
+    text = f"network is above full-depth static detectors at {peers['above']} of 3 latencies with 2 of 2 seeds"
+    assert peers["text"] == text
     goals = results.check_goals(report).set_index("goal")
     assert not goals.loc["time of network exit1 / cut", "met"] or 0.3 / 0.29 <= 1.05
     assert goals.loc["AP of baseline full", "limit"] == ">= 0.44"

@@ -168,7 +168,7 @@ def test_simple_against_complex_is_judged_by_intervals(simple, verdict):
     for name, gap in zip(("fixed", "max_score"), simple, strict=True):
         shares[name] = Recovered(0.2 + gap, 0.2 + gap + np.roll(noise, 7))
     lines = claims.simple_or_complex(shares)
-    assert f'"Simple > complex" {verdict}' in lines[-1] and "fixed" in lines[0]
+    assert f"the conclusion {verdict}" in lines[-1] and "fixed" in lines[1]
 
 
 def test_a_smoke_run_says_so_and_states_no_verdict(splits, capsys):
