@@ -149,7 +149,7 @@ rule bench:
 
 rule reports:
     input:
-        made("baseline exits training phases detector_1_4 routing guarantee predictability"),
+        made("baseline exits phases detector_1_4 routing guarantee predictability blank guarantees bench data_counts.csv"),
         LONG,
         made(" ".join(PLANES)),
         code("studies/report/reports.py"),

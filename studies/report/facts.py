@@ -25,7 +25,7 @@ WORDS = (
     (r"\bsearched\b", "found by search"),
     (r"\bbaseline\b", "plain detector"),
     (r" int8\b", ", int8"),
-    (r" (exit\d|full)\b(?! alone)", r", \1"),
+    (r" (exit\d|full)\b(?! alone|-depth)", r", \1"),
 )
 
 
