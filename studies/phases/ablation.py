@@ -294,5 +294,6 @@ def ladder_table(rows: Sequence[Mapping]) -> pd.DataFrame:
         line = {"variant": row["variant"], "seed": row["seed"]}
         line |= {f"{name} %": 100 * share for name, share in row["exit_shares"].items()}
         line |= {"c1": row["confidence_mean"]["exit1"], "std c1": row["confidence_std"]["exit1"]}
-        lines.append(line | {f"AP {name}": value for name, value in row["AP_exits"].items()})
+        line |= {f"AP {name}": value for name, value in row["AP_exits"].items()}
+        lines.append(line | {"AP routed": row["AP"]})
     return pd.DataFrame(lines)

@@ -19,13 +19,13 @@ from studies.report.metrics_files import read_metrics
 # Systems of the planes, as their parameter files call them, in words.
 WORDS = (
     (r"\bexits_(\d+)", r"exits at \1 px"),
-    (r"\btruncated_(\d+)_(exit\d)", r"\2 alone at \1 px"),
+    (r"\btruncated_(\d+)_(exit\d)", r"truncated at \2, \1 px"),
     (r"\bstatic_(\d+)", r"input of \1 px"),
     (r"\bwidth_(\d+)", r"\1 % of the channels"),
     (r"\bsearched\b", "found by search"),
     (r"\bbaseline\b", "plain detector"),
     (r" int8\b", ", int8"),
-    (r" (exit\d|full)\b(?! alone|-depth)", r", \1"),
+    (r"(?<! at) (exit\d|full)\b(?!-depth)", r", \1"),
 )
 
 
@@ -121,6 +121,14 @@ def exits_beside_goals(plane: Mapping | None, detector: str = "exits_256") -> li
     return rows
 
 
+def kept_of_baseline(plane: Mapping | None) -> float | None:
+    """AP of full of the released detector with exits at 320 px, as a share of the baseline's."""
+    full = (
+        {row["system"]: row["AP"] for row in results.rows_of(plane, "exits") if row["exit"] == "full"} if plane else {}
+    )
+    return full["exits_320"] / full["baseline"] if {"exits_320", "baseline"} <= full.keys() else None
+
+
 def certified(guarantees: Mapping | None, epsilon: float) -> pd.DataFrame | None:
     """What is certified to lose ``epsilon`` of F1, beside coin and static detectors, by share of empty images."""
     if guarantees is None:
@@ -160,10 +168,11 @@ def int8_elsewhere(metrics: Path) -> str:
         return ""
     bench = read_metrics(metrics / "bench.json")
     ms = {(r["runtime"], r["exit"]): r["median_ms"] for r in bench["times"] if r["batch"] == r["threads"] == 1}
-    ratio = ms["onnxruntime int8", "exit1"] / ms["onnxruntime", "exit1"]
+    first, second = (ms["onnxruntime int8", name] / ms["onnxruntime", name] for name in ("exit1", "exit2"))
     return (
-        f"Int8 depends on the machine: `eelib bench`, run another day on {bench['machine']['processor']}, measured "
-        f"exit1 of `exits_256` in int8 at {ratio:.2f} of its time in float."
+        f"Int8 depends on the machine: in the run of `eelib bench` ({bench['machine']['processor']}, where the "
+        f"baseline took {ms['onnxruntime', 'baseline']:.1f} ms), exit1 and exit2 of `exits_256` took {first:.2f} and "
+        f"{second:.2f} of their time in float."
     )
 
 
@@ -193,7 +202,7 @@ def ladder(causal: Mapping | None) -> dict | None:
     if causal is None:
         return None
     means, runs = causal_means(causal), causal["runs"]
-    words = {"variant": "what was repaired", "AP full": "AP of full"}
+    words = {"variant": "what was repaired", "AP full": "AP of full", "AP routed": "AP as routed"}
     words |= {"c1": "exit1's confidence", "std c1": "its spread"}
     return {
         "rows": means.to_dict("records"),

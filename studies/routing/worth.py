@@ -214,15 +214,15 @@ def check_goals(blank: Mapping) -> pd.DataFrame:
     rare, lines = goals["rare"], []
     by_exit1 = max(row["blank_ended"] for name, row in views.items() if name.startswith(("blank", "both")))
     promise = blank["epsilon"] <= goals["lost"] and blank["delta"] <= 1 - goals["certainty"] + 1e-9
-    name = f"empty images that gates end by exit1, losing {goals['lost']:g} with {goals['certainty']:g}"
+    name = f"share of empty images that gates end by exit1, certified to lose {goals['lost']:g} of those with objects"
     lines.append((name, by_exit1, f">= {goals['blank_ended']:g}", promise and by_exit1 >= goals["blank_ended"]))
     here = [row for row in rows if abs(row["prevalence"] - rare["empty"]) < 5e-3]
     full = next(row["AP"] for row in here if row["system"] == "full alone")
     for gated in (True, False):
         kept = [row for row in here if ("gates" in row["system"]) == gated and row["AP"] >= rare["AP_share"] * full]
-        name = f"mean time at {rare['empty']:g} empty and {rare['AP_share']:g} of full's AP, "
+        name = f"least mean time of any router with {rare['AP_share']:g} of full's AP at {rare['empty']:g} empty, "
         value = min((row["time"] for row in kept), default=float("inf"))
-        name += "with gates" if gated else "without"
+        name += "with gates" if gated else "without gates"
         lines.append((name, value, f"<= {rare['time']:g}", value <= rare["time"]))
     own = [row for row in rows if row["prevalence"] == rows[0]["prevalence"] and row["system"] != "full alone"]
     both = sum(row["above_coin"] is True and row["above_static"] is True for row in own)

@@ -88,11 +88,11 @@ def test_goals_by_hand():
                  "predicted_ms": 170})  # fmt: skip
     goals = {g["goal"]: (round(g["value"], 3), g["met"]) for g in bench.check_goals(rows)}
     assert goals == {
-        "exit1 / plain detector at the same input": (0.5, True),
-        "exit2 / plain detector at the same input": (0.8, False),
-        "full / plain detector at the same input": (1.2, False),
+        "exit1 / baseline at 320 px": (0.312, True),
+        "exit2 / baseline at 320 px": (0.5, False),
+        "full / baseline at 320 px": (0.75, False),
         "full in stages / one graph of all exits": (1.043, True),
-        "int8 / float at exit1, onnxruntime int8": (0.9, False),
+        "onnxruntime int8 / float on onnxruntime at exit1": (0.9, False),
         "eager / onnxruntime at exit1": (4.0, True),
         "eager / onnxruntime at exit2": (2.75, True),
         "eager / onnxruntime at full": (2.5, True),

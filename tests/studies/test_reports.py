@@ -125,7 +125,7 @@ def test_a_missing_file_is_named(results):
 
 
 def test_causal_means_state_the_outcome_of_the_mean():
-    run = {"confidence_mean": {"exit1": 0.5}, "confidence_std": {"exit1": 0.1}, "AP_exits": {"full": 0.2}}
+    run = {"confidence_mean": {"exit1": 0.5}, "confidence_std": {"exit1": 0.1}, "AP_exits": {"full": 0.2}, "AP": 0.1}
     runs = [
         run | {"variant": "as recorded", "seed": s, "exit_shares": {"exit1": 1.0, "exit2": 0.0, "full": 0.0}}
         for s in (0, 1)
@@ -173,7 +173,7 @@ def test_checks_are_told_in_words_and_a_value_of_many_parts_is_left_out():
 
 def test_systems_are_told_in_words():
     assert facts.named("time of exits_256 int8 exit2 / truncated_256_exit2 int8") == (
-        "time of exits at 256 px, int8, exit2 / exit2 alone at 256 px, int8"
+        "time of exits at 256 px, int8, exit2 / truncated at exit2, 256 px, int8"
     )
 
 
