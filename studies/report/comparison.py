@@ -24,6 +24,13 @@ def reported(entry: Mapping) -> dict:
     return entry.get("serious") or entry["runs"][0]
 
 
+def holds(entry: Mapping) -> bool:
+    """Whether every number that the switches predict came out: in the serious run, or else with every seed."""
+    if entry.get("serious"):
+        return all(check["holds"] for check in entry["serious"]["mechanisms"])
+    return entry["mechanism_holds"] == entry["seeds"]
+
+
 def _phases(entries: Mapping[str, dict]) -> Iterator[tuple[str, pd.Series, dict[str, float], dict, dict | None]]:
     """Of each recorded phase its final row, exit shares and story, and our run of it, if there is one."""
     stories = record.narrative()["phases"]

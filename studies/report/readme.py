@@ -11,6 +11,7 @@ from eelib.files import write_atomic
 from eelib.release import CHECKPOINTS, read_manifest
 from studies.compress import results
 from studies.phases.analysis import final_values
+from studies.report.comparison import holds
 from studies.report.facts import int8_elsewhere, named
 from studies.report.metrics_files import Values, load_entries, read_metrics
 from studies.report.reports import planes_of
@@ -64,7 +65,7 @@ def study_sentences(metrics: Path) -> list[str]:
     if (metrics / "phases.json").exists():
         recorded = final_values().index  # without the lost first version of 1.1
         entries = [row for phase, row in load_entries(metrics / "phases.json").items() if phase in recorded]
-        agree, hold = (sum(row[key] == row["seeds"] for row in entries) for key in ("agree", "mechanism_holds"))
+        agree, hold = sum(row["agree"] == row["seeds"] for row in entries), sum(map(holds, entries))
         sentences.append(
             f"The switches give the recorded exit shares in {agree} of {len(entries)} phases with every seed; every "
             f"number that they predict besides comes out in {hold}"

@@ -74,7 +74,7 @@ def _phases(metrics: Path) -> dict:
     return {
         "nine": nine,
         "agreeing": [phase for phase, entry in nine.items() if entry["agree"] == entry["seeds"]],
-        "holding": [phase for phase, entry in nine.items() if entry["mechanism_holds"] == entry["seeds"]],
+        "holding": [phase for phase, entry in nine.items() if comparison.holds(entry)],
         "serious": [phase for phase, entry in nine.items() if entry.get("serious")],
         "stories": record.narrative()["phases"],
     }

@@ -161,6 +161,9 @@ def test_the_run_with_most_images_is_the_one_that_is_reported(results):
     entries = load_entries(results / "metrics" / "phases.json")
     assert comparison.reported(entries["1.4"])["steps"] == 10980 and comparison.reported(entries["1.5"])["steps"] == 320
     text = reports.render("PHASE_COMPARISON_TABLE.md", results / "metrics", results / "phases")
+    assert comparison.holds(entries["1.4"])
+    entries["1.4"]["serious"]["mechanisms"][0]["holds"] = False
+    assert not comparison.holds(entries["1.4"]) and comparison.holds(entries["1.5"])
     assert "the training with most images of 1.4" in text and "after 10,980 steps" in text
 
 
