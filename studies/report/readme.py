@@ -66,9 +66,11 @@ def study_sentences(metrics: Path) -> list[str]:
         recorded = final_values().index  # without the lost first version of 1.1
         entries = [row for phase, row in load_entries(metrics / "phases.json").items() if phase in recorded]
         agree, hold = sum(row["agree"] == row["seeds"] for row in entries), sum(map(holds, entries))
+        longer = [row["phase"] for row in entries if row.get("serious")]
+        judged = f" ({', '.join(longer)} judged by a longer training)" if longer else ""
         sentences.append(
             f"The switches give the recorded exit shares in {agree} of {len(entries)} phases with every seed; every "
-            f"number that they predict besides comes out in {hold}"
+            f"number that they predict besides comes out in {hold}{judged}"
         )
     if (metrics / "routing.json").exists():
         policies = read_metrics(metrics / "routing.json")["policies"]
