@@ -176,8 +176,8 @@ def test_shut_gate_and_gate_factor():
     met = check_mechanisms(config, run_of(0.0, 0.0), rows)
     assert explain_unmet(met) is None
     text = explain_unmet(check_mechanisms(config, run_of(0.2, 0.2), rows[:1]))
-    assert "Not seen here: The gate shuts" in text and "{" not in text
-    assert "shut from epoch of exit1 never where 1 to 1 is predicted" in text.replace("where 1 is", "where 1 to 1 is")
+    assert 'One prediction fails ("The gate shuts' in text and "{" not in text
+    assert "shut from epoch of exit1 is never, but 1 was predicted" in text
     assert "3 boxes or more stay above 0.7" in text
 
 
@@ -237,8 +237,9 @@ def test_a_uniform_field_decides_and_a_difference_is_explained():
     other = run_of(0.244, 0.244, 0.39, thresholds=thresholds, temperature=warm | {"exit2": 2.0})
     assert check_mechanisms(config, other, [])[0]["holds"]
     text = explain_difference(config, other, recorded_card("1.4"))
-    assert "exit shares exit1 0% (recorded 100%)" in text
-    assert "confidence exit1 0.244 (recorded 0.476)" in text and "temperature exit2 2 (recorded 1.62)" in text
+    assert "the exit shares: exit1 0% (recorded 100%)" in text
+    assert "the confidence of exit1 (0.244, recorded 0.476)" in text
+    assert "the temperature of exit2 (2, recorded 1.62)" in text
     assert "exit1 0.2440 against 0.4500" in text and "320 steps on 64 images" in text
     assert explain_difference(config, other, {}) is None
 
