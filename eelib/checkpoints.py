@@ -147,17 +147,21 @@ def load_weights(model: nn.Module, path: Path | str) -> dict:
         TrainingError: keys or shapes differ; the message names the first of them.
     """
     state = load_checkpoint(path)
+    _take(model, state["model"], path)
+    return state
+
+
+def _take(model: nn.Module, weights: Mapping, path: Path | str) -> None:
     own = model.state_dict()
-    missing, unknown = own.keys() - state["model"].keys(), state["model"].keys() - own.keys()
-    both = ((key, own[key], state["model"][key]) for key in own.keys() & state["model"].keys())
+    missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
+    both = ((key, own[key], weights[key]) for key in own.keys() & weights.keys())
     wrong = [k for k, a, b in both if a.shape != b.shape or a.is_floating_point() > b.is_floating_point()]
     for what, keys in (("lacks", missing), ("has the unknown", unknown), ("has another shape or type for", wrong)):
         if keys:
             raise TrainingError(
                 f"{path}: checkpoint of another architecture; it {what} key '{sorted(keys)[0]}' ({len(keys)} in all)"
             )
-    model.load_state_dict(state["model"])
-    return state
+    model.load_state_dict(weights)
 
 
 def load_released(path: Path | str) -> EarlyExitSSDLite:
@@ -171,7 +175,7 @@ def load_released(path: Path | str) -> EarlyExitSSDLite:
         model = rebuild(state.get("plan"), state["model"])
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise TrainingError(f"{path}: no architecture of a detector ({shorten(str(error))})") from None
-    load_weights(model, path)
+    _take(model, state["model"], path)
     model.eval()
     try:
         with torch.no_grad():

@@ -312,8 +312,9 @@ def merged(base: dict, values: dict) -> dict:
     return base | values | both
 
 
-# Keys of a parameter file that belong to the notebook, not to the run's configuration.
-NOTEBOOK_KEYS = ("reports", "limit")
+def of_the_run(values: dict) -> dict:
+    """Without the keys of a parameter file that belong to the notebook, not to the run's configuration."""
+    return {key: value for key, value in values.items() if key not in ("reports", "limit")}
 
 
 def load_config(path: Path | str, settings: dict[str, object] | None = None) -> Config:
@@ -331,8 +332,7 @@ def load_config(path: Path | str, settings: dict[str, object] | None = None) -> 
         >>> config.optim.epochs, config.data.size
         (5, 256)
     """
-    values = {key: value for key, value in read_yaml(path).items() if key not in NOTEBOOK_KEYS}
-    return parse(override(values, settings or {}), str(path))
+    return parse(override(of_the_run(read_yaml(path)), settings or {}), str(path))
 
 
 def resolve(path: Path | str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import papermill
 from papermill.iorw import LocalHandler, papermill_io
 
-from eelib.config import NOTEBOOK_KEYS, ConfigError, merged, override, read_yaml, resolve
+from eelib.config import ConfigError, merged, of_the_run, override, read_yaml, resolve
 from eelib.files import shorten, write_atomic
 from studies.phases.config import PhaseConfig, parse
 
@@ -38,7 +38,7 @@ def check_parameters(notebook: Path | str, params: Path | str | None, settings: 
     if unknown:
         raise ConfigError(f"{source}: key '{unknown[0]}' is not a parameter of {notebook}: {', '.join(known)}")
     if "phase" in values:
-        parse({key: value for key, value in values.items() if key not in NOTEBOOK_KEYS}, source)
+        parse(of_the_run(values), source)
     for key, value in values.items():
         try:
             json.dumps(value)

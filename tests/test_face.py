@@ -51,7 +51,7 @@ def test_every_public_name_exists_and_its_example_runs(name, desk):
     assert "Example:" in text and f"eelib.{name}" in text.split("Example:")[1] or name == "Detections"
     example = doctest.DocTestParser().get_doctest(text, {"eelib": eelib, "model": desk}, name, None, None)
     told = []
-    doctest.DocTestRunner().run(example, out=told.append)
+    doctest.DocTestRunner(verbose=False).run(example, out=told.append)
     assert example.examples and not told, "".join(told)
 
 

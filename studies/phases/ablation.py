@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from eelib.coco import open_source
-from eelib.config import NOTEBOOK_KEYS, ConfigError, override, read_yaml, resolve
+from eelib.config import ConfigError, of_the_run, override, read_yaml, resolve
 from eelib.data import split_sha256
 from eelib.evaluate import provenance
 from eelib.files import read_json, write_json
@@ -39,7 +39,7 @@ def ladder(base: Path | str, variants: Sequence[dict], common: dict, seeds: Sequ
     Raises:
         ConfigError: a variant is not a valid configuration, or builds on one that is not before it.
     """
-    values = {key: value for key, value in read_yaml(base).items() if key not in NOTEBOOK_KEYS}
+    values = of_the_run(read_yaml(base))
     changes, result = {}, []
     for index, variant in enumerate(variants):
         name, before = variant["name"], variant.get("add_to")

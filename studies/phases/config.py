@@ -11,11 +11,11 @@ from typing import Literal
 from pydantic import Field
 
 from eelib.config import (
-    NOTEBOOK_KEYS,
     ConfigError,
     Group,
     OptimConfig,
     SplitFiles,
+    of_the_run,
     override,
     read_yaml,
     resolve,
@@ -252,8 +252,7 @@ def parse(values: object, source: str = "configuration") -> PhaseConfig:
 
 def load(path: Path | str, settings: dict[str, object] | None = None) -> PhaseConfig:
     """Read and validate a phase's parameter file; dotted keys of ``settings`` replace values of the file."""
-    values = {key: value for key, value in read_yaml(path).items() if key not in NOTEBOOK_KEYS}
-    return parse(override(values, settings or {}), str(path))
+    return parse(override(of_the_run(read_yaml(path)), settings or {}), str(path))
 
 
 def profile_changes(phase: str, profile: str) -> dict[str, object]:
