@@ -41,7 +41,7 @@ RELEASED = [BASELINE, EXITS, "checkpoints/exits_320.pth", MANIFEST, *glob("check
 measured, released = (json.loads(Path(file).read_text()) for file in ("reports/metrics/exits.json", MANIFEST))
 same = measured["checkpoint_sha256"] == released["exits_256.pth"]["sha256"]
 TIMES = f"{'reports' if same else OUT}/metrics/exits.json"
-LONG = committed(f"metrics/{name}.json" for name in ("ablation", "causal", "generalisation", "learning_curve"))
+LONG = committed(f"metrics/{name}.json" for name in ("ablation", "causal", "generalisation", "learning_curve", "routing_older"))
 PLANES = [name for name in ("plane", "plane_released") if Path(f"reports/metrics/{name}.json").exists()]
 PROFILES = yaml.safe_load(Path("params/profiles.yaml").read_text())
 RUNS = {f"{phase}_seed{seed}": (phase, seed) for phase in PHASES for seed in SEEDS}
@@ -128,7 +128,7 @@ for name, row in STAGES.items():
         log:
             f"{OUT if published else 'runs'}/executed/{executed}.ipynb",
         params:
-            forget=forget(row["caches"], sources + params) + forget(["runs/records/*.pt"], code()),
+            forget=forget(row["caches"], sources + params) + forget(["runs/records/*"], code()),
             settings=" ".join(f"--set {setting}" for setting in f"reports={OUT} {row['settings']}".split()),
             file=f"--params {file}" if params else "",
         threads: row["threads"]
@@ -233,6 +233,20 @@ for profile, phases in PROFILES.items():
             profile
         input:
             [f"runs/stamps/{profile}_{phase}" for phase in phases],
+
+
+# What of the policies' results is the processor's own: once more, without the instructions that older ones lack. An hour.
+rule older_processor:
+    input:
+        RELEASED,
+        code("notebooks/05d_policies.ipynb"),
+    output:
+        touch("runs/stamps/older_processor"),
+    shell:
+        "rm -rf runs/older && ATEN_CPU_CAPABILITY=default DNNL_MAX_CPU_ISA=AVX MKL_CBWR=COMPATIBLE "
+        "OPENBLAS_CORETYPE=Sandybridge eelib study run notebooks/05d_policies.ipynb --params params/report_policies.yaml "
+        "--out runs/older/05d_policies.ipynb --set reports=runs/older --set records=runs/older/records && "
+        "cp runs/older/metrics/routing.json {OUT}/metrics/routing_older.json"
 
 
 # Four minutes; needs requirements-render.lock and `make furniture`.

@@ -1,6 +1,7 @@
 """What 05d_policies says in words, made from its numbers: the table of policies and the sentences that read it."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -30,18 +31,47 @@ def latencies(curve: Curve, key: str) -> str:
     return f"{sum(verdicts.values())} of {len(verdicts)}" if verdicts else ""
 
 
-def policies_table(curves: Mapping[str, Curve], shares: Mapping[str, Recovered], budget: float) -> pd.DataFrame:
-    """A line for each policy, the one that recovers most first; AP and time are those at a budget."""
+def policies_table(
+    curves: Mapping[str, Curve], shares: Mapping[str, Recovered], budget: float, older: Mapping | None = None
+) -> pd.DataFrame:
+    """A line for each policy, the one that recovers most first; AP and time are those at a budget.
+
+    Args:
+        older: ``routing.json`` of the same computation with the instructions of an older processor.
+    """
     lines = []
     for name in sorted(curves, key=lambda name: -shares[name].share):
         point, curve = nearest(curves[name], budget), curves[name]
         line = {"policy": name, "kind": "complex" if name in COMPLEX else "simple", "source": SOURCES.get(name, "ours")}
         line |= {"share recovered": shares[name].share, "share recovered, 95 %": between(shares[name].interval)}
+        if older:
+            line["on an older processor"] = older["policies"][name]["recovered"]
         line |= {"time": point["time_ratio"], "AP": point["AP"], "AP, 95 %": between(point["AP_interval"])}
         line |= {"AP of the coin": point["coin"], "AP minus coin, 95 %": between(point["AP_minus_coin_interval"])}
         line |= {"above the coin": latencies(curve, "above_coin")}
         lines.append(line | {"above the hull": latencies(curve, "above_static")})
     return pd.DataFrame(lines)
+
+
+def processors_read(shares: Mapping[str, Recovered], older: Mapping | None) -> list[str]:
+    """How far what is recovered depends on the processor, and which policies therefore have no order."""
+    if older is None:
+        return ["What another processor's rounding changes was not measured."]
+    other = {name: older["policies"][name]["recovered"] for name in shares}
+    change = {name: abs(other[name] - share.share) for name, share in shares.items()}
+    most = max(change, key=change.__getitem__)
+    rest = max(value for name, value in change.items() if name != most)
+    swapped = [
+        f"{_named([a])} and {_named([b])}"
+        for a, b in combinations(shares, 2)
+        if (shares[a].share - shares[b].share) * (other[a] - other[b]) <= 0
+    ]
+    order = f"is not the same for {', '.join(swapped)}: none is said to be better" if swapped else "stays the same"
+    return [
+        "The same computation with the instructions of an older processor (AVX without fused multiply-add) rounds "
+        f"differently: the share that {_named([most])} recovers changes by {change[most]:.3f}, every other by "
+        f"{rest:.3f} or less. The order {order}."
+    ]
 
 
 def pays(curves: Mapping[str, Curve], kind: str) -> str:

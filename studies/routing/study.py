@@ -28,6 +28,7 @@ class Study:
         raw: the same under scores as they are.
         times: of the exits.
         plane: metrics of the plane that holds the static detectors; None where there is none.
+        older: ``routing.json`` of the same computation with an older processor's instructions, if there is one.
         judge: of routings of ``test``.
         smoke: why no verdict is stated, in a sentence; None where the run is whole.
         origin: what every metrics file says of where its numbers are from.
@@ -39,6 +40,7 @@ class Study:
     raw: dict[str, Split]
     times: Times
     plane: dict | None
+    older: dict | None
     judge: Judge
     smoke: str | None
     origin: dict
@@ -71,29 +73,33 @@ def opened(
     calibration: str,
     limit: int | None,
     resamples: int,
+    folder: str = "runs/records",
     log=print,
 ) -> Study:
     """Record the exits once on every split, and bring the times to the common axis.
 
     Args:
         times: metrics of 04_exits.
-        published: folder of reports with ``metrics/plane_released.json`` and the match flags of its systems.
+        published: folder of reports with ``metrics/plane_released.json``, the match flags of its systems and
+            ``metrics/routing_older.json``.
         limit: images of each split; None takes all.
         resamples: bootstrap draws of scenes.
+        folder: of the records that are kept.
         log: called with a line while records are made.
     """
-    path, folder = resolve(checkpoint), resolve(published)
+    path, reports = resolve(checkpoint), resolve(published)
     model, config = load_released(path), parse(load_checkpoint(path)["config"], checkpoint)
-    records, cocos = load_study(checkpoint, root, resolve("runs/records"), SPLITS, limit, log)
+    records, cocos = load_study(checkpoint, root, resolve(folder), SPLITS, limit, log)
     matched = {name: RoutedAP(of_split, cocos[name]) for name, of_split in records.items()}
-    plane = current_metrics(folder / "metrics" / "plane_released.json", log)
+    plane = current_metrics(reports / "metrics" / "plane_released.json", log)
+    older = current_metrics(reports / "metrics" / "routing_older.json", lambda _: None, checkpoint_sha256=path)
     taken = common_times(plane, resolve(times), model.exit_names, path, root)
     splits, raw = (
         prepare(records, cocos, taken.costs, method, matched=matched, passing=taken.passing)
         for method in (calibration, "none")
     )
     smoke = smoke_of(splits, taken)
-    static = [(peer.time, peer.flags) for peer in static_flags(folder, plane)] if plane and not smoke else []
+    static = [(peer.time, peer.flags) for peer in static_flags(reports, plane)] if plane and not smoke else []
     judge = Judge(splits["test"], resamples, static)
     origin: dict = {"images": {name: len(records[name]) for name in SPLITS[1:]}, "smoke": smoke, "resamples": resamples}
     origin |= {"times": dict(zip(model.exit_names, taken.costs.tolist(), strict=True))}
@@ -101,4 +107,4 @@ def opened(
     origin |= {"unit": taken.unit, "machine": taken.machine}
     origin |= {f"{name}_sha256": records[name].split_sha256 for name in ("calibrate", "val")}
     origin |= provenance("test", config, path, resolve(root))
-    return Study(model, config, splits, raw, taken, plane, judge, smoke, origin)
+    return Study(model, config, splits, raw, taken, plane, older, judge, smoke, origin)

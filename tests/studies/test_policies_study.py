@@ -33,7 +33,7 @@ def splits():
 def study_of(splits, times=COMMON):
     judge = Judge(splits["test"], 20)
     model = SimpleNamespace(exit_names=splits["test"].records.exit_names)
-    return study.Study(model, None, splits, splits, times, None, judge, study.smoke_of(splits, times), {})
+    return study.Study(model, None, splits, splits, times, None, None, judge, study.smoke_of(splits, times), {})
 
 
 def test_branchynet_leaves_where_the_best_box_is_decided_either_way():
@@ -135,6 +135,13 @@ def test_what_policies_are_said_to_add_is_counted(splits):
     assert list(table.index) == sorted(shares, key=lambda name: -shares[name].share)
     assert table.loc["percentile", "source"] == "MSDNet (Huang et al., ICLR 2018)"
     assert table.loc["benefit", "source"] == "ours"
+    other = {name: {"recovered": share.share + 0.001} for name, share in shares.items()}
+    other["fixed"] = {"recovered": shares["benefit"].share + 0.002}
+    (text,) = claims.processors_read(shares, {"policies": other})
+    change = other["fixed"]["recovered"] - shares["fixed"].share
+    assert f"fixed recovers changes by {abs(change):.3f}, every other by 0.001 or less" in text
+    assert "fixed and benefit" in text and "max score and percentile" not in text
+    assert claims.policies_table(curves, shares, 0.6, {"policies": other})["on an older processor"].notna().all()
     points = {(n, p["time_ratio"]): p for n, curve in curves.items() for p in curve.points}
     above = sum(p["above_coin"] for p in points.values())
     assert claims.pays(curves, "coin").startswith(f"Of {len(points)} routed points {above} lie above the coin")
