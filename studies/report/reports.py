@@ -20,6 +20,7 @@ from studies.phases.config import EXIT_NAMES
 from studies.phases.verdicts import shares_text
 from studies.report import comparison, facts
 from studies.report.metrics_files import Values, load_entries, read_metrics
+from studies.routing.claims import processors_read
 from studies.routing.worth import check_goals
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -105,10 +106,13 @@ def _measured(metrics: Path) -> dict:
     studies = {"routing": "routing", "guarantee": "guarantee", "foreseen": "predictability", "blank": "blank"}
     blank, guarantee = (_of_weights(metrics, name, weights["exits"]) for name in ("blank", "guarantee"))
     guarantees = _of_weights(metrics, "guarantees", weights["exits"]) if guarantee else None
+    routing, older = (_of_weights(metrics, name, weights["exits"]) for name in ("routing", "routing_older"))
+    recovered = {name: policy["recovered"] for name, policy in routing["policies"].items()} if routing else {}
     return {
         **{name: _of_weights(metrics, file, weights["exits"]) for name, file in studies.items()},
         "ladder": facts.ladder(causal),
         "defects": facts.defects(_of_weights(metrics, "ablation", weights["phases"])),
+        "processors": processors_read(recovered, older) if recovered else [],
         "planes": facts.paying(planes),
         "int8": facts.int8_elsewhere(metrics),
         "kept": facts.kept_of_baseline(planes.get("released detectors")),

@@ -53,18 +53,18 @@ def policies_table(
     return pd.DataFrame(lines)
 
 
-def processors_read(shares: Mapping[str, Recovered], older: Mapping | None) -> list[str]:
-    """How far what is recovered depends on the processor, and which policies therefore have no order."""
+def processors_read(shares: Mapping[str, float], older: Mapping | None) -> list[str]:
+    """How far the shares that policies recover depend on the processor, and which policies therefore have no order."""
     if older is None:
         return ["What another processor's rounding changes was not measured."]
     other = {name: older["policies"][name]["recovered"] for name in shares}
-    change = {name: abs(other[name] - share.share) for name, share in shares.items()}
+    change = {name: abs(other[name] - share) for name, share in shares.items()}
     most = max(change, key=change.__getitem__)
     rest = max(value for name, value in change.items() if name != most)
     swapped = [
         f"{_named([a])} and {_named([b])}"
         for a, b in combinations(shares, 2)
-        if (shares[a].share - shares[b].share) * (other[a] - other[b]) <= 0
+        if (shares[a] - shares[b]) * (other[a] - other[b]) <= 0
     ]
     order = f"is not the same for {', '.join(swapped)}: none is said to be better" if swapped else "stays the same"
     return [

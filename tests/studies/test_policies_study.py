@@ -137,7 +137,7 @@ def test_what_policies_are_said_to_add_is_counted(splits):
     assert table.loc["benefit", "source"] == "ours"
     other = {name: {"recovered": share.share + 0.001} for name, share in shares.items()}
     other["fixed"] = {"recovered": shares["benefit"].share + 0.002}
-    (text,) = claims.processors_read(shares, {"policies": other})
+    (text,) = claims.processors_read({n: of.share for n, of in shares.items()}, {"policies": other})
     change = other["fixed"]["recovered"] - shares["fixed"].share
     assert f"fixed recovers changes by {abs(change):.3f}, every other by 0.001 or less" in text
     assert "fixed and benefit" in text and "max score and percentile" not in text
