@@ -105,7 +105,7 @@ def refuse_foreign(path: Path) -> None:
 def open_source(data: DataConfig) -> Source:
     """The data set of a configuration.
 
-    Example:
+    Examples:
         >>> source = eelib.open_source(eelib.load_config("params/exits_256.yaml").data)
         >>> list(source.names)
         ['chair']

@@ -104,7 +104,7 @@ class OptimConfig(Group):
 class Config(Group):
     """A whole training.
 
-    Example:
+    Examples:
         >>> eelib.Config(name="mine").optim.epochs
         50
     """
@@ -327,7 +327,7 @@ def load_config(path: Path | str, settings: dict[str, object] | None = None) -> 
     Raises:
         ConfigError: a line with file and, of each problem, dotted key, value and expectation.
 
-    Example:
+    Examples:
         >>> config = eelib.load_config("params/exits_256.yaml", {"optim.epochs": 5})
         >>> config.optim.epochs, config.data.size
         (5, 256)

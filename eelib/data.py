@@ -76,7 +76,7 @@ class DetectionDataset(Dataset):
         DataError: bad annotations, or an image file that is missing or of another size than its annotations say.
         ImageError: an image file is broken. What is decoded on access is found broken on access.
 
-    Example:
+    Examples:
         >>> image, target = eelib.DetectionDataset("val", "data/showroom", size=320)[0]
         >>> image.shape
         torch.Size([3, 320, 320])

@@ -29,7 +29,7 @@ class Detections:
         classes: names of the classes, in the order of the labels from 1.
         image: the upright image that the boxes lie on, where it is at hand.
 
-    Example:
+    Examples:
         >>> found = eelib.Session("deploy").detect("room.jpg")
         >>> sure = found.boxes_xyxy[found.scores > 0.5]
         >>> found.plot().save("drawn.png")

@@ -116,7 +116,7 @@ def evaluate(
         TrainingError: no such checkpoint, or one of another architecture.
         DataError: no such split, or images without objects, so that AP is not defined.
 
-    Example:
+    Examples:
         >>> measured = eelib.evaluate(model, "my", limit=8)
         >>> 0 <= measured["exit1"]["AP50"] <= 1
         True

@@ -29,7 +29,7 @@ def load(name: str | Path = DEFAULT) -> EarlyExitSSDLite:
         HubError: no such name or file, or released weights that are not the ones that the manifest describes.
         TrainingError: the file is no checkpoint of a detector.
 
-    Example:
+    Examples:
         >>> model = eelib.load("exits_256")
         >>> model.predict("room.jpg").exit_name
         'full'

@@ -52,7 +52,7 @@ class Criterion:
         loss: kinds and weights of the terms.
         exits: names of all exits of the detector, in order.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from eelib.losses import Targets
         >>> targets = Targets(torch.tensor([[[10.0, 20.0, 90.0, 80.0]]]), torch.tensor([[1]]))

@@ -33,7 +33,7 @@ class ExitOutput(NamedTuple):
     ``cls_logits`` (B, A, K + 1), background first; ``bbox_regression`` (B, A, 4) encoded offsets;
     ``default_boxes`` (A, 4) xyxy in pixels of the network input.
 
-    Example:
+    Examples:
         >>> import torch
         >>> image = torch.zeros(1, 3, model.size, model.size)
         >>> outputs: list[eelib.ExitOutput] = list(model.exits(image))
@@ -78,7 +78,7 @@ class EarlyExitSSDLite(nn.Module):
         size: side in pixels of the square input that the weights are for.
         cuts: for each early exit the children of ``features[0]`` that run before it.
 
-    Example:
+    Examples:
         >>> model = eelib.EarlyExitSSDLite(cuts=(8, 12), classes=("chair", "stool"))
         >>> list(model.exit_names)
         ['exit1', 'exit2', 'full']

@@ -4,7 +4,7 @@ A policy is a list of settings (:class:`eelib.routing.Setting`), ordered or not,
 :func:`eelib.routing.choose` takes one for a budget. What is fitted is fitted on ``calibrate`` (the benefit's
 regressors on ``val`` as well): every function that fits refuses ``test``.
 
-Example:
+Examples:
     >>> "benefit" in eelib.POLICIES  # the name of a policy to the function that makes its settings
     True
 """

@@ -52,7 +52,7 @@ class ExitRecords:
     Raises:
         RecordsError: a field of another shape, type, range or order.
 
-    Example:
+    Examples:
         >>> dataset = eelib.DetectionDataset("val", "my", model.size, keep_crowd=True)
         >>> records: eelib.ExitRecords = eelib.record(model, dataset, "val", "hash of the split", "hash of the weights")
         >>> records.column("top_score").shape == (len(dataset), len(records.exit_names))
@@ -254,7 +254,7 @@ def record(
         split, split_hash, checkpoint_hash: the identity to write down.
         progress: called with a line every tenth of the images.
 
-    Example:
+    Examples:
         >>> dataset = eelib.DetectionDataset("val", "my", model.size, keep_crowd=True)
         >>> records = eelib.record(model, dataset, "val", "hash of the split", "hash of the weights")
         >>> len(records) == len(dataset)

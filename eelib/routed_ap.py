@@ -36,7 +36,7 @@ class RoutedAP:
         counts: detections of each exit.
         exit_names, image_ids: of the records.
 
-    Example:
+    Examples:
         >>> dataset = eelib.DetectionDataset("val", "my", model.size, keep_crowd=True)
         >>> records = eelib.record(model, dataset, "val", "hash of the split", "hash of the weights")
         >>> evaluator = eelib.RoutedAP(records, dataset.coco)

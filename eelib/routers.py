@@ -148,7 +148,7 @@ def route(
             times that do not fit.
         RecordsError: the folder's records are of another detector or data set.
 
-    Example:
+    Examples:
         >>> system = eelib.route(model, "my", budget=0.6)
         >>> path = system.save("router.json")
     """
@@ -203,7 +203,7 @@ def certify(
     Raises:
         GuaranteeError: a level out of its range, or a split that cannot certify it.
 
-    Example:
+    Examples:
         >>> system = eelib.certify(model, "my", epsilon=0.2, delta=0.2)
         >>> system.router.promise.epsilon
         0.2

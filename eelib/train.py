@@ -234,7 +234,7 @@ def train(
         ConfigError, DataError: bad input, before the first epoch.
         TrainingError: the folder holds a run, the training diverges, or the start does not fit.
 
-    Example:
+    Examples:
         >>> eelib.train("my.yaml", out="runs/mine", log=lambda line: None).name
         'released.pth'
     """

@@ -48,7 +48,7 @@ def test_every_public_name_exists_and_its_example_runs(name, desk):
     value, module = getattr(eelib, name), importlib.import_module(eelib._PUBLIC[name])
     assert value is getattr(module, name) and name in dir(eelib)
     text = inspect.getdoc(module if name == "POLICIES" else value)  # a table has no docstring of its own
-    assert "Example:" in text and f"eelib.{name}" in text.split("Example:")[1] or name == "Detections"
+    assert "Examples:" in text and f"eelib.{name}" in text.split("Examples:")[1] or name == "Detections"
     example = doctest.DocTestParser().get_doctest(text, {"eelib": eelib, "model": desk}, name, None, None)
     told = []
     doctest.DocTestRunner(verbose=False).run(example, out=told.append)

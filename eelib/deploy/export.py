@@ -74,7 +74,7 @@ def export(
         DeploymentError: ``out`` is a file, or the router is of another detector.
         DataError: ``source`` lacks a class of the detector, or has no images to calibrate int8 on.
 
-    Example:
+    Examples:
         >>> manifest = eelib.export(model, "exported")
         >>> [stage.exit for stage in manifest.stages]
         ['exit1', 'exit2', 'full']

@@ -245,7 +245,7 @@ class Router(Rule):
         checkpoint_sha256: of the detector.
         data_sha256: of each split that shaped the router, by name.
 
-    Example:
+    Examples:
         >>> text = eelib.Router.load("deploy/router.json").describe()
     """
 

@@ -50,7 +50,7 @@ class Session:
         DeploymentError: no manifest or one of another format, a graph that is missing, is not the manifest's or is
             refused by the runtime, or a runtime that is not installed.
 
-    Example:
+    Examples:
         >>> session = eelib.Session("deploy")
         >>> session.detect("room.jpg").plot().save("drawn.png")
     """
