@@ -245,10 +245,10 @@ def explain_difference(config: PhaseConfig, run: dict, recorded: dict) -> str | 
         levels = (f"{n} {run['confidence_mean'][n]:.4f} against {t:.4f}" for n, t in run["thresholds"].items())
         lines.append(f"Confidences against thresholds at the end: {', '.join(levels)}.")
     p = run["probability_mean"]["exit1"]
-    images = f"{run['train_images']:,}" if run["train_images"] else "all"
+    images = f"{run['train_images']:,} images" if run["train_images"] else "all training images that show a chair"
     trunk = "trained" if config.model.train_trunk else "frozen"
     lines.append(
-        f"The mean chair probability at exit1 is {p:.3f}. This training had {run['steps']:,} steps on {images} images "
+        f"The mean chair probability at exit1 is {p:.3f}. This training had {run['steps']:,} steps on {images} "
         f"with a {trunk} trunk, in which a temperature can move by at most {temperature_budget(config, run):.3g}."
     )
     return " ".join(lines)

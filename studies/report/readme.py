@@ -14,7 +14,7 @@ from studies.phases.analysis import final_values
 from studies.report.comparison import holds
 from studies.report.facts import int8_elsewhere, named
 from studies.report.metrics_files import Values, load_entries, read_metrics
-from studies.report.reports import planes_of
+from studies.report.reports import listed, planes_of
 
 
 def released_table(manifest: Mapping, plane: Values) -> pd.DataFrame:
@@ -67,7 +67,7 @@ def study_sentences(metrics: Path) -> list[str]:
         entries = [row for phase, row in load_entries(metrics / "phases.json").items() if phase in recorded]
         agree, hold = sum(row["agree"] == row["seeds"] for row in entries), sum(map(holds, entries))
         longer = [row["phase"] for row in entries if row.get("serious")]
-        judged = f" ({', '.join(longer)} judged by a longer training)" if longer else ""
+        judged = f" ({listed(longer)} judged by a longer training)" if longer else ""
         sentences.append(
             f"The switches give the recorded exit shares in {agree} of {len(entries)} phases with every seed; every "
             f"number that they predict besides comes out in {hold}{judged}"

@@ -62,7 +62,7 @@ def _seeds(count: int, of: int) -> str:
     return f"in none of {of} seeds" if count == 0 else f"in {count} of {of} seeds"
 
 
-def _listed(words: Iterable[str]) -> str:
+def listed(words: Iterable[str]) -> str:
     """Words as a list in a sentence."""
     words = list(words)
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
@@ -185,7 +185,7 @@ def environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader([TEMPLATES, TEMPLATES.parent]), undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
-    env.filters |= {"num": tables.rounded, "shares": shares_text, "listed": _listed}
+    env.filters |= {"num": tables.rounded, "shares": shares_text, "listed": listed}
     env.filters["pct"] = lambda share: f"{100 * share:.0f} %"
     env.filters["defect"] = lambda name: facts.DEFECTS.get(name, name)
     env.filters["repair"] = lambda name: facts.REPAIRS.get(name, name)
