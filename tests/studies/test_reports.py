@@ -52,7 +52,7 @@ def results(tmp_path):
         "confidence": {"mean": 0.47, "spread": 0.001},
         "boxes_px": {name: {"least": 180.0, "greatest": 370.0} for name in ("x1", "y1", "x2", "y2")},
         "kept": {s: {"before_nms": n, "after_nms": n / 5} for s, n in (("0.50", 0.0), ("0.40", 2400.0))},
-        "best_iou_mean": 0.2,
+        "best_iou_mean": 0.2, "steps": 320, "train_images": 64,
     }  # fmt: skip
     baseline = {"AP": 0.1, "AP50": 0.3, "images": 450, "split": "test", "gate": {"threshold": 0.4}}
     baseline["checkpoint_sha256"] = "b"
