@@ -147,11 +147,11 @@ def load_weights(model: nn.Module, path: Path | str) -> dict:
         TrainingError: keys or shapes differ; the message names the first of them.
     """
     state = load_checkpoint(path)
-    _take(model, state["model"], path)
+    _load_fitting(model, state["model"], path)
     return state
 
 
-def _take(model: nn.Module, weights: Mapping, path: Path | str) -> None:
+def _load_fitting(model: nn.Module, weights: Mapping, path: Path | str) -> None:
     own = model.state_dict()
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
     both = ((key, own[key], weights[key]) for key in own.keys() & weights.keys())
@@ -175,7 +175,7 @@ def load_released(path: Path | str) -> EarlyExitSSDLite:
         model = rebuild(state.get("plan"), state["model"])
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise TrainingError(f"{path}: no architecture of a detector ({shorten(str(error))})") from None
-    _take(model, state["model"], path)
+    _load_fitting(model, state["model"], path)
     model.eval()
     try:
         with torch.no_grad():

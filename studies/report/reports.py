@@ -21,6 +21,7 @@ from studies.phases.verdicts import shares_text
 from studies.report import comparison, facts
 from studies.report.metrics_files import Values, load_entries, read_metrics
 from studies.routing.claims import processors_read
+from studies.routing.study import same_but_for_the_processor
 from studies.routing.worth import check_goals
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -107,6 +108,7 @@ def _measured(metrics: Path) -> dict:
     blank, guarantee = (_of_weights(metrics, name, weights["exits"]) for name in ("blank", "guarantee"))
     guarantees = _of_weights(metrics, "guarantees", weights["exits"]) if guarantee else None
     routing, older = (_of_weights(metrics, name, weights["exits"]) for name in ("routing", "routing_older"))
+    older = same_but_for_the_processor(older, routing or {})
     recovered = {name: policy["recovered"] for name, policy in routing["policies"].items()} if routing else {}
     return {
         **{name: _of_weights(metrics, file, weights["exits"]) for name, file in studies.items()},

@@ -65,6 +65,12 @@ def smoke_of(splits: dict[str, Split], times: Times) -> str | None:
     return None
 
 
+def same_but_for_the_processor(older: dict | None, here: dict) -> dict | None:
+    """``routing.json`` of an older processor; None where images, weights or times are not those of ``here``."""
+    alike = ("images", "smoke", "times", "passing", "split_sha256", "calibrate_sha256", "checkpoint_sha256")
+    return older if older and all(older.get(key) == here.get(key) for key in alike) else None
+
+
 def opened(
     checkpoint: str,
     root: str,
@@ -92,7 +98,6 @@ def opened(
     records, cocos = load_study(checkpoint, root, resolve(folder), SPLITS, limit, log)
     matched = {name: RoutedAP(of_split, cocos[name]) for name, of_split in records.items()}
     plane = current_metrics(reports / "metrics" / "plane_released.json", log)
-    older = current_metrics(reports / "metrics" / "routing_older.json", lambda _: None, checkpoint_sha256=path)
     taken = common_times(plane, resolve(times), model.exit_names, path, root)
     splits, raw = (
         prepare(records, cocos, taken.costs, method, matched=matched, passing=taken.passing)
@@ -107,4 +112,7 @@ def opened(
     origin |= {"unit": taken.unit, "machine": taken.machine}
     origin |= {f"{name}_sha256": records[name].split_sha256 for name in ("calibrate", "val")}
     origin |= provenance("test", config, path, resolve(root))
+    older = same_but_for_the_processor(
+        current_metrics(reports / "metrics" / "routing_older.json", lambda _: None), origin
+    )
     return Study(model, config, splits, raw, taken, plane, older, judge, smoke, origin)

@@ -135,6 +135,10 @@ def test_what_policies_are_said_to_add_is_counted(splits):
     assert list(table.index) == sorted(shares, key=lambda name: -shares[name].share)
     assert table.loc["percentile", "source"] == "MSDNet (Huang et al., ICLR 2018)"
     assert table.loc["benefit", "source"] == "ours"
+    routed = {"images": {"test": 60}, "times": {"full": 0.8}, "checkpoint_sha256": "a"}
+    assert study.same_but_for_the_processor(dict(routed), routed) == routed
+    for key, value in (("images", {"test": 48}), ("times", {"full": 0.7}), ("checkpoint_sha256", "b")):
+        assert study.same_but_for_the_processor(routed | {key: value}, routed) is None  # no effect of a processor
     other = {name: {"recovered": share.share + 0.001} for name, share in shares.items()}
     other["fixed"] = {"recovered": shares["benefit"].share + 0.002}
     (text,) = claims.processors_read({n: of.share for n, of in shares.items()}, {"policies": other})
