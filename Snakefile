@@ -42,7 +42,7 @@ measured, released = (json.loads(Path(file).read_text()) for file in ("reports/m
 same = measured["checkpoint_sha256"] == released["exits_256.pth"]["sha256"]
 TIMES = f"{'reports' if same else OUT}/metrics/exits.json"
 LONG = committed(f"metrics/{name}.json" for name in ("ablation", "causal", "generalisation", "learning_curve", "routing_older"))
-PLANES = [name for name in ("plane", "plane_released") if Path(f"reports/metrics/{name}.json").exists()]
+PLANE = "reports/metrics/plane.json"
 PROFILES = yaml.safe_load(Path("params/profiles.yaml").read_text())
 RUNS = {f"{phase}_seed{seed}": (phase, seed) for phase in PHASES for seed in SEEDS}
 OTHERS = [name for name in glob_wildcards("reports/metrics/phases/{name}.json").name if name.split("_seed")[1] not in SEEDS]
@@ -62,24 +62,23 @@ STAGES = {
     "scorecard": stage("05b_scorecard", "phases", SUMMARIES + SERIOUS + made("routing"), READ),
     "causal": stage("05c_causal", "causal.csv", LONG, READ),  # trained by `causal_trained`
     "ablation": stage("05e_ablation", "ablation.csv", LONG, READ),  # trained by `ablation_trained`
-    "policies": stage(  # reads the committed planes
+    "policies": stage(  # reads the committed plane
         "05d_policies", "routing calibration guarantee predictability", settings=f"times={TIMES}",
-        needs=[*RELEASED, *LONG, TIMES, *[f"reports/metrics/{name}.json" for name in PLANES]],
+        needs=[*RELEASED, *LONG, TIMES, PLANE],
     ),
     "blank": stage(  # reads the committed plane
         "05f_blank", "blank guarantees", settings=f"times={TIMES}",
-        needs=[*RELEASED, TIMES, *[f"reports/metrics/{name}.json" for name in PLANES]],
+        needs=[*RELEASED, TIMES, PLANE],
     ),
     "validation": stage(
         "06_validation", "validation validation.csv", settings=f"{READ} times={TIMES}",
         needs=[
-            *RELEASED, *SUMMARIES, *made("baseline exits routing"), TIMES, "params/report_policies.yaml",
-            *[f"reports/metrics/{name}.json" for name in PLANES],
+            *RELEASED, *SUMMARIES, *made("baseline exits routing"), TIMES, "params/report_policies.yaml", PLANE,
         ],
     ),
     "detector": stage("06b_detector", "detector_1_4", ["checkpoints/phase_1_4.pth", PHASES_START]),
     "acceleration": stage(
-        "07_acceleration", "acceleration", [*RELEASED, *made(" ".join(["bench", "blank", "guarantees", *PLANES]))],
+        "07_acceleration", "acceleration", [*RELEASED, *made("bench blank guarantees plane")],
         f"measured={OUT}/metrics/bench.json metrics={OUT}/metrics",
     ),
     "dissertation": stage(
@@ -149,9 +148,8 @@ rule bench:
 
 rule reports:
     input:
-        made("baseline exits phases detector_1_4 routing guarantee predictability blank guarantees bench data_counts.csv"),
+        made("baseline exits phases detector_1_4 routing guarantee predictability blank guarantees bench plane data_counts.csv"),
         LONG,
-        made(" ".join(PLANES)),
         code("studies/report/reports.py"),
         glob("studies/report/templates/*"),
     output:
@@ -160,24 +158,18 @@ rule reports:
         JOB + "eelib study report --reports " + OUT
 
 
-# AP, intervals and verdicts of the planes once more, from the committed match flags and times.
-for name in PLANES:
-
-    rule:
-        name:
-            f"{name}_judged"
-        input:
-            measured=f"reports/metrics/{name}.json",
-            flags=glob(f"reports/{name}/*.npz"),
-            params=parameters(f"params/{name}.yaml"),
-            code=code("studies/compress/plane.py"),
-        output:
-            made(name),
-        params:
-            name=name,
-        shell:
-            "mkdir -p {OUT}/metrics && cp -R reports/{params.name} {OUT}/ && cp {input.measured} {output} && "
-            + JOB + "eelib study plane {input.params[0]} --recompute --reports {OUT}"
+# AP, intervals and verdicts of the plane once more, from the committed match flags and times.
+rule plane_judged:
+    input:
+        measured=PLANE,
+        flags=glob("reports/plane/*.npz"),
+        params="params/plane.yaml",
+        code=code("studies/compress/plane.py"),
+    output:
+        made("plane"),
+    shell:
+        "mkdir -p {OUT}/metrics && cp -R reports/plane {OUT}/ && cp {input.measured} {output} && "
+        + JOB + "eelib study plane {input.params} --recompute --reports {OUT}"
 
 
 # Hours of work, so never part of `all`: `snakemake --cores 2 plane`. What was stopped goes on, by what is in runs/;
@@ -200,10 +192,7 @@ for name, (command, module, needs) in {
         for profile, phases in PROFILES.items()
         for phase in phases
     },
-    **{  # after the trainings
-        name: (f"study plane params/{name}.yaml --reports {OUT}", "compress/plane", parameters(f"params/{name}.yaml"))
-        for name in ("plane", "plane_released")
-    },
+    "plane": (f"study plane params/plane.yaml --reports {OUT}", "compress/plane", ["params/plane.yaml"]),  # after the trainings
     "learning_curve": (  # after `make pretrained`
         f"study learning-curve params/learning_curve.yaml --reports {OUT}", "learning_curve", ["runs/pretrained/start.pth"]
     ),

@@ -68,16 +68,18 @@ def build_model(config: Config) -> EarlyExitSSDLite:
 def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> EarlyExitSSDLite:
     """The detector with what a checkpoint has of it: widths and tail are the checkpoint's, exits the detector's.
 
-    It keeps its own weights where the checkpoint has none; ``source`` is named in errors.
+    It keeps its own weights where the checkpoint has none; an exit takes those of the exit at its place. ``source`` is
+    named in errors.
 
     Raises:
         TrainingError: a shape differs, or the checkpoint has nothing of the trunk.
     """
     own = detector.state_dict()
-    taken = {key: value.to(own[key].dtype) for key, value in state["model"].items() if key in own}
-    known = (state.get("plan") or {}).get("classes", ("chair",))  # of the first releases
-    if len(known) != len(detector.classes):
-        columns = len(known) + 1, len(detector.classes) + 1
+    known = state["model"] | _by_place(state, detector.cuts)
+    taken = {key: value.to(own[key].dtype) for key, value in known.items() if key in own}
+    classes = (state.get("plan") or {}).get("classes", ("chair",))  # of the first releases
+    if len(classes) != len(detector.classes):
+        columns = len(classes) + 1, len(detector.classes) + 1
         taken |= {
             k: _of_classes(v, *columns, 4 * (".predictors." in k)) for k, v in taken.items() if LAST_LAYER.search(k)
         }
@@ -101,6 +103,20 @@ def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> Early
         return rebuilt
     detector.load_state_dict(own | taken)
     return detector
+
+
+def _by_place(state: Mapping, cuts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Weights of the exits under the names that the exits at their places have in another detector.
+
+    Args:
+        cuts: of that detector; an exit where the checkpoint has none gets nothing here.
+    """
+    names = {cut: name for name, cut in ((state.get("plan") or {}).get("cuts") or {}).items()}
+    moved = {f"early.{names[cut]}.": f"early.{name}." for name, cut in cuts.items() if names.get(cut, name) != name}
+    return {
+        new + key.removeprefix(old): value
+        for old, new in moved.items() for key, value in state["model"].items() if key.startswith(old)
+    }  # fmt: skip
 
 
 def _of_classes(value: Tensor, columns: int, wanted: int, others: int) -> Tensor:

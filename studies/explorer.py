@@ -38,7 +38,7 @@ class Explorer:
         ValueError: it has no such network.
     """
 
-    def __init__(self, reports: Path | str, system: str = "exits_256", seed: int = 0, plane: str = "plane_released"):
+    def __init__(self, reports: Path | str, system: str = "exits_256", seed: int = 0, plane: str = "plane"):
         self.report = read_metrics(Path(reports) / "metrics" / f"{plane}.json")
         rows = {(row["name"], row["seed"]): row for row in self.report["systems"]}
         if (system, seed) not in rows:

@@ -34,7 +34,6 @@ class SystemConfig(Group):
     kind: Literal["plain", "input", "width", "search", "truncated", "exits"]
     weights: str  # checkpoint, or a pattern of one for each seed, such as runs/exits_256/seed*/released.pth
     int8: bool = True  # in int8 as well
-    cut_from: str = ""  # of a truncated detector: the system with exits whose weights it has, not trained on its own
 
 
 class System(NamedTuple):

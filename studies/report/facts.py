@@ -16,7 +16,7 @@ from studies.phases.mechanisms import quantity, wanted
 from studies.report import comparison
 from studies.report.metrics_files import read_metrics
 
-# Systems of the planes, as their parameter files call them, in words.
+# Systems of the plane, as its parameter file calls them, in words.
 WORDS = (
     (r"\bexits_(\d+)", r"exits at \1 px"),
     (r"\btruncated_(\d+)_(exit\d)", r"truncated at \2, \1 px"),
@@ -56,35 +56,31 @@ def named(text: str) -> str:
     return text
 
 
-def paying(planes: Mapping[str, Mapping]) -> list[dict]:
-    """What planes say of networks with exits beside static detectors, a row each.
+def paying(plane: Mapping) -> dict:
+    """What the plane says of networks with exits beside static detectors.
 
     Returns:
-        ``title``; ``figure``: its file's name; ``processor``; ``images``; ``verdicts``: a table, a row a network and a
+        ``processor``; ``images``; ``verdicts``: a table, a row a network and a
         share of empty images, at how many latencies it lies above each hull; ``above``: by hull, where any does;
         ``missing``: systems that were not trained; ``seeds``: systems with several; ``alternatives``; ``goals``: a
         table of those that were missed, and ``met`` of ``of``.
     """
-    rows = []
-    for title, plane in planes.items():
-        lines: dict[tuple, dict] = {}
-        for share in results.prevalences(plane):
-            for verdict in results.verdicts(plane, share):
-                line = {"network": named(verdict["system"]), "seeds": verdict["seeds"]}
-                line |= {"empty images": f"{100 * share:.0f} %"}
-                line = lines.setdefault((verdict["system"], share), line)
-                line[f"above {results.MEMBERS[verdict['hull']]}"] = f"{verdict['above']} of {verdict['compared']}"
-        goals = results.check_goals(plane)
-        missed = goals[~goals["met"].astype(bool)].drop(columns="met")
-        rows.append({
-            "title": title, "figure": plane["plane"]["name"], "processor": plane["machine"]["processor"],
-            "images": plane["images"], "verdicts": list(lines.values()),
-            "above": {hull: _where_above(plane, hull) for hull in results.MEMBERS},
-            "missing": [named(name) for name in plane.get("missing", ())], "seeds": _seeds(plane),
-            "alternatives": alternatives(plane),
-            "goals": missed.assign(goal=missed["goal"].map(named)), "met": len(goals) - len(missed), "of": len(goals),
-        })  # fmt: skip
-    return rows
+    lines: dict[tuple, dict] = {}
+    for share in results.prevalences(plane):
+        for verdict in results.verdicts(plane, share):
+            line = {"network": named(verdict["system"]), "seeds": verdict["seeds"]}
+            line |= {"empty images": f"{100 * share:.0f} %"}
+            line = lines.setdefault((verdict["system"], share), line)
+            line[f"above {results.MEMBERS[verdict['hull']]}"] = f"{verdict['above']} of {verdict['compared']}"
+    goals = results.check_goals(plane)
+    missed = goals[~goals["met"].astype(bool)].drop(columns="met")
+    return {
+        "processor": plane["machine"]["processor"], "images": plane["images"], "verdicts": list(lines.values()),
+        "above": {hull: _where_above(plane, hull) for hull in results.MEMBERS},
+        "missing": [named(name) for name in plane.get("missing", ())], "seeds": _seeds(plane),
+        "alternatives": alternatives(plane),
+        "goals": missed.assign(goal=missed["goal"].map(named)), "met": len(goals) - len(missed), "of": len(goals),
+    }  # fmt: skip
 
 
 def _where_above(plane: Mapping, hull: str) -> list[str]:
@@ -163,7 +159,7 @@ def routers_beside(blank: Mapping | None) -> list[dict]:
 
 
 def int8_elsewhere(metrics: Path) -> str:
-    """What the bench, another day, says of int8 beside the planes; nothing where it was not run."""
+    """What the bench, another day, says of int8 beside the plane; nothing where it was not run."""
     if not (metrics / "bench.json").exists():
         return ""
     bench = read_metrics(metrics / "bench.json")

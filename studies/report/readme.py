@@ -14,14 +14,11 @@ from studies.phases.analysis import final_values
 from studies.report.comparison import holds
 from studies.report.facts import int8_elsewhere, named
 from studies.report.metrics_files import Values, load_entries, read_metrics
-from studies.report.reports import listed, planes_of
+from studies.report.reports import listed
 
 
 def released_table(manifest: Mapping, plane: Values) -> pd.DataFrame:
-    """Each exit of each released detector: AP on ``test``, and the time of its graph as the plane measured it.
-
-    The plane times systems of the same graphs; what it says of AP is about other, equally trained weights.
-    """
+    """Each exit of each released detector: AP on ``test``, and the time of its graph as the plane measured it."""
     timed = {row["name"]: row["exits"] for row in plane["systems"] if row["seed"] == 0}
     lines = []
     for file, entry in manifest.items():
@@ -35,8 +32,8 @@ def released_table(manifest: Mapping, plane: Values) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def plane_sentences(title: str, report: Mapping) -> list[str]:
-    """What a plane says of networks with exits, at the split's own share of empty images."""
+def plane_sentences(report: Mapping) -> list[str]:
+    """What the plane says of networks with exits, at the split's own share of empty images."""
     sentences, verdicts = [], results.verdicts(report, results.prevalences(report)[0])
     for hull, members in results.MEMBERS.items():
         rows = [row for row in verdicts if row["hull"] == hull]
@@ -46,13 +43,14 @@ def plane_sentences(title: str, report: Mapping) -> list[str]:
             for row in rows
             if row["above"]
         ]
-        none = f"no network with exits lies above the hull of {members} at any latency"
-        sentences.append(f"{title}: {' and '.join(above) or none}")
+        none = f"No network with exits lies above the hull of {members} at any latency"
+        text = " and ".join(above) or none
+        sentences.append(text[0].upper() + text[1:])
     beside = [row for row in results.rows_of(report, "exits") if row.get("minus_peers")]
     nearest = max(beside, key=lambda row: sum(row["minus_peers"]))
     low, high = nearest["minus_peers"]
     sentences.append(
-        f"{title}: among single exits, {nearest['exit']} of {named(nearest['system'])} compares best with the "
+        f"Among single exits, {nearest['exit']} of {named(nearest['system'])} compares best with the "
         f"full-depth static detectors: at {nearest['time_ratio']:.2f} of the time, its AP differs from their hull by "
         f"{low:+.3f} to {high:+.3f} (95 % interval)"
     )
@@ -97,13 +95,11 @@ def study_sentences(metrics: Path) -> list[str]:
 def blocks(reports: Path | str, checkpoints: Path | str = CHECKPOINTS) -> dict[str, str]:
     """Name of a block to its text in Markdown."""
     metrics, manifest = Path(reports) / "metrics", read_manifest(checkpoints)
-    plane = read_metrics(metrics / "plane_released.json")
+    plane = read_metrics(metrics / "plane.json")
     processor = plane["machine"]["processor"]
     about = f"AP[.50:.95] on {plane['images']} rendered images of `test`; time on {processor}, without blank gates."
     about += f" {int8_elsewhere(metrics)}"
-    planes = planes_of(metrics, plane["checkpoint_sha256"])
-    sentences = [text for title, report in planes.items() for text in plane_sentences(title.capitalize(), report)]
-    answer = "".join(f"- {text}.\n" for text in [*sentences, *study_sentences(metrics)])
+    answer = "".join(f"- {text}.\n" for text in [*plane_sentences(plane), *study_sentences(metrics)])
     return {"released": f"{about}\n\n{tables.markdown(released_table(manifest, plane))}", "answer": answer}
 
 

@@ -12,7 +12,7 @@ import jinja2
 import pandas as pd
 
 from eelib import tables
-from eelib.config import ConfigError
+from eelib.config import ROOT, ConfigError, load_config
 from eelib.files import write_atomic
 from studies.goals import decision, load_goals
 from studies.phases import analysis as record
@@ -39,16 +39,6 @@ def _weights_of(metrics: Path) -> dict[str, str | None]:
     hashes = {name: read_metrics(metrics / f"{name}.json").get("checkpoint_sha256") for name in ("baseline", "exits")}
     runs = [run for entry in load_entries(metrics / "phases.json").values() for run in entry["runs"]]
     return hashes | {"phases": runs[0].get("start_sha256") if runs else None}
-
-
-def planes_of(metrics: Path, baseline_sha256: str | None) -> dict[str, Values]:
-    """The planes that were measured, by what their systems are."""
-    equal = metrics / "plane.json"
-    planes = {
-        "released detectors": _of_weights(metrics, "plane_released", baseline_sha256),
-        "equal trainings": read_metrics(equal) if equal.exists() else None,
-    }
-    return {title: plane for title, plane in planes.items() if plane}
 
 
 def _gate(value: float, least: float) -> str:
@@ -103,7 +93,7 @@ def _measured(metrics: Path) -> dict:
     """Studies of the present weights, None where there is none of them, and the goals."""
     weights = _weights_of(metrics)
     causal = _of_weights(metrics, "causal", weights["phases"])
-    planes = planes_of(metrics, weights["baseline"])
+    plane = _of_weights(metrics, "plane", weights["baseline"])
     studies = {"routing": "routing", "guarantee": "guarantee", "foreseen": "predictability", "blank": "blank"}
     blank, guarantee = (_of_weights(metrics, name, weights["exits"]) for name in ("blank", "guarantee"))
     guarantees = _of_weights(metrics, "guarantees", weights["exits"]) if guarantee else None
@@ -115,10 +105,13 @@ def _measured(metrics: Path) -> dict:
         "ladder": facts.ladder(causal),
         "defects": facts.defects(_of_weights(metrics, "ablation", weights["phases"])),
         "processors": processors_read(recovered, older) if recovered else [],
-        "planes": facts.paying(planes),
+        "plane": facts.paying(plane) if plane else None,
+        "epochs": {
+            name: load_config(ROOT / "params" / f"{name}.yaml").optim.epochs for name in ("baseline", "exits_320")
+        },
         "int8": facts.int8_elsewhere(metrics),
-        "kept": facts.kept_of_baseline(planes.get("released detectors")),
-        "exit_rows": facts.exits_beside_goals(planes.get("released detectors")),
+        "kept": facts.kept_of_baseline(plane),
+        "exit_rows": facts.exits_beside_goals(plane),
         "certified": facts.certified(guarantees, guarantee["stated"]["epsilon"] if guarantee else 0.0),
         "routers": facts.routers_beside(blank),
         "blank_goals": check_goals(blank).replace({"met": {True: "yes", False: "no"}}) if blank else None,

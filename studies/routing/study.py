@@ -86,7 +86,7 @@ def opened(
 
     Args:
         times: metrics of 04_exits.
-        published: folder of reports with ``metrics/plane_released.json``, the match flags of its systems and
+        published: folder of reports with ``metrics/plane.json``, the match flags of its systems and
             ``metrics/routing_older.json``.
         limit: images of each split; None takes all.
         resamples: bootstrap draws of scenes.
@@ -97,7 +97,7 @@ def opened(
     model, config = load_released(path), parse(load_checkpoint(path)["config"], checkpoint)
     records, cocos = load_study(checkpoint, root, resolve(folder), SPLITS, limit, log)
     matched = {name: RoutedAP(of_split, cocos[name]) for name, of_split in records.items()}
-    plane = current_metrics(reports / "metrics" / "plane_released.json", log)
+    plane = current_metrics(reports / "metrics" / "plane.json", log)
     taken = common_times(plane, resolve(times), model.exit_names, path, root)
     splits, raw = (
         prepare(records, cocos, taken.costs, method, matched=matched, passing=taken.passing)

@@ -18,7 +18,7 @@ def test_a_committed_report_is_what_its_metrics_give(name):
 
 
 RELEASED = {
-    "baseline": ("baseline", "plane_released"),
+    "baseline": ("baseline", "plane"),
     "exits_256": (
         "exits", "training", "routing", "calibration", "guarantee", "predictability", "validation", "bench",
         "acceleration",

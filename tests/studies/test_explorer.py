@@ -19,15 +19,15 @@ def written(tmp_path_factory):
     """A folder of reports, and the records that it rests on."""
     reports = tmp_path_factory.mktemp("reports")
     coco, records = noisy(60, empty=0.25)
-    RoutedAP(records, coco).save(reports / "plane_released" / "exits_256_seed0.npz", "data", "graphs")
+    RoutedAP(records, coco).save(reports / "plane" / "exits_256_seed0.npz", "data", "graphs")
     system = {"name": "exits_256", "seed": 0, "graphs_sha256": "graphs"}
     system["exits"] = {name: {"time_ratio": time, "cut": 0.1} for name, time in TIMES.items()}
     alone = RoutedAP(*reversed(noisy(60, empty=0.25, sigma=(9.0,))))
-    alone.save(reports / "plane_released" / "static_seed0.npz", "data", "graphs")
+    alone.save(reports / "plane" / "static_seed0.npz", "data", "graphs")
     static = system | {"name": "static", "exits": {"full": {"time_ratio": 0.9, "cut": 0.1}}}
     (reports / "metrics").mkdir()
     report = {"split": "test", "split_sha256": "data", "systems": [system, static]}
-    (reports / "metrics" / "plane_released.json").write_text(json.dumps(report))
+    (reports / "metrics" / "plane.json").write_text(json.dumps(report))
     return reports, records, RoutedAP(records, coco)
 
 
@@ -90,7 +90,7 @@ def test_the_figure_shows_every_exit_and_the_point(written):
 
 
 def test_what_is_not_there_is_named(written, tmp_path):
-    with pytest.raises(ConfigError, match="plane_released.json: no such metrics file"):
+    with pytest.raises(ConfigError, match="plane.json: no such metrics file"):
         Explorer(tmp_path)
     with pytest.raises(ValueError, match="system exits_9, seed 0: not in the plane; it has .*exits_256"):
         Explorer(written[0], "exits_9")

@@ -203,7 +203,7 @@ ROW = {"prevalence": 0.16, "seed": 0, "exit": "full", "AP50": 0.6, "precision": 
 MEASURED = {"median_ms": 10.0, "p95_ms": 11.0, "p99_ms": 12.0, "macs": 4e8}
 SYSTEM = {"seed": 0, "size_mib": 8.0, "parameters": 2e6, "exits": {"full": MEASURED}}
 PLANE = {
-    "plane": {"name": "plane_released"}, "machine": {"processor": "some processor"}, "images": 450,
+    "plane": {"name": "plane"}, "machine": {"processor": "some processor"}, "images": 450,
     "systems": [SYSTEM | {"name": "baseline", "kind": "plain"}, SYSTEM | {"name": "exits_9", "kind": "exits"}],
     "exits": [
         ROW | {"system": "baseline", "kind": "plain", "AP": 0.45, "AP_interval": [0.4, 0.5], "time_ratio": 1.0},
@@ -231,7 +231,7 @@ STUDIES = {
         "views": {"evidence": {"images": 670, "correlation": [0.4, 0.3]}}, "goal": 0.6, "needed": 0.7, "free": 0.25,
         "between_seeds": [0.51, 0.52], "seeds": ["a", "b"],
     }),
-    "plane_released": ("b", PLANE),
+    "plane": ("b", PLANE),
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from eelib import plots, tables
 from studies.compress import results
 from studies.report import latex
 
-out, report = Path(sys.argv[1]), json.loads(Path("reports/metrics/plane_released.json").read_text())
+out, report = Path(sys.argv[1]), json.loads(Path("reports/metrics/plane.json").read_text())
 plots.style()
 plots.save(results.plane_figure(report), "plane", out)
 tables.write(results.exits_table(report), "exits", out)
