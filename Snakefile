@@ -41,7 +41,8 @@ RELEASED = [BASELINE, EXITS, "checkpoints/exits_320.pth", MANIFEST, *glob("check
 measured, released = (json.loads(Path(file).read_text()) for file in ("reports/metrics/exits.json", MANIFEST))
 same = measured["checkpoint_sha256"] == released["exits_256.pth"]["sha256"]
 TIMES = f"{'reports' if same else OUT}/metrics/exits.json"
-LONG = committed(f"metrics/{name}.json" for name in ("ablation", "causal", "generalisation", "learning_curve", "routing_older"))
+STUDIES = "ablation causal generalisation learning_curve routing_older blank_seed1 blank_seed2"
+LONG = committed(f"metrics/{name}.json" for name in STUDIES.split())
 PLANE = "reports/metrics/plane.json"
 PROFILES = yaml.safe_load(Path("params/profiles.yaml").read_text())
 RUNS = {f"{phase}_seed{seed}": (phase, seed) for phase in PHASES for seed in SEEDS}
@@ -237,6 +238,19 @@ rule older_processor:
         "OPENBLAS_CORETYPE=Sandybridge eelib study run notebooks/05d_policies.ipynb --params params/report_policies.yaml "
         "--out runs/older/05d_policies.ipynb --set reports=runs/older --set records=runs/older/records && "
         "cp runs/older/metrics/routing.json {OUT}/metrics/routing_older.json"
+
+
+# The routers of 05f with the other two seeds of the network, after `plane`; 20 minutes.
+rule blank_seeds:
+    input:
+        RELEASED,
+        code("notebooks/05f_blank.ipynb"),
+    output:
+        touch("runs/stamps/blank_seeds"),
+    shell:
+        "for seed in 1 2; do eelib study run notebooks/05f_blank.ipynb --params params/report_blank.yaml "
+        "--out runs/blank/seed$seed.ipynb --set reports=runs/blank --set checkpoint=runs/exits_256/seed$seed/released.pth "
+        "--set timed={EXITS} && cp runs/blank/metrics/blank.json {OUT}/metrics/blank_seed$seed.json || exit 1; done"
 
 
 # Four minutes; needs requirements-render.lock and `make furniture`.

@@ -110,7 +110,7 @@ def search(config: Path, /, *, out: Path = Path("runs/search"), set_: Set = None
 def prune(checkpoint: str, /, *, width: Level, out: Path, images: PositiveInt = 64) -> None:
     """Prune a detector to a share of its channels: weights to start a narrower one from.
 
-    Example: eelib study prune checkpoints/start.pth --width 0.75 --out runs/starts/width_75.pth
+    Example: eelib study prune checkpoints/baseline.pth --width 0.75 --out runs/starts/width_75.pth
 
     Args:
         checkpoint: a released name, or a path.

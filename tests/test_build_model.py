@@ -44,6 +44,16 @@ def test_an_exit_keeps_its_weights_where_the_trunk_has_the_same_channels(tmp_pat
 
 
 @torch.no_grad()
+def test_a_truncated_detector_starts_from_the_exit_at_its_place(tmp_path):
+    start = EarlyExitSSDLite((8, 12)).eval()
+    path = str(save_checkpoint(tmp_path / "start.pth", {"model": start.state_dict(), "plan": start.plan}))
+    (mine,), theirs = built(exits=[12], full=False, start=path)(IMAGES), start(IMAGES)[1]
+    assert mine.name == "exit1" and theirs.name == "exit2"
+    assert torch.equal(mine.cls_logits, theirs.cls_logits)
+    assert torch.equal(mine.bbox_regression, theirs.bbox_regression)
+
+
+@torch.no_grad()
 def test_other_classes_start_from_the_known_score_and_keep_trunk_and_boxes(tmp_path, rooms):
     start = EarlyExitSSDLite((8, 12), blank_gate=True).eval()
     path = str(save_checkpoint(tmp_path / "start.pth", {"model": start.state_dict(), "plan": start.plan}))

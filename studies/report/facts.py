@@ -144,20 +144,6 @@ def _pair(interval: Sequence[float] | None) -> str | None:
     return None if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"
 
 
-def routers_beside(blank: Mapping | None) -> list[dict]:
-    """At how many of its times each router lies above its coin and all static detectors, by share of empty images."""
-    lines: dict[tuple, dict] = {}
-    rows = [row for row in blank["worth"] if row["system"] != "full alone"] if blank else []
-    for row in rows:
-        line = {"router": row["system"], "empty images": f"{100 * row['prevalence']:.0f} %"}
-        line = lines.setdefault((row["system"], row["prevalence"]), line)
-        for key, words in (("above_coin", "coin"), ("above_static", "all static detectors")):
-            here = [r[key] for r in rows if (r["system"], r["prevalence"]) == (row["system"], row["prevalence"])]
-            judged = [value for value in here if value is not None]
-            line[f"above {words}"] = f"{sum(judged)} of {len(judged)}"
-    return list(lines.values())
-
-
 def int8_elsewhere(metrics: Path) -> str:
     """What the bench, another day, says of int8 beside the plane; nothing where it was not run."""
     if not (metrics / "bench.json").exists():

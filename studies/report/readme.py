@@ -14,7 +14,7 @@ from studies.phases.analysis import final_values
 from studies.report.comparison import holds
 from studies.report.facts import int8_elsewhere, named
 from studies.report.metrics_files import Values, load_entries, read_metrics
-from studies.report.reports import listed
+from studies.report.reports import listed, routers_above, routers_by_seed
 
 
 def released_table(manifest: Mapping, plane: Values) -> pd.DataFrame:
@@ -81,7 +81,8 @@ def study_sentences(metrics: Path) -> list[str]:
             "less than the coin, interval included"
         )
     if (metrics / "blank.json").exists():
-        blank = read_metrics(metrics / "blank.json")
+        blank, plane = (read_metrics(metrics / f"{name}.json") for name in ("blank", "plane"))
+        sentences.append(routers_above(routers_by_seed(metrics, blank, plane)))
         views = blank["views"]
         ended, early = 100 * views["both gates"]["blank_ended"], 100 * views["best score, exit1"]["blank_ended"]
         sentences.append(

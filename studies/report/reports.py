@@ -22,9 +22,15 @@ from studies.report import comparison, facts
 from studies.report.metrics_files import Values, load_entries, read_metrics
 from studies.routing.claims import processors_read
 from studies.routing.study import same_but_for_the_processor
-from studies.routing.worth import check_goals
+from studies.routing.worth import check_goals, other_seeds, seeds_table
 
 TEMPLATES = Path(__file__).parent / "templates"
+# Routers of 05f_blank, as a sentence calls them.
+ROUTERS = {
+    "best score": "leaving where the best score is high", "no chair": "leaving where no chair is seen",
+    "benefit": "leaving where a regressor expects little of full", "gates and benefit": "the gates with that regressor",
+    "gates alone": "the gates alone", "best score ends": "ending images by exit1's best score",
+}  # fmt: skip
 
 
 def _of_weights(metrics: Path, name: str, sha256: str | None) -> Values | None:
@@ -39,6 +45,24 @@ def _weights_of(metrics: Path) -> dict[str, str | None]:
     hashes = {name: read_metrics(metrics / f"{name}.json").get("checkpoint_sha256") for name in ("baseline", "exits")}
     runs = [run for entry in load_entries(metrics / "phases.json").values() for run in entry["runs"]]
     return hashes | {"phases": runs[0].get("start_sha256") if runs else None}
+
+
+def routers_by_seed(metrics: Path, blank: Mapping, plane: Mapping) -> pd.DataFrame:
+    """At how many times each router lies above its coin and all static detectors, seeds side by side."""
+    return seeds_table({0: blank["worth"]} | other_seeds(metrics.parent, plane, blank["checkpoint_sha256"]))
+
+
+def routers_above(routers: pd.DataFrame) -> str:
+    """The routers that lie above all static detectors with the first seed, in a sentence that counts every seed."""
+    above = [column for column in routers if column.endswith("above all static detectors")]
+    seeds, hull = ", counted for each seed," if len(above) > 1 else "", "the hull of all static detectors"
+    parts = [
+        f"{ROUTERS[row['router']]} lies above {hull} at {listed(row[above].dropna())} times{seeds} where "
+        f"{row['empty images']} of the images are empty"
+        for _, row in routers[~routers[above[0]].str.startswith("0 ")].iterrows()
+    ]
+    text = f"{listed(parts)}; no other router does" if parts else f"no router lies above {hull}"
+    return text[0].upper() + text[1:]
 
 
 def _gate(value: float, least: float) -> str:
@@ -113,7 +137,7 @@ def _measured(metrics: Path) -> dict:
         "kept": facts.kept_of_baseline(plane),
         "exit_rows": facts.exits_beside_goals(plane),
         "certified": facts.certified(guarantees, guarantee["stated"]["epsilon"] if guarantee else 0.0),
-        "routers": facts.routers_beside(blank),
+        "routers": routers_by_seed(metrics, blank, plane) if blank and plane else None,
         "blank_goals": check_goals(blank).replace({"met": {True: "yes", False: "no"}}) if blank else None,
         "routing_goals": load_goals()["routing"],
     }
@@ -184,6 +208,7 @@ def environment() -> jinja2.Environment:
     env.filters["pct"] = lambda share: f"{100 * share:.0f} %"
     env.filters["defect"] = lambda name: facts.DEFECTS.get(name, name)
     env.filters["repair"] = lambda name: facts.REPAIRS.get(name, name)
+    env.filters["above"] = routers_above
     env.filters["sentence"] = lambda outcome: SENTENCES[outcome]
     env.filters["signed"] = lambda share: f"{100 * share:+.1f} %"
     env.filters["table"] = lambda rows: tables.markdown(pd.DataFrame(rows))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from eelib.files import read_json
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample
 from eelib.routing import Setting, Split, measured
 from studies.compress.plane import HULLS, load_flags
@@ -203,6 +204,46 @@ def sentences(rows: Sequence[Mapping]) -> list[str]:
                                  f"time {best['time']:.3f}, AP {best['AP']:.3f})")  # fmt: skip
             told.append(f"{100 * share:.0f} % empty, {name}: " + "; ".join(parts))
     return told
+
+
+def counted(rows: Sequence[Mapping]) -> list[dict]:
+    """At how many of its times each router lies above its coin and all static detectors, by share of empty images."""
+    lines: dict[tuple, dict] = {}
+    for row in (row for row in rows if row["system"] != "full alone"):
+        line = {"router": row["system"], "empty images": f"{100 * row['prevalence']:.0f} %"}
+        line = lines.setdefault((row["system"], row["prevalence"]), line)
+        for peer in ("coin", "static"):
+            here = [r for r in rows if (r["system"], r["prevalence"]) == (row["system"], row["prevalence"])]
+            judged = [r[f"above_{peer}"] for r in here if r[f"above_{peer}"] is not None]
+            line[f"above {PEERS[peer]}"] = f"{sum(judged)} of {len(judged)}"
+    return list(lines.values())
+
+
+def other_seeds(reports: Path | str, plane: Mapping, checkpoint_sha256: str) -> dict[int, list[dict]]:
+    """Routings of the same network with its other seeds, ``blank_seedN.json`` in the metrics, as far as they are there.
+
+    Args:
+        reports: folder of the metrics.
+        plane: metrics of the plane that holds all seeds.
+        checkpoint_sha256: of the network.
+    """
+    systems = [row for row in plane["systems"] if not row["int8"]]
+    name = next((row["name"] for row in systems if row["checkpoint_sha256"] == checkpoint_sha256), None)
+    rows = {}
+    for row in (row for row in systems if row["name"] == name and row["checkpoint_sha256"] != checkpoint_sha256):
+        path = Path(reports) / "metrics" / f"blank_seed{row['seed']}.json"
+        if path.exists() and (other := read_json(path))["checkpoint_sha256"] == row["checkpoint_sha256"]:
+            rows[row["seed"]] = other["worth"]
+    return rows
+
+
+def seeds_table(seeds: Mapping[int, Sequence[Mapping]]) -> pd.DataFrame:
+    """What :func:`counted` says of each router and share of empty images, seeds side by side."""
+    frames = [
+        pd.DataFrame(counted(rows)).set_index(["empty images", "router"]).add_prefix(f"seed {seed} ")
+        for seed, rows in seeds.items()
+    ]
+    return pd.concat(frames, axis=1).reset_index()
 
 
 def check_goals(blank: Mapping) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Ending empty images: certified thresholds by hand, and worth on made-up splits."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from eelib.guarantee import GuaranteeError
 from eelib.policies import settings_of
 from eelib.routed_ap import RoutedAP
 from eelib.routing import prepare
+from studies.report import reports
 from studies.routing import blank, worth
 
 TIMES = (0.3, 0.5, 1.0)
@@ -125,3 +127,28 @@ def test_times_with_gates_come_from_04_and_those_without_from_the_plane():
     times = worth.common_times({"systems": systems, "machine": {"processor": "p"}}, measured, "e", 256)
     assert times.exits.tolist() == [0.6, 1.0] and times.told["exit1"] == {"median": 0.6, "p95": 0.7, "p99": 0.8}
     assert times.gated.tolist() == pytest.approx([0.54, 1.2]) and times.gates.tolist() == pytest.approx([0.3])
+
+
+def test_other_seeds_stand_beside_the_first(tmp_path):
+    def row(system, static, coin=True):
+        return {"prevalence": 0.89, "system": system, "above_coin": coin, "above_static": static}
+
+    first, second = [row("no chair", True), row("no chair", False), row("full alone", None)], [row("no chair", None)]
+    plane = {"systems": [
+        {"name": "net", "seed": seed, "int8": int8, "checkpoint_sha256": sha}
+        for seed, int8, sha in ((0, False, "a"), (1, False, "b"), (2, False, "c"), (1, True, "b"))
+    ]}  # fmt: skip
+    (tmp_path / "metrics").mkdir()
+    for seed, sha in ((1, "b"), (2, "of other weights")):
+        path = tmp_path / "metrics" / f"blank_seed{seed}.json"
+        path.write_text(json.dumps({"checkpoint_sha256": sha, "worth": second}))
+    others = worth.other_seeds(tmp_path, plane, "a")
+    assert others == {1: second} and worth.other_seeds(tmp_path, plane, "unknown") == {}
+    table = worth.seeds_table({0: first} | others)
+    assert table["seed 0 above all static detectors"].tolist() == ["1 of 2"]
+    assert table["seed 1 above the coin"].tolist() == ["1 of 1"]
+    assert reports.routers_above(table) == (
+        "Leaving where no chair is seen lies above the hull of all static detectors at 1 of 2 and 0 of 0 times, "
+        "counted for each seed, where 89 % of the images are empty; no other router does"
+    )
+    assert reports.routers_above(worth.seeds_table({0: second})).startswith("No router lies above")

@@ -290,7 +290,7 @@ def test_a_plane_that_is_missing_is_said_to_be(results, name):
 
 
 def test_what_pays_is_counted_over_seeds():
-    (paying,) = facts.paying({"released detectors": PLANE})
+    paying = facts.paying(PLANE)
     assert paying["verdicts"] == [
         {
             "network": "exits at 9 px", "seeds": 2, "empty images": "16 %",
