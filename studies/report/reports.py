@@ -53,15 +53,17 @@ def routers_by_seed(metrics: Path, blank: Mapping, plane: Mapping) -> pd.DataFra
 
 
 def routers_above(routers: pd.DataFrame) -> str:
-    """The routers that lie above all static detectors with the first seed, in a sentence that counts every seed."""
+    """The routers that lie above all static detectors at some time with every seed, in a sentence that counts them."""
     above = [column for column in routers if column.endswith("above all static detectors")]
     seeds, hull = ", counted for each seed," if len(above) > 1 else "", "the hull of all static detectors"
     parts = [
-        f"{ROUTERS[row['router']]} lies above {hull} at {listed(row[above].dropna())} times{seeds} where "
+        f"{ROUTERS[row['router']]} lies above {hull} at {listed(row[above])} times{seeds} where "
         f"{row['empty images']} of the images are empty"
-        for _, row in routers[~routers[above[0]].str.startswith("0 ")].iterrows()
+        for _, row in routers[~routers[above].isna().any(axis=1)].iterrows()
+        if not any(count.startswith("0 ") for count in row[above])
     ]
-    text = f"{listed(parts)}; no other router does" if parts else f"no router lies above {hull}"
+    every = " with every seed" if len(above) > 1 else ""
+    text = f"{listed(parts)}; no other router does{every}" if parts else f"no router lies above {hull}{every}"
     return text[0].upper() + text[1:]
 
 

@@ -163,16 +163,17 @@ class Beside:
 def best_within(
     settings: Sequence[Setting], calibrate: Split, budgets: Sequence[float], prevalence: float | None
 ) -> list[Setting]:
-    """For each budget the setting with most AP on ``calibrate`` under a share of empty images; none may be as fast.
+    """The settings with most AP on ``calibrate`` within each budget, under a share of empty images.
 
-    Budgets that no setting keeps are left out.
+    A setting that is the best within several budgets comes once; a budget that no setting keeps gives none.
     """
     empty, weights = calibrate.evaluator.positives == 0, None
     if prevalence is not None:
         weights = at_prevalence(np.ones((1, len(empty)), np.int64), empty, prevalence)[0]
     times, ap = measured(settings, calibrate, weights)
     inside = [times <= budget + 1e-9 for budget in budgets]
-    return [settings[int(np.where(of, ap, -np.inf).argmax())] for of in inside if of.any()]
+    best = dict.fromkeys(int(np.where(of, ap, -np.inf).argmax()) for of in inside if of.any())
+    return [settings[k] for k in best]
 
 
 def table(rows: Sequence[Mapping]) -> pd.DataFrame:
