@@ -215,7 +215,8 @@ def counted(rows: Sequence[Mapping]) -> list[dict]:
         line = lines.setdefault((row["system"], row["prevalence"]), line)
         for peer in ("coin", "static"):
             here = [r for r in rows if (r["system"], r["prevalence"]) == (row["system"], row["prevalence"])]
-            judged = [count for r in here if (count := r.get(f"above_{peer}")) is not None]  # a smoke run judges nothing
+            verdicts = [r.get(f"above_{peer}") for r in here]  # a smoke run has none on static detectors
+            judged = [verdict for verdict in verdicts if verdict is not None]
             line[f"above {PEERS[peer]}"] = f"{sum(judged)} of {len(judged)}"
     return list(lines.values())
 
