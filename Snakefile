@@ -69,7 +69,7 @@ STAGES = {
     ),
     "blank": stage(  # reads the committed plane
         "05f_blank", "blank guarantees", settings=f"times={TIMES}",
-        needs=[*RELEASED, TIMES, PLANE],
+        needs=[*RELEASED, TIMES, PLANE, *glob("reports/metrics/blank_seed*.json")],
     ),
     "validation": stage(
         "06_validation", "validation validation.csv", settings=f"{READ} times={TIMES}",
@@ -243,7 +243,8 @@ rule older_processor:
 # The routers of 05f with the other two seeds of the network, after `plane`; 20 minutes.
 rule blank_seeds:
     input:
-        RELEASED,
+        [RELEASED, TIMES, PLANE, "params/report_blank.yaml"],
+        expand("runs/exits_256/seed{seed}/released.pth", seed=(1, 2)),
         code("notebooks/05f_blank.ipynb"),
     output:
         touch("runs/stamps/blank_seeds"),

@@ -1,7 +1,7 @@
 """The validated configuration of a training: which detector, on which images, by which losses, how long.
 
-The defaults are the recipe that the released detectors were trained by. Unknown keys are refused with
-the nearest known name, and so are settings that have no effect in combination with the others.
+The defaults are the recipe by which the released detectors were trained before their last stage. Unknown keys are
+refused with the nearest known name, and so are settings that have no effect in combination with the others.
 """
 
 import copy

@@ -19,7 +19,7 @@ from eelib.files import locked
 from eelib.fit import Step, Trainer, fit, parameter_groups, warmup_of
 from eelib.heads import EXIT_WIDTH
 from eelib.losses import Criterion
-from eelib.model import SCALES, EarlyExitSSDLite, ExitOutput, rebuild
+from eelib.model import FIRST_PLAN, SCALES, EarlyExitSSDLite, ExitOutput, rebuild
 from eelib.progress import tensorboard as tensorboard_in
 
 # Of an exit, which has scores and boxes in one, and of full's classes.
@@ -52,7 +52,8 @@ def build_model(config: Config) -> EarlyExitSSDLite:
     if start:
         state = load_checkpoint(resolve(start))
         if model.exit_width:  # exits of another width are learnt anew
-            widths = {name: state["model"].get(f"early.{name}.down.0.1.0.weight", ()) for name in detector.early}
+            names = {key.split(".")[1] for key in state["model"] if key.startswith("early.")}
+            widths = {name: state["model"].get(f"early.{name}.down.0.1.0.weight", ()) for name in names}
             other = tuple(f"early.{name}." for name, weight in widths.items() if len(weight) != model.exit_width)
             state |= {"model": {key: value for key, value in state["model"].items() if not key.startswith(other)}}
         detector = start_from(detector, state, start)
@@ -68,8 +69,8 @@ def build_model(config: Config) -> EarlyExitSSDLite:
 def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> EarlyExitSSDLite:
     """The detector with what a checkpoint has of it: widths and tail are the checkpoint's, exits the detector's.
 
-    It keeps its own weights where the checkpoint has none; an exit takes those of the exit at its place. ``source`` is
-    named in errors.
+    It keeps its own weights where the checkpoint has none; an exit takes those of the exit at its place, where there is
+    one, and else those of its name. ``source`` is named in errors.
 
     Raises:
         TrainingError: a shape differs, or the checkpoint has nothing of the trunk.
@@ -111,7 +112,7 @@ def _by_place(state: Mapping, cuts: Mapping[str, int]) -> dict[str, Tensor]:
     Args:
         cuts: of that detector; an exit where the checkpoint has none gets nothing here.
     """
-    names = {cut: name for name, cut in ((state.get("plan") or {}).get("cuts") or {}).items()}
+    names = {cut: name for name, cut in (state.get("plan") or FIRST_PLAN).get("cuts", {}).items()}
     moved = {f"early.{names[cut]}.": f"early.{name}." for name, cut in cuts.items() if names.get(cut, name) != name}
     return {
         new + key.removeprefix(old): value

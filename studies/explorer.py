@@ -23,9 +23,8 @@ class Explorer:
     """One network with exits, of the plane in a folder of reports.
 
     Args:
-        reports: folder of ``metrics/PLANE.json`` and ``PLANE/*.npz``.
+        reports: folder of ``metrics/plane.json`` and ``plane/*.npz``.
         system, seed: a network of the plane, float or int8 ("exits_256 int8").
-        plane: its name.
 
     Attributes:
         flags: match flags of the split that the plane reports.
@@ -38,15 +37,15 @@ class Explorer:
         ValueError: it has no such network.
     """
 
-    def __init__(self, reports: Path | str, system: str = "exits_256", seed: int = 0, plane: str = "plane"):
-        self.report = read_metrics(Path(reports) / "metrics" / f"{plane}.json")
+    def __init__(self, reports: Path | str, system: str = "exits_256", seed: int = 0):
+        self.report = read_metrics(Path(reports) / "metrics" / "plane.json")
         rows = {(row["name"], row["seed"]): row for row in self.report["systems"]}
         if (system, seed) not in rows:
             raise ValueError(f"system {system}, seed {seed}: not in the plane; it has {sorted({n for n, _ in rows})}")
         row, self.system = rows[system, seed], system
 
         def flags(row: Mapping) -> RoutedAP:
-            file = flags_of(reports, row["name"], row["seed"], plane)
+            file = flags_of(reports, row["name"], row["seed"])
             return RoutedAP.load(file, self.report["split_sha256"], row["graphs_sha256"])
 
         self.flags = flags(row)

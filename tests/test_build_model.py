@@ -51,6 +51,8 @@ def test_a_truncated_detector_starts_from_the_exit_at_its_place(tmp_path):
     assert mine.name == "exit1" and theirs.name == "exit2"
     assert torch.equal(mine.cls_logits, theirs.cls_logits)
     assert torch.equal(mine.bbox_regression, theirs.bbox_regression)
+    narrow = built(exits=[12], exit_width=64, start=path).early.exit1
+    assert len(narrow.down[0][1][0].weight) == 64  # learnt anew, not that of the exit at its place
 
 
 @torch.no_grad()

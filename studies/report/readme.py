@@ -43,7 +43,7 @@ def plane_sentences(report: Mapping) -> list[str]:
             for row in rows
             if row["above"]
         ]
-        none = f"No network with exits lies above the hull of {members} at any latency"
+        none = f"No network with exits, mixed by a coin, lies above the hull of {members} at any latency"
         text = " and ".join(above) or none
         sentences.append(text[0].upper() + text[1:])
     beside = [row for row in results.rows_of(report, "exits") if row.get("minus_peers")]

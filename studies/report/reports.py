@@ -57,7 +57,7 @@ def routers_above(routers: pd.DataFrame) -> str:
     above = [column for column in routers if column.endswith("above all static detectors")]
     seeds, hull = ", counted for each seed," if len(above) > 1 else "", "the hull of all static detectors"
     parts = [
-        f"{ROUTERS[row['router']]} lies above {hull} at {listed(row[above])} times{seeds} where "
+        f"{ROUTERS[row['router']]} lies above {hull} at {listed(row[above])} times that were tried{seeds} where "
         f"{row['empty images']} of the images are empty"
         for _, row in routers[~routers[above].isna().any(axis=1)].iterrows()
         if not any(count.startswith("0 ") for count in row[above])

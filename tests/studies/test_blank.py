@@ -150,7 +150,7 @@ def test_other_seeds_stand_beside_the_first(tmp_path):
     assert table["seed 1 above the coin"].tolist() == ["1 of 1"]
     assert reports.routers_above(table) == "No router lies above the hull of all static detectors with every seed"
     assert reports.routers_above(worth.seeds_table({0: first, 1: first})) == (
-        "Leaving where no chair is seen lies above the hull of all static detectors at 1 of 2 and 1 of 2 times, "
-        "counted for each seed, where 89 % of the images are empty; no other router does with every seed"
+        "Leaving where no chair is seen lies above the hull of all static detectors at 1 of 2 and 1 of 2 times that "
+        "were tried, counted for each seed, where 89 % of the images are empty; no other router does with every seed"
     )
     assert reports.routers_above(worth.seeds_table({0: first})).endswith("are empty; no other router does")
