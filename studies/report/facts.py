@@ -154,7 +154,8 @@ def int8_elsewhere(metrics: Path) -> str:
     processor, baseline = bench["machine"]["processor"], ms["onnxruntime", "baseline"]
     return (
         f"What int8 is worth depends on the processor: in the run of `eelib bench` ({processor}, where the baseline "
-        f"took {baseline:.1f} ms), exit1 and exit2 of `exits_256` took {first:.2f} and {second:.2f} of their time in float."
+        f"took {baseline:.1f} ms), exit1 and exit2 of `exits_256` took {first:.2f} and {second:.2f} of their time in "
+        "float."
     )
 
 
