@@ -41,7 +41,7 @@ RELEASED = [BASELINE, EXITS, "checkpoints/exits_320.pth", MANIFEST, *glob("check
 measured, released = (json.loads(Path(file).read_text()) for file in ("reports/metrics/exits.json", MANIFEST))
 same = measured["checkpoint_sha256"] == released["exits_256.pth"]["sha256"]
 TIMES = f"{'reports' if same else OUT}/metrics/exits.json"
-STUDIES = "ablation causal generalisation learning_curve routing_older blank_seed1 blank_seed2"
+STUDIES = "ablation causal generalisation learning_curve routing_older blank_seed1 blank_seed2 int8_elsewhere"
 LONG = committed(f"metrics/{name}.json" for name in STUDIES.split())
 PLANE = "reports/metrics/plane.json"
 PROFILES = yaml.safe_load(Path("params/profiles.yaml").read_text())

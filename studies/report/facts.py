@@ -145,18 +145,22 @@ def _pair(interval: Sequence[float] | None) -> str | None:
 
 
 def int8_elsewhere(metrics: Path) -> str:
-    """What the bench, another day, says of int8 beside the plane; nothing where it was not run."""
+    """What int8 is worth on the processors that were met: in the bench's run, and in one of an earlier version."""
     if not (metrics / "bench.json").exists():
         return ""
     bench = read_metrics(metrics / "bench.json")
     ms = {(r["runtime"], r["exit"]): r["median_ms"] for r in bench["times"] if r["batch"] == r["threads"] == 1}
-    first, second = (ms["onnxruntime int8", name] / ms["onnxruntime", name] for name in ("exit1", "exit2"))
-    processor, baseline = bench["machine"]["processor"], ms["onnxruntime", "baseline"]
-    return (
-        f"What int8 is worth depends on the processor: in the run of `eelib bench` ({processor}, where the baseline "
-        f"took {baseline:.1f} ms), exit1 and exit2 of `exits_256` took {first:.2f} and {second:.2f} of their time in "
-        "float."
-    )
+    ratios = {name: ms["onnxruntime int8", name] / ms["onnxruntime", name] for name in ("exit1", "exit2")}
+    met = [(ratios, bench["machine"]["processor"], ms["onnxruntime", "baseline"], "the run of `eelib bench`")]
+    if (metrics / "int8_elsewhere.json").exists():
+        other = read_metrics(metrics / "int8_elsewhere.json")
+        met.append((other["ratios"], other["processor"], other["baseline_ms"], "the plane of version 0.2.0"))
+    parts = [
+        f"{ratio['exit1']:.2f} and {ratio['exit2']:.2f} in {where} ({processor}, where the baseline took {baseline:.1f} ms)"
+        for ratio, processor, baseline, where in met
+    ]
+    shares = "as shares of their time in float, exit1 and exit2 of `exits_256` took"
+    return f"What int8 is worth depends on the machine: {shares} {' and '.join(parts)}."
 
 
 def alternatives(plane: Mapping) -> pd.DataFrame:
