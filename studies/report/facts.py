@@ -156,7 +156,7 @@ def int8_elsewhere(metrics: Path) -> str:
         other = read_metrics(metrics / "int8_elsewhere.json")
         met.append((other["ratios"], other["processor"], other["baseline_ms"], "the plane of version 0.2.0"))
     parts = [
-        f"{ratio['exit1']:.2f} and {ratio['exit2']:.2f} in {where} ({processor}, where the baseline took {baseline:.1f} ms)"
+        f"{ratio['exit1']:.2f} and {ratio['exit2']:.2f} in {where} ({processor}, the baseline taking {baseline:.1f} ms)"
         for ratio, processor, baseline, where in met
     ]
     shares = "as shares of their time in float, exit1 and exit2 of `exits_256` took"
