@@ -52,10 +52,14 @@ def build_model(config: Config) -> EarlyExitSSDLite:
     if start:
         state = load_checkpoint(resolve(start))
         if model.exit_width:  # exits of another width are learnt anew
-            names = {key.split(".")[1] for key in state["model"] if key.startswith("early.")}
-            widths = {name: state["model"].get(f"early.{name}.down.0.1.0.weight", ()) for name in names}
-            other = tuple(f"early.{name}." for name, weight in widths.items() if len(weight) != model.exit_width)
-            state |= {"model": {key: value for key, value in state["model"].items() if not key.startswith(other)}}
+            fitting = {
+                key.split(".")[1] for key, weight in state["model"].items()
+                if re.fullmatch(r"early\.\w+\.down\.0\.1\.0\.weight", key) and weight.shape[:1] == (model.exit_width,)
+            }  # fmt: skip
+            taken = {
+                k: v for k, v in state["model"].items() if not k.startswith("early.") or k.split(".")[1] in fitting
+            }
+            state |= {"model": taken}
         detector = start_from(detector, state, start)
     if model.full:
         detector.keep_maps(model.maps)
