@@ -141,6 +141,7 @@ class Trainer:
         rate: (step, steps an epoch) to the factor on every learning rate; None is warm-up and cosine by step.
         after_step: called after each optimiser step, to bring bounded parameters back.
         loggers: of Fabric, which receive the numbers of every epoch.
+        capture: a GPU's step may be recorded as a graph: it never waits for a value, and its shapes are few.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class Trainer:
         rate: Callable[[int, int], float] | None = None,
         after_step: Callable[[], None] | None = None,
         loggers: Sequence[Logger] = (),
+        capture: bool = True,
     ):
         self.raw, self.step_loss, self.optim, self.after_step = model, step_loss, optim, after_step
         self.rate = rate or self._warm_cosine
@@ -174,7 +176,7 @@ class Trainer:
         self.scaler = getattr(self.fabric.strategy.precision, "scaler", None)  # of half precision alone
         self.average = WeightAverage(model, optim.ema_decay)
         self.names: list[str] = []
-        captured = cuda and optim.devices == 1 and optim.precision != "16-mixed"
+        captured = capture and cuda and optim.devices == 1 and optim.precision != "16-mixed"
         self._advance = Captured(self._step) if captured else self._step
         self.epoch_at = 0.0
         self._tensor_rates()
@@ -191,14 +193,15 @@ class Trainer:
     def _step(self, batch: object) -> Tensor:
         """One optimiser step; the loss and its parts as one vector, on the device."""
         loss, parts = self.step_loss(self.model, batch, self.epoch_at)
+        self.names = list(parts)
+        values = torch.stack([value.float() for value in parts.values()])  # of before the step: one may be a weight
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.optim.clip_norm:
             norm = self.optim.clip_norm
             self.fabric.clip_gradients(self.model, self.optimizer, max_norm=norm, error_if_nonfinite=False)
         self.optimizer.step()
-        self.names = list(parts)
-        return torch.stack([value.float() for value in parts.values()])
+        return values
 
     def run_epoch(self, epoch: int, batches: EpochBatches, progress: Callable[[int, int], None]) -> dict[str, float]:
         """Train for an epoch; the means of the loss's parts, and the learning rate of its last step.

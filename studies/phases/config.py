@@ -168,7 +168,7 @@ class PhaseOptim(OptimConfig):
     clip_norm: float = Field(10.0, ge=0)  # 40: at 1.0 pixel losses leave the class term 2 % of a step; 0 is off
     ema_decay: float = Field(0.998, ge=0, lt=1)  # 0 keeps the last weights
     keep: Literal["best", "last"] = "best"  # 43: which epoch, by full's AP on val
-    accelerator: Literal["cpu"] = "cpu"
+    accelerator: Literal["cpu", "cuda"] = "cpu"
 
 
 class PhaseConfig(Group):

@@ -50,7 +50,8 @@ class ExitMaps(NamedTuple):
     def output(self) -> ExitOutput:
         """What everybody but the loss reads; where the training asked for corners (defect 6), the rows are corners."""
         boxes = flatten_predictions(self.box, 4)
-        return ExitOutput(self.name, flatten_predictions(self.cls, 2), boxes, prior_boxes(self.grids_hw))
+        priors = prior_boxes(self.grids_hw).to(boxes.device)
+        return ExitOutput(self.name, flatten_predictions(self.cls, 2), boxes, priors)
 
 
 def prior_boxes(grids_hw: Sequence[tuple[int, int]]) -> Tensor:

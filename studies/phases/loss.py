@@ -81,7 +81,7 @@ def _decision(c: Tensor, threshold: Tensor | float, kind: str, slope=10.0, tempe
     if kind == "soft":
         return margin.sigmoid()
     uniform = torch.rand((2, len(c)), generator=generator).clamp(1e-9, 1 - 1e-7)
-    noise = -(-uniform.log()).log()
+    noise = -(-uniform.log()).log().to(c.device)
     soft = ((2 * margin + noise[0] - noise[1]) / temperature).sigmoid()
     return (soft >= 0.5).to(c.dtype) + soft - soft.detach()
 
@@ -121,7 +121,7 @@ def _rows_of_level(cls: Tensor, layout: str, index: str) -> Tensor:
     if index == "channel_major":
         return pairs.flatten(1, 2)
     # each pair goes to one of the two cells that it covers, so that place agrees with the box rows
-    start = 2 * torch.arange(cells)
+    start = 2 * torch.arange(cells, device=cls.device)
     cell = start % cells + (start >= cells) * (1 - cells % 2)
     return pairs[:, :, cell.argsort()].transpose(1, 2).reshape(batch, -1, 2)
 
@@ -143,31 +143,26 @@ def _kl(teacher_rows: Tensor, student_rows: Tensor) -> Tensor:
     return F.kl_div(log_student, teacher_rows.detach().flatten(0, 1).softmax(-1), reduction="batchmean")
 
 
-def _matched_boxes(targets: list[dict], matched: Tensor) -> Tensor:
-    return torch.cat([t["boxes"][m[m >= 0]] for t, m in zip(targets, matched, strict=True)])
-
-
-def _class_term(maps: ExitMaps, rows: Tensor, matched: Tensor, targets: list[dict], config: PhaseConfig) -> Tensor:
-    positive, kind = matched >= 0, config.loss.classification
+def _class_term(maps: ExitMaps, rows: Tensor, positive: Tensor, boxes: Tensor, config: PhaseConfig) -> Tensor:
+    kind = config.loss.classification
     if kind == "mean":
         return F.cross_entropy(rows.flatten(0, 1), positive.flatten().long())
     count = positive.sum().clamp(min=1)
     if kind == "hard_negative":
         return hard_negative_loss(rows, positive, positive[..., None].float()) / count
-    quality = torch.zeros(positive.shape)
+    quality = rows.new_zeros(positive.shape)
     reached = decoded_boxes(maps.output(), config.targets.boxes).detach()[positive]
-    quality[positive] = paired_iou(reached, _matched_boxes(targets, matched)).clamp(0, 1)
+    quality[positive] = paired_iou(reached, boxes).clamp(0, 1)
     return quality_focal_loss(rows, quality[..., None]) / count
 
 
-def _box_term(maps: ExitMaps, matched: Tensor, targets: list[dict], config: PhaseConfig) -> Tensor:
-    positive, boxes = matched >= 0, _matched_boxes(targets, matched)
+def _box_term(maps: ExitMaps, positive: Tensor, boxes: Tensor, config: PhaseConfig) -> Tensor:
     count = positive.sum().clamp(min=1)
     if config.loss.box == "giou":
         predicted = decoded_boxes(maps.output(), config.targets.boxes)[positive]
         return 2.0 * generalized_box_iou_loss(predicted, boxes, reduction="sum") / count
     if config.targets.boxes == "encoded":
-        priors = prior_boxes(maps.grids_hw).expand(len(targets), -1, -1)
+        priors = prior_boxes(maps.grids_hw).to(boxes.device).expand(len(positive), -1, -1)
         boxes = encode(boxes, priors[positive])
     return F.smooth_l1_loss(flatten_predictions(maps.box, 4)[positive], boxes, reduction="sum") / count
 
@@ -189,20 +184,23 @@ def exit_weights(config: PhaseConfig, epoch: float) -> tuple[float, float, float
 
 
 def _exit_losses(
-    outputs: list[ExitMaps], matched: Tensor, targets: list[dict], config: PhaseConfig
+    outputs: list[ExitMaps], positive: Tensor, matched_boxes: Tensor, config: PhaseConfig
 ) -> tuple[list[Tensor], Tensor]:
-    """Loss of each exit, and the mean divergence from the next deeper one (the cascade term)."""
+    """Loss of each exit, and the mean divergence from the next deeper one (the cascade term).
+
+    ``positive`` is bool (B, A), ``matched_boxes`` (P, 4) is the object of each positive, in their order.
+    """
     share, layout = config.loss.teacher, config.targets
     rows = [class_rows(o.cls, layout.class_layout, layout.class_index) for o in outputs]
     boxes = [flatten_predictions(o.box, 4) for o in outputs]
     losses, divergences = [], []
     for k, output in enumerate(outputs):
-        class_loss = _class_term(output, rows[k], matched, targets, config)
+        class_loss = _class_term(output, rows[k], positive, matched_boxes, config)
         # phase 1.1 pulls the full exit's boxes to zero
         towards, weight = (boxes[k + 1].detach(), 1.0) if k < 2 else (torch.zeros_like(boxes[k]), ZERO_BOX_WEIGHT)
         follow = weight * F.smooth_l1_loss(boxes[k], towards)
         no_truth = layout.boxes == "zero_or_teacher"
-        box_loss = follow if no_truth else _box_term(output, matched, targets, config)
+        box_loss = follow if no_truth else _box_term(output, positive, matched_boxes, config)
         if k < 2:
             divergences.append(_kl(rows[k + 1], rows[k]))
             class_loss = (1 - share) * class_loss + share * divergences[-1]
@@ -214,7 +212,7 @@ def _exit_losses(
 def _order(c: list[Tensor]) -> Tensor:
     # A term joins only when it is violated: the record's temperatures keep a gradient of None otherwise, and stay.
     violated = [gap for gap in (c[0].mean() - c[1].mean(), c[1].mean() - c[2].mean()) if gap > 0]
-    return sum(violated) if violated else torch.zeros(())
+    return sum(violated) if violated else c[0].new_zeros(())
 
 
 def recorded_loss(
@@ -225,12 +223,13 @@ def recorded_loss(
     config: PhaseConfig,
     epoch: float,
     generator: torch.Generator,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The record's loss of a batch.
 
     Args:
         outputs: maps of exit1, exit2, full.
-        targets: ``boxes`` (G, 4) an image, xyxy pixels.
+        targets: ``boxes`` (G, 4) an image, xyxy pixels, in the processor's memory: what is drawn at random is drawn
+            there, so that it is the same on every device.
         temperatures: three, divide the logits in the confidence and nowhere else.
         thresholds: of exit1 and exit2; parameters where they are trained.
         epoch: fractional, for the weights and the slope.
@@ -238,13 +237,15 @@ def recorded_loss(
 
     Returns:
         The total, and its parts: loss of each exit, ``cascade``, ``order``, ``distribution``; mean and spread over the
-        batch of each exit's confidence; hard and soft exit rates, and under ``rate_`` those in the loss; scalars.
+        batch of each exit's confidence; hard and soft exit rates, and under ``rate_`` those in the loss; detached
+        scalars.
 
     Source: the record, sections A.5 and B.
     """
     loss = config.loss
-    matched = assign(targets, prior_boxes(outputs[0].grids_hw), config, generator)
-    losses, cascade = _exit_losses(outputs, matched, targets, config)
+    matched, device = assign(targets, prior_boxes(outputs[0].grids_hw), config, generator), outputs[0].cls[0].device
+    matched_boxes = torch.cat([t["boxes"][m[m >= 0]] for t, m in zip(targets, matched, strict=True)])
+    losses, cascade = _exit_losses(outputs, (matched >= 0).to(device), matched_boxes.to(device), config)
     p = [chair_probability(flatten_predictions(o.cls, 2), t) for o, t in zip(outputs, temperatures, strict=True)]
     c = [confidence(values, config.confidence) for values in p]
     order, slope = _order(c), slope_at(loss, epoch, config.optim.epochs)
@@ -259,25 +260,23 @@ def recorded_loss(
     for weight, term in terms:
         if weight:  # a term without a gradient is a constant of the value
             total = total + early_weight(config, epoch) * weight * (term if term.requires_grad else float(term))
-    parts = {"loss": float(total.detach())}
-    parts |= {f"loss_{name}": float(part.detach()) for name, part in zip(EXIT_NAMES, losses, strict=True)}
-    parts |= {"loss_cascade": float(cascade.detach()), "loss_order": float(order.detach())}
-    parts["loss_distribution"] = float(distribution.detach())
+    parts = {"loss": total} | {f"loss_{name}": part for name, part in zip(EXIT_NAMES, losses, strict=True)}
+    parts |= {"loss_cascade": cascade, "loss_order": order, "loss_distribution": distribution}
     parts |= _state(c, p, temperatures, thresholds, rates, slope)
-    return total, parts
+    return total, {name: torch.as_tensor(part, device=device).detach() for name, part in parts.items()}
 
 
 @torch.no_grad()
-def _state(c, p, temperatures, thresholds, rates, slope) -> dict[str, float]:
+def _state(c, p, temperatures, thresholds, rates, slope) -> dict[str, Tensor | float]:
     parts = {}
     for name, values, probabilities, temperature in zip(EXIT_NAMES, c, p, temperatures, strict=True):
-        parts[f"confidence_{name}"] = float(values.mean())
-        parts[f"confidence_std_{name}"] = float(values.std(correction=min(1, len(values) - 1)))
-        parts[f"probability_{name}"] = float(probabilities.mean())
-        parts[f"temperature_mean_{name}"] = float(temperature)
+        parts[f"confidence_{name}"] = values.mean()
+        parts[f"confidence_std_{name}"] = values.std(correction=min(1, len(values) - 1))
+        parts[f"probability_{name}"] = probabilities.mean()
+        parts[f"temperature_mean_{name}"] = temperature
     hard, soft = (exit_rates(*c[:2], thresholds, kind, slope=slope) for kind in ("hard", "soft"))
     for k, name in enumerate(EXIT_NAMES[:2]):
-        parts[f"rate_hard_{name}"], parts[f"rate_soft_{name}"] = float(hard[k]), float(soft[k])
-        parts[f"rate_{name}"], parts[f"threshold_{name}"] = float(rates[k]), float(thresholds[k])
-        parts[f"logistic_{name}"] = float((2 * slope * (c[k] - thresholds[k])).sigmoid().mean())
+        parts[f"rate_hard_{name}"], parts[f"rate_soft_{name}"] = hard[k], soft[k]
+        parts[f"rate_{name}"], parts[f"threshold_{name}"] = rates[k], thresholds[k]
+        parts[f"logistic_{name}"] = (2 * slope * (c[k] - thresholds[k])).sigmoid().mean()
     return parts

@@ -20,7 +20,7 @@ from eelib.model import SIZE, ExitOutput
 from eelib.routing import exit_shares
 from studies.phases.confidence import confidence
 from studies.phases.config import EXIT_NAMES, PhaseConfig, parse
-from studies.phases.detector import RecordedDetector
+from studies.phases.detector import ExitMaps, RecordedDetector
 from studies.phases.images import PhaseImages, mirror
 from studies.phases.loss import exit_rates, first_exit_of_groups, recorded_loss, scheduled_thresholds
 
@@ -64,7 +64,8 @@ def build_detector(config: PhaseConfig) -> RecordedDetector:
 class FeatureDataset(Dataset):
     """A frozen trunk's maps of every image and its mirror image, as float16 (0.7 MB an image and side).
 
-    Items are ``(maps, boxes)``, full's maps last; which side is drawn depends on (seed, epoch, index) alone.
+    Items are ``(maps, boxes)``, full's maps last; which side is drawn depends on (seed, epoch, index) alone. Maps wait
+    where the detector is, boxes in the processor's memory.
     Caching changes nothing: the contexts of the exits are added to these maps and never pass
     through the trunk (the record, section A.3).
 
@@ -80,9 +81,11 @@ class FeatureDataset(Dataset):
         self.sides, self.boxes, self.flips = [], [[], []], torch.zeros(len(dataset), dtype=torch.bool)
         self.augment = mirrored and config.data.augment != "none"
         detector.eval()
+        device = next(detector.backbone.parameters()).device
         for mirrored in (False, True)[: 1 + self.augment]:
             maps, follows = [], mirrored and config.data.flip_boxes
             for images, targets in batches(dataset, 8):
+                images = images.to(device)
                 features = sum(detector.trunk_maps(images.flip(-1) if mirrored else images), [])
                 maps.append([f.half() for f in features])
                 self.boxes[mirrored] += [mirror(t["boxes"], SIZE) if follows else t["boxes"] for t in targets]
@@ -219,17 +222,19 @@ def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, l
             dataset.epoch = epoch
         return DataLoader(dataset, config.optim.batch_size, shuffle=True, collate_fn=collate, generator=order)
 
-    def step_loss(model: nn.Module, batch: tuple, epoch: float) -> tuple[Tensor, dict[str, float]]:
+    def exits(model: nn.Module, inputs: list[list[Tensor]] | Tensor) -> list[ExitMaps]:
+        return model(inputs if cached else inputs.to(trainer.device))  # cached maps are there already
+
+    def step_loss(model: nn.Module, batch: tuple, epoch: float) -> tuple[Tensor, dict[str, Tensor]]:
         inputs, targets = batch
         in_force, temperatures = thresholds(detector, config, int(epoch)), detector.heads.applied_temperatures()
-        loss, parts = recorded_loss(model(inputs), targets, temperatures, in_force, config, epoch, generator)
-        return loss, {name: torch.tensor(value) for name, value in parts.items()}
+        return recorded_loss(exits(model, inputs), targets, temperatures, in_force, config, epoch, generator)
 
     def after_epoch(model: nn.Module, epoch: int) -> dict[str, float]:
         temperatures = detector.heads.applied_temperatures()
         row = {f"temperature_{name}": float(t.detach()) for name, t in zip(EXIT_NAMES, temperatures, strict=True)}
         batches_of_four = DataLoader(source("val"), 4, collate_fn=collate)
-        outputs = ([maps.output() for maps in model(inputs)] for inputs, _ in batches_of_four)
+        outputs = ([maps.output() for maps in exits(model, inputs)] for inputs, _ in batches_of_four)
         row |= validation_metrics(detector, config, outputs, epoch)
         if config.optim.keep == "best":
             val = PhaseImages("val", config, val_limit)
@@ -240,11 +245,14 @@ def train_phase(config: PhaseConfig, out: Path | str, *, resume: bool = False, l
     trainer = Trainer(
         trained, step_loss, config.optim,
         groups=parameter_groups(trained, config), rate=learning_rate(config), after_step=detector.heads.project,
+        capture=False,  # a term of the loss that is not violated is left out
     )  # fmt: skip
+    detector.to(trainer.device)
     history = fit(
         trainer, epoch_batches, out,
         identity=identity(config), resume=resume, evaluate=after_epoch, log=log, line=epoch_line,
     )  # fmt: skip
+    detector.cpu()
     state = {"model": detector.state_dict(), "config": config.model_dump(mode="json"), "history": history}
     save_checkpoint(weights_path(out, config.phase), state)
     write_metrics(history, config.phase, out)
@@ -277,6 +285,7 @@ def validation_metrics(
     images, hard and soft rates of single images."""
     rule = config.confidence
     c = torch.cat([torch.stack([confidence(detector.probability(o), rule) for o in batch], 1) for batch in outputs])
+    c = c.cpu()
     in_force = tuple(float(t) for t in thresholds(detector, config, epoch))
     shares = exit_shares(first_exit_of_groups(c, in_force, routing_group(config)))
     row = {f"val_share_{name}": share for name, share in zip(EXIT_NAMES, shares, strict=True)}
