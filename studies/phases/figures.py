@@ -62,7 +62,7 @@ def shares_beside_record(phases: Sequence[Mapping]) -> Figure:
     handles = [Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in EXIT_COLOURS.items()]
     axis.legend(handles=handles, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axis.set(xlim=(-0.6, len(phases) - 0.4), ylabel="share of the images")
-    axis.set_xlabel("phase (left: record; middle: 320 steps; right: serious, where trained)")
+    axis.set_xlabel("phase (left: record; middle: 320 steps; right: the longer training)")
     return figure
 
 

@@ -114,7 +114,12 @@ def _shut_gate(config: PhaseConfig, run: dict, history: list[dict]) -> dict | No
         measured[f"epochs_open_afterwards_{name}"] = shut[first or 0 :].count(False)
     text = "The gate shuts at both exits; it multiplies the gradient by 0 too, so it never opens again."
     rule, p = config.confidence, run["probability_mean"]["exit1"]
-    why = f"In some batches {rule.min_count} boxes or more stay above {rule.cut}; the mean probability is {p:.3f}."
+    why = f"In some images {rule.min_count} boxes or more stay above {rule.cut}; the mean probability is {p:.3f}."
+    # the confidence is the mean probability where the gate is open, and 0 elsewhere
+    after = [row for row in history[measured["shut_from_epoch_exit1"] or len(history) :] if row["confidence_exit1"]]
+    if after:
+        share = sum(row["confidence_exit1"] for row in after) / sum(row["probability_exit1"] for row in after)
+        why += f" In the epochs in which exit1's gate is open again, it is so for about {share:.2%} of the images."
     return _result(text, expected, measured, why)
 
 
@@ -127,8 +132,15 @@ def _gate_factor(config: PhaseConfig, run: dict, history: list[dict]) -> dict | 
     measured = {f"gate_factor_{n}": run["confidence_mean"][n] / run["probability_mean"][n] for n in EARLY}
     text = f"No box scores above {rule.cut}: the confidence is {factor:.5f}, the gate at 0, times the mean probability."
     expected = {key: _around(factor, FACTOR_BAND * factor) for key in measured}
-    why = f"More than {rule.min_count} boxes are above {rule.cut}: the gate is open."
+    why = f"More than {rule.min_count} boxes are above {rule.cut}: the gate is open.{_counted(run)}"
     return _result(text, expected, measured, why)
+
+
+def _counted(run: dict) -> str:
+    counts = run.get("boxes_above_cut")  # older runs did not count
+    if not counts:
+        return ""
+    return f" Above it are {counts['exit1']:,.0f} of an image's 2,400 boxes at exit1, {counts['exit2']:,.0f} at exit2."
 
 
 def _untrained_warm_up(config: PhaseConfig, run: dict, history: list[dict]) -> dict | None:
@@ -172,6 +184,7 @@ def _uniform_field(config: PhaseConfig, run: dict, history: list[dict]) -> dict 
     text = f"The mean probability alone decides the exit: put into the rule, it sends every image to {chosen}."
     share = {f"share_{chosen}": run["exit_shares"][chosen]}
     why = "The boxes' probabilities are not one number here: those above the cut have another mean than all."
+    why += _counted(run)
     return _result(text, {f"share_{chosen}": (0.99, 1.0)} | expected, share | measured, why)
 
 

@@ -26,6 +26,7 @@ class Routed(NamedTuple):
         records: detections of every exit, ranked without temperature.
         confidences: (N, 3).
         probabilities: (N, 3), mean over the boxes after the temperature.
+        above_cut: (N, 3), boxes that are as probable as ``confidence.cut``, which the rules that count look at.
         chosen: (N,), exit of each image.
     """
 
@@ -33,6 +34,7 @@ class Routed(NamedTuple):
     records: ExitRecords
     confidences: Tensor
     probabilities: Tensor
+    above_cut: Tensor
     chosen: Tensor
 
 
@@ -42,13 +44,15 @@ def route_split(detector: RecordedDetector, config: PhaseConfig, split: str) -> 
     source = open_source(config.data)
     dataset = DetectionDataset(split, source, SIZE, keep_crowd=True, limit=config.data.eval_limit)
     detections: dict[str, list[Detections]] = {name: [] for name in EXIT_NAMES}
-    c, means = ({name: [] for name in EXIT_NAMES} for _ in range(2))
+    c, means, above = ({name: [] for name in EXIT_NAMES} for _ in range(3))
     for output, _, batch, _ in detections_of_exits(detector, dataset, 4):
         p = detector.probability(output)
         detections[output.name] += batch
         c[output.name].append(confidence(p, config.confidence))
         means[output.name].append(p.mean(1))
-    c, means = (torch.stack([torch.cat(columns[name]) for name in EXIT_NAMES], 1) for columns in (c, means))
+        above[output.name].append((p > config.confidence.cut).sum(1))
+    columns = ([torch.cat(rows[name]) for name in EXIT_NAMES] for rows in (c, means, above))
+    c, means, above = (torch.stack(by_exit, 1) for by_exit in columns)
     records = ExitRecords.of((split, split_sha256(split, source), ""), dataset.image_ids, detections)
     chosen = first_exit_of_groups(c, final_thresholds(detector, config), routing_group(config))
-    return Routed(dataset.coco, records, c, means, chosen)
+    return Routed(dataset.coco, records, c, means, above, chosen)

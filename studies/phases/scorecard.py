@@ -98,6 +98,7 @@ def measure_phase(config: PhaseConfig, detector: RecordedDetector, history: list
         "confidence_mean": by_exit(run.confidences.mean(0)),
         "confidence_std": by_exit(run.confidences.std(0)),
         "probability_mean": by_exit(run.probabilities.mean(0)),
+        "boxes_above_cut": by_exit(run.above_cut.double().mean(0)),
         "temperature": {name: last[f"temperature_{name}"] for name in EXIT_NAMES},
         "thresholds": dict(zip(EXIT_NAMES[:2], final_thresholds(detector, config), strict=True)),
         "loss": {key.removeprefix("loss_"): last[key] for key in last if key.startswith("loss")},

@@ -28,6 +28,8 @@ ABOUT = {
     "recorded": "final row of the record: val shares, train confidences, temperatures, losses, ms a batch of four",
     "runs.exit_shares": "share of the test images at each exit, decided as the phase decides",
     "runs.confidence_mean, confidence_std, probability_mean": "over all test images at every exit, routed there or not",
+    "runs.boxes_above_cut": "of an image's 2,400, a mean over all test images; absent in runs from before 2026-11-27",
+    "runs.trained_on": "the GPU that trained it, and its version of torch; absent where a processor did",
     "runs.temperature, loss, train_rates": "last training epoch",
     "runs.thresholds": "in force at the end",
     "runs.time": "routed_call_ms as the phase times it; four_images_ms, one_image_ms warmed up; runs side by side",

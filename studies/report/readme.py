@@ -11,10 +11,10 @@ from eelib.files import write_atomic
 from eelib.release import CHECKPOINTS, read_manifest
 from studies.compress import results
 from studies.phases.analysis import final_values
-from studies.report.comparison import holds
+from studies.report.comparison import reproduced
 from studies.report.facts import int8_elsewhere, named
 from studies.report.metrics_files import Values, load_entries, read_metrics
-from studies.report.reports import listed, routers_above, routers_by_seed
+from studies.report.reports import routers_above, routers_by_seed
 
 
 def released_table(manifest: Mapping, plane: Values) -> pd.DataFrame:
@@ -62,14 +62,8 @@ def study_sentences(metrics: Path) -> list[str]:
     sentences = []
     if (metrics / "phases.json").exists():
         recorded = final_values().index  # without the lost first version of 1.1
-        entries = [row for phase, row in load_entries(metrics / "phases.json").items() if phase in recorded]
-        agree, hold = sum(row["agree"] == row["seeds"] for row in entries), sum(map(holds, entries))
-        longer = [row["phase"] for row in entries if row.get("serious")]
-        judged = f" ({listed(longer)} judged by a longer training)" if longer else ""
-        sentences.append(
-            f"The switches give the recorded exit shares in {agree} of {len(entries)} phases with every seed; every "
-            f"number that they predict besides comes out in {hold}{judged}"
-        )
+        entries = {phase: row for phase, row in load_entries(metrics / "phases.json").items() if phase in recorded}
+        sentences.append(reproduced(entries))
     if (metrics / "routing.json").exists():
         policies = read_metrics(metrics / "routing.json")["policies"]
         best = max(policies, key=lambda name: policies[name]["recovered"])

@@ -19,6 +19,7 @@ from studies.phases import analysis as record
 from studies.phases.config import EXIT_NAMES
 from studies.phases.verdicts import shares_text
 from studies.report import comparison, facts
+from studies.report.comparison import listed
 from studies.report.metrics_files import Values, load_entries, read_metrics
 from studies.routing.claims import processors_read
 from studies.routing.study import same_but_for_the_processor
@@ -79,12 +80,6 @@ def _seeds(count: int, of: int) -> str:
     return f"in none of {of} seeds" if count == 0 else f"in {count} of {of} seeds"
 
 
-def listed(words: Iterable[str]) -> str:
-    """Words as a list in a sentence."""
-    words = list(words)
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
 def _phases(metrics: Path) -> dict:
     """Our runs of the nine phases: entries by phase, and which agree and hold."""
     final = record.final_values()
@@ -93,7 +88,8 @@ def _phases(metrics: Path) -> dict:
         "nine": nine,
         "agreeing": [phase for phase, entry in nine.items() if entry["agree"] == entry["seeds"]],
         "holding": [phase for phase, entry in nine.items() if comparison.holds(entry)],
-        "serious": [phase for phase, entry in nine.items() if entry.get("serious")],
+        "reproduced": nine and comparison.reproduced(nine),
+        "longer": any(entry.get("serious") for entry in nine.values()),
         "stories": record.narrative()["phases"],
     }
 

@@ -164,14 +164,25 @@ def test_soft_optimum():
 
 def test_shut_gate_and_gate_factor():
     rows = [
-        {"confidence_exit1": c, "confidence_exit2": c, "logistic_exit1": 0.1, "rate_exit1": 0.1}
+        {
+            "confidence_exit1": c,
+            "confidence_exit2": c,
+            "probability_exit1": 0.5,
+            "logistic_exit1": 0.1,
+            "rate_exit1": 0.1,
+        }
         for c in (0.2, 0.0, 0.0)
     ]
     assert checks("1_8", run_of(0.0, 0.0), rows)[0]["holds"]
-    assert not checks("1_8", run_of(0.0, 0.0), [*rows, rows[0]])[0]["holds"]
+    open_again = checks("1_8", run_of(0.0, 0.0), [*rows, rows[0]])[0]
+    assert not open_again["holds"] and "it is so for about 40.00% of the images" in open_again["otherwise"]
     rows = [row | {"temperature_exit1": 1.5, "val_share_exit1": 1.0} for row in rows]
     assert checks("1_9", run_of(0.0080042, 0.0080042, 0.4450), rows)[0]["holds"]
-    assert not checks("1_9", run_of(0.1, 0.1, 0.4450), rows)[0]["holds"]
+    counted = run_of(0.1, 0.1, 0.4450) | {"boxes_above_cut": {"exit1": 805.4, "exit2": 902.0, "full": 0.0}}
+    gate = checks("1_9", counted, rows)[0]
+    assert not gate["holds"] and gate["otherwise"].endswith(
+        "Above it are 805 of an image's 2,400 boxes at exit1, 902 at exit2."
+    )
     config = load(ROOT / "params" / "phase_1_8.yaml")
     met = check_mechanisms(config, run_of(0.0, 0.0), rows)
     assert explain_unmet(met) is None
