@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import Logger
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from eelib.augment import Draw
@@ -142,6 +143,9 @@ class Trainer:
         after_step: called after each optimiser step, to bring bounded parameters back.
         loggers: of Fabric, which receive the numbers of every epoch.
         capture: a GPU's step may be recorded as a graph: it never waits for a value, and its shapes are few.
+
+    Raises:
+        TrainingError: the machine has no such device, or fewer.
     """
 
     def __init__(
@@ -158,9 +162,13 @@ class Trainer:
     ):
         self.raw, self.step_loss, self.optim, self.after_step = model, step_loss, optim, after_step
         self.rate = rate or self._warm_cosine
-        self.fabric = Fabric(
-            accelerator=optim.accelerator, devices=optim.devices, precision=optim.precision, loggers=list(loggers)
-        )
+        try:
+            self.fabric = Fabric(
+                accelerator=optim.accelerator, devices=optim.devices, precision=optim.precision, loggers=list(loggers)
+            )
+        except (RuntimeError, MisconfigurationException) as error:
+            asked = f"'optim.accelerator' is '{optim.accelerator}', 'optim.devices' {optim.devices}"
+            raise TrainingError(f"{asked}: not on this machine ({shorten(str(error))})") from None
         self.fabric.launch()
         self.device = self.fabric.device
         cuda = self.device.type == "cuda"

@@ -39,6 +39,12 @@ def run(out, model=None, step=step, optim=OPTIM, identity=None, loggers=(), **op
     return model, history
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that is not there")
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(TrainingError, match="'optim.accelerator' is 'cuda', 'optim.devices' 1: not on this machine"):
+        Trainer(network(), step, OPTIM.model_copy(update={"accelerator": "cuda"}))
+
+
 class Killed(Exception):
     pass
 

@@ -5,7 +5,7 @@ curves by epoch are in ``reports/phases``. ``reports/metrics/phases.json`` joins
 that a check that is sharpened needs no training.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -193,24 +193,37 @@ def reading(run: dict) -> str:
     )
 
 
+def holds(entry: Mapping) -> bool:
+    """Whether every number that the switches predict came out: in the serious run, or else with every seed."""
+    if entry.get("serious"):
+        return all(check["holds"] for check in entry["serious"]["mechanisms"])
+    return entry["mechanism_holds"] == entry["seeds"]
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words as a list in a sentence."""
+    words = list(words)
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def headline(phases: Sequence[dict]) -> str:
-    """The scorecard in three sentences."""
-    held = {entry["phase"]: (entry["mechanism_holds"], entry["seeds"]) for entry in phases}
-    sure = [phase for phase, (count, of) in held.items() if count == of]
-    some = [f"{phase} ({count} of {of})" for phase, (count, of) in held.items() if 0 < count < of]
-    none = [phase for phase, (count, _) in held.items() if not count]
-    agree = sum(entry["agree"] == entry["seeds"] for entry in phases)
-    serious = [
-        f"{e['phase']} after {run['steps']:,} steps: they {'hold' if run['mechanism_holds'] else 'do not all hold'}"
-        for e in phases if (run := e["serious"])
-    ]  # fmt: skip
-    untrained = [entry["phase"] for entry in phases if not entry["serious"]]
-    return (
-        f"The exit shares are the record's with every seed in {agree} of {len(phases)} phases. After 320 steps every "
-        f"number of every prediction holds with every seed in {', '.join(sure) or 'none'}; with some seeds in "
-        f"{', '.join(some) or 'none'}; with none in {', '.join(none) or 'none'}. Serious profile: "
-        f"{'; '.join(serious) or 'nothing'}; not trained: {', '.join(untrained) or 'none'}."
-    )
+    """In which phases the recorded shares and every predicted number come out, short and long trainings apart.
+
+    Two sentences, without a stop at the end, of at least one entry of ``phases.json``.
+    """
+    agreeing = [entry for entry in phases if entry["agree"] == entry["seeds"]]
+    longer = {entry["phase"]: entry["serious"] for entry in phases if entry.get("serious")}
+    failing = [entry["phase"] for entry in phases if not holds(entry)]
+    text = f"After {phases[0]['runs'][0]['steps']:,} steps the switches give the recorded exit shares in "
+    text += f"{len(agreeing)} of {len(phases)} phases with every seed"
+    if longer:
+        steps = [f"{run['steps']:,}" for run in sorted(longer.values(), key=lambda run: run["steps"])]
+        differing = [phase for phase, run in longer.items() if not run["agrees"]]
+        text += f"; after {' to '.join(dict.fromkeys((steps[0], steps[-1])))} steps, with one seed, in "
+        text += f"{len(longer) - len(differing)} of {len(longer)}" + f" (not in {listed(differing)})" * bool(differing)
+    judged = ", each judged by its longest training" if longer else " with every seed"
+    text += f". Every number that they predict besides comes out in {len(phases) - len(failing)} phases{judged}"
+    return text + f"; not all do in {listed(failing)}" * bool(failing)
 
 
 def recommendations(phases: Sequence[dict], progressive: float | None) -> str:

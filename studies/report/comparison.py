@@ -24,42 +24,6 @@ def reported(entry: Mapping) -> dict:
     return entry.get("serious") or entry["runs"][0]
 
 
-def holds(entry: Mapping) -> bool:
-    """Whether every number that the switches predict came out: in the serious run, or else with every seed."""
-    if entry.get("serious"):
-        return all(check["holds"] for check in entry["serious"]["mechanisms"])
-    return entry["mechanism_holds"] == entry["seeds"]
-
-
-def listed(words: Iterable[str]) -> str:
-    """Words as a list in a sentence."""
-    words = list(words)
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def reproduced(entries: Mapping[str, dict]) -> str:
-    """In which phases the recorded shares and every predicted number come out, short and long trainings apart.
-
-    Two sentences, without a stop at the end; ``entries`` is not empty.
-    """
-    agreeing = [phase for phase, entry in entries.items() if entry["agree"] == entry["seeds"]]
-    longer = {phase: entry["serious"] for phase, entry in entries.items() if entry.get("serious")}
-    failing = [phase for phase, entry in entries.items() if not holds(entry)]
-    short = next(iter(entries.values()))["runs"][0]["steps"]
-    text = (
-        f"After {short:,} steps the switches give the recorded exit shares in {len(agreeing)} of {len(entries)} phases "
-    )
-    text += "with every seed"
-    if longer:
-        steps = [f"{run['steps']:,}" for run in sorted(longer.values(), key=lambda run: run["steps"])]
-        differing = [phase for phase, run in longer.items() if not run["agrees"]]
-        text += f"; after {' to '.join(dict.fromkeys((steps[0], steps[-1])))} steps, with one seed, in "
-        text += f"{len(longer) - len(differing)} of {len(longer)}" + f" (not in {listed(differing)})" * bool(differing)
-    judged = ", each judged by its longest training" if longer else " with every seed"
-    text += f". Every number that they predict besides comes out in {len(entries) - len(failing)} phases{judged}"
-    return text + f"; not all do in {listed(failing)}" * bool(failing)
-
-
 def _phases(entries: Mapping[str, dict]) -> Iterator[tuple[str, pd.Series, dict[str, float], dict, dict | None]]:
     """Of each recorded phase its final row, exit shares and story, and our run of it, if there is one."""
     stories = record.narrative()["phases"]

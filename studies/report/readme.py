@@ -11,7 +11,7 @@ from eelib.files import write_atomic
 from eelib.release import CHECKPOINTS, read_manifest
 from studies.compress import results
 from studies.phases.analysis import final_values
-from studies.report.comparison import reproduced
+from studies.phases.verdicts import headline
 from studies.report.facts import int8_elsewhere, named
 from studies.report.metrics_files import Values, load_entries, read_metrics
 from studies.report.reports import routers_above, routers_by_seed
@@ -62,8 +62,8 @@ def study_sentences(metrics: Path) -> list[str]:
     sentences = []
     if (metrics / "phases.json").exists():
         recorded = final_values().index  # without the lost first version of 1.1
-        entries = {phase: row for phase, row in load_entries(metrics / "phases.json").items() if phase in recorded}
-        sentences.append(reproduced(entries))
+        entries = [row for phase, row in load_entries(metrics / "phases.json").items() if phase in recorded]
+        sentences.append(headline(entries))
     if (metrics / "routing.json").exists():
         policies = read_metrics(metrics / "routing.json")["policies"]
         best = max(policies, key=lambda name: policies[name]["recovered"])

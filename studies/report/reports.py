@@ -17,9 +17,8 @@ from eelib.files import write_atomic
 from studies.goals import decision, load_goals
 from studies.phases import analysis as record
 from studies.phases.config import EXIT_NAMES
-from studies.phases.verdicts import shares_text
+from studies.phases.verdicts import headline, holds, listed, shares_text
 from studies.report import comparison, facts
-from studies.report.comparison import listed
 from studies.report.metrics_files import Values, load_entries, read_metrics
 from studies.routing.claims import processors_read
 from studies.routing.study import same_but_for_the_processor
@@ -87,8 +86,8 @@ def _phases(metrics: Path) -> dict:
     return {
         "nine": nine,
         "agreeing": [phase for phase, entry in nine.items() if entry["agree"] == entry["seeds"]],
-        "holding": [phase for phase, entry in nine.items() if comparison.holds(entry)],
-        "reproduced": nine and comparison.reproduced(nine),
+        "holding": [phase for phase, entry in nine.items() if holds(entry)],
+        "reproduced": nine and headline(list(nine.values())),
         "longer": any(entry.get("serious") for entry in nine.values()),
         "stories": record.narrative()["phases"],
     }

@@ -274,7 +274,9 @@ def test_runs_are_joined_and_judged_from_what_they_wrote(tmp_path, tiny, monkeyp
     assert table["quantity"].tolist()[1:] == ["confidence of exit1", "confidence of exit2"]
     assert table["recorded"].tolist()[1] == "0.4755"
     assert "of 1 predictions hold in every number" in reading(entry["runs"][0] | {"recorded": entry["recorded"]})
-    assert "not trained: none." in headline([entry])
+    steps = entry["runs"][0]["steps"]
+    assert headline([entry]).startswith(f"After {steps:,} steps the switches give the recorded exit shares in ")
+    assert f"; after {steps:,} steps, with one seed, in " in headline([entry])
     nothing = entry | {"runs": [entry["runs"][0] | {"mechanisms": []}]}
     assert len(check_table([nothing])) == 0 and "quantity" in check_table([nothing])
     assert recommendations([entry], -0.8).endswith("worse than chance.")
