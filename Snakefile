@@ -74,7 +74,7 @@ STAGES = {
     "validation": stage(
         "06_validation", "validation validation.csv", settings=f"{READ} times={TIMES}",
         needs=[
-            *RELEASED, *SUMMARIES, *made("baseline exits routing"), TIMES, "params/report_policies.yaml", PLANE,
+            *RELEASED, *SUMMARIES, *SERIOUS, *made("baseline exits routing"), TIMES, "params/report_policies.yaml", PLANE,
         ],
     ),
     "detector": stage("06b_detector", "detector_1_4", ["checkpoints/phase_1_4.pth", PHASES_START]),

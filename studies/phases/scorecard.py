@@ -116,7 +116,7 @@ def validate(config: PhaseConfig, folder: Path | str, *, compute: bool, score: f
     """The record's open question about a trained phase: AP on ``test``, and the decision.
 
     Args:
-        folder: of its run; where it was not trained, what the repository holds of it is taken.
+        folder: of its run; where it was not trained, what the repository holds of its longest training is taken.
         compute: run the detector now; otherwise read what its training measured.
         score: least score of a detection for precision and recall; acts when computing.
 
@@ -131,8 +131,8 @@ def validate(config: PhaseConfig, folder: Path | str, *, compute: bool, score: f
         ap |= precision_recall(run.coco, routed_results(run), run.records.image_ids, score)
     else:
         own = Path(folder) / f"final_summary_phase{tag(config.phase)}.json"
-        committed = resolve("reports") / "metrics" / "phases" / f"phase_{tag(config.phase)}_seed{config.seed}.json"
-        source = next((path for path in (own, committed) if path.exists()), None)
+        committed, name = resolve("reports") / "metrics" / "phases", f"phase_{tag(config.phase)}_seed{config.seed}.json"
+        source = next((path for path in (own, committed / "serious" / name, committed / name) if path.exists()), None)
         if source is None:
             raise TrainingError(f"{own}: nothing measured yet; add --compute-map or run `make reproduce`")
         content = read_json(source, TrainingError)
