@@ -5,7 +5,7 @@ import importlib.metadata
 import importlib.util
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pycocotools.coco import COCO
@@ -15,7 +15,7 @@ from torch import nn
 from eelib.coco import DataError, Source, open_root, open_source
 from eelib.config import Config
 from eelib.data import DetectionDataset, split_sha256
-from eelib.files import file_sha256, look_up, read_json
+from eelib.files import file_sha256, look_up
 from eelib.hub import load
 from eelib.model import EarlyExitSSDLite
 from eelib.records import detections_of_exits
@@ -51,38 +51,6 @@ def coco_ap(coco: COCO, results: Sequence[dict], image_ids: Sequence[int] | None
         evaluation.summarize()
     # pycocotools writes -1 where no object has that size
     return dict(zip(AP_NAMES, (float(v) for v in evaluation.stats[:6]), strict=True))
-
-
-def precision_recall(
-    coco: COCO, results: Sequence[dict], image_ids: Sequence[int], score: float = 0.5, iou: float = 0.5
-) -> dict[str, float]:
-    """Precision and recall of the detections at or above a score, matched from an IoU as pycocotools matches.
-
-    Crowds count neither way.
-
-    Returns:
-        ``score``, ``precision`` (0 without a detection), ``recall`` and ``detections_per_image``.
-    """
-    kept = [r for r in results if r["score"] >= score]
-    true = false = objects = 0
-    with contextlib.redirect_stdout(io.StringIO()):
-        # pycocotools fails on an empty list of results
-        evaluation = COCOeval(coco, coco.loadRes(kept) if kept else COCO(), "bbox")
-        evaluation.params.imgIds, evaluation.params.catIds = sorted(image_ids), coco.getCatIds()
-        evaluation.params.iouThrs, evaluation.params.maxDets = [iou], [max(1, len(kept))]
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-        evaluation.evaluate()
-    for image in filter(None, evaluation.evalImgs):
-        counted = ~image["dtIgnore"][0].astype(bool)
-        matched = image["dtMatches"][0] > 0
-        true, false = true + int((matched & counted).sum()), false + int((~matched & counted).sum())
-        objects += sum(not ignored for ignored in image["gtIgnore"])
-    return {
-        "score": score,
-        "precision": true / max(1, true + false),
-        "recall": true / max(1, objects),
-        "detections_per_image": len(kept) / len(image_ids),
-    }
 
 
 def detect_exits(model: nn.Module, dataset: DetectionDataset, batch_size: int = 16) -> dict[str, list[dict]]:
@@ -156,26 +124,3 @@ def versions() -> dict[str, str]:
     """Versions of :data:`PACKAGES`, as far as they are installed."""
     installed = [name for name in PACKAGES if importlib.util.find_spec(name.replace("-", "_"))]
     return {name: importlib.metadata.version(name) for name in installed}
-
-
-def current_metrics(path: Path | str, log: Callable[[str], None] = print, **weights: Path | str) -> dict | None:
-    """Metrics that an earlier command left, where they are of the present weights.
-
-    Args:
-        path: of the metrics file.
-        log: told why there are none.
-        weights: a key of the file, such as ``checkpoint_sha256``, and the checkpoint whose hash it must be.
-
-    Returns:
-        None where the file is missing or states another hash, or none.
-    """
-    path = Path(path)
-    if not path.exists():
-        log(f"{path.name}: not measured yet")
-        return None
-    metrics = read_json(path)
-    other = [key for key, checkpoint in weights.items() if metrics.get(key) != file_sha256(checkpoint)]
-    if other:
-        log(f"{path.name}: measured with other weights ({', '.join(other)}), so it is not used")
-        return None
-    return metrics

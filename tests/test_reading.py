@@ -17,13 +17,13 @@ from eelib.checkpoints import TrainingError, load_checkpoint, load_released, sav
 from eelib.config import ConfigError, saved_config
 from eelib.deploy.manifest import DeploymentError
 from eelib.deploy.runtime import Session
-from eelib.evaluate import current_metrics
 from eelib.files import LONGEST, InputError, file_sha256, one_line, read_json, refuse_bomb, shorten
 from eelib.hub import HubError, path_of
 from eelib.preprocess import read_image, read_sizes
 from eelib.records import RecordsError, load_records, save_records
 from eelib.routed_ap import RoutedAP
 from eelib.routers import PolicyError, read_times
+from studies.metrics import current_metrics
 
 
 def test_every_message_is_one_line_of_bounded_length():

@@ -3,9 +3,14 @@
 What a run measured (:func:`summarise`) is judged in :mod:`studies.phases.verdicts`.
 """
 
+import contextlib
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -13,7 +18,7 @@ from eelib.checkpoints import TrainingError
 from eelib.coco import open_source
 from eelib.config import ROOT, resolve
 from eelib.data import DetectionDataset, as_input, batches
-from eelib.evaluate import precision_recall, provenance
+from eelib.evaluate import provenance
 from eelib.files import read_json, shorten, write_json
 from eelib.model import SIZE, class_scores, keep_best
 from eelib.routed_ap import RoutedAP
@@ -63,6 +68,38 @@ def phase_times(detector: RecordedDetector, config: PhaseConfig, images: Tensor)
         "one_image_ms": warm[1]["median_ms"],
         "four_images_ms": warm[4]["median_ms"],
         "machine": machine(),
+    }
+
+
+def precision_recall(
+    coco: COCO, results: Sequence[dict], image_ids: Sequence[int], score: float = 0.5, iou: float = 0.5
+) -> dict[str, float]:
+    """Precision and recall of the detections at or above a score, matched from an IoU as pycocotools matches.
+
+    Crowds count neither way.
+
+    Returns:
+        ``score``, ``precision`` (0 without a detection), ``recall`` and ``detections_per_image``.
+    """
+    kept = [r for r in results if r["score"] >= score]
+    true = false = objects = 0
+    with contextlib.redirect_stdout(io.StringIO()):
+        # pycocotools fails on an empty list of results
+        evaluation = COCOeval(coco, coco.loadRes(kept) if kept else COCO(), "bbox")
+        evaluation.params.imgIds, evaluation.params.catIds = sorted(image_ids), coco.getCatIds()
+        evaluation.params.iouThrs, evaluation.params.maxDets = [iou], [max(1, len(kept))]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+    for image in filter(None, evaluation.evalImgs):
+        counted = ~image["dtIgnore"][0].astype(bool)
+        matched = image["dtMatches"][0] > 0
+        true, false = true + int((matched & counted).sum()), false + int((~matched & counted).sum())
+        objects += sum(not ignored for ignored in image["gtIgnore"])
+    return {
+        "score": score,
+        "precision": true / max(1, true + false),
+        "recall": true / max(1, objects),
+        "detections_per_image": len(kept) / len(image_ids),
     }
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from eelib.checkpoints import load_checkpoint, load_released
 from eelib.config import Config, parse, resolve
-from eelib.evaluate import current_metrics, provenance
+from eelib.evaluate import provenance
 from eelib.files import write_json
 from eelib.model import EarlyExitSSDLite
 from eelib.routed_ap import RoutedAP
 from eelib.routers import load_study
 from eelib.routing import Split, prepare
+from studies.metrics import current_metrics
 from studies.routing.bounds import Judge
 from studies.routing.times import Times, common_times
 from studies.routing.worth import static_flags

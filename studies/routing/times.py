@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eelib.evaluate import current_metrics
 from eelib.files import file_sha256
 from eelib.timing import measured_times, read_times
+from studies.metrics import current_metrics
 
 COMMON_UNIT = "the plain detector at 320 px on onnxruntime, one thread"
 

@@ -4,8 +4,9 @@ import matplotlib
 import pytest
 from matplotlib import pyplot as plt
 
+from eelib.data import load_coco
 from studies.phases import ablation, figures
-from studies.phases.scorecard import recorded_card
+from studies.phases.scorecard import precision_recall, recorded_card
 from studies.phases.verdicts import card_table
 
 matplotlib.use("Agg")
@@ -70,3 +71,18 @@ def test_training_panels():
     axes = figures.training_panels([row | {"epoch": e, "threshold_exit1": 0.4} for e in (1, 2)]).axes
     assert [axis.get_ylabel() for axis in axes] == ["loss", "confidence", "temperature", "share on val"]
     assert len(axes[1].lines) == 4  # three confidences and one threshold
+
+
+def test_precision_and_recall_at_a_score(tiny):
+    """Two objects and a crowd: one hit, one miss, one false alarm, one detection on the crowd, one below the score."""
+    coco = load_coco(tiny / "test.json")
+    boxes = [[4, 6, 20, 30], [40, 30, 5, 5], [0, 0, 3, 3], [30, 10, 20, 20]]
+    scores = [0.9, 0.8, 0.7, 0.4]
+    results = [
+        {"image_id": 1, "category_id": 62, "bbox": box, "score": score}
+        for box, score in zip(boxes, scores, strict=True)
+    ]
+    values = precision_recall(coco, results, [1, 2], score=0.5)
+    assert values == {"score": 0.5, "precision": 0.5, "recall": 0.5, "detections_per_image": 1.5}
+    assert precision_recall(coco, results, [1, 2], score=0.3)["recall"] == 1.0
+    assert precision_recall(coco, [], [1, 2])["precision"] == 0.0
