@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from eelib import preprocess, segmentation
+from eelib import preprocess
 from eelib.coco import SHOWROOM, DataError, Source, open_root, read_coco, read_picture, read_split
 from eelib.layouts import find_images
 
@@ -59,9 +59,8 @@ class DetectionDataset(Dataset):
     """One split; decoded once and kept as uint8 up to 2 GiB (showroom's train is 675 MB), decoded on access beyond.
 
     Items are ``(image, target)``: image uint8 (3, H, W); target a dict of ``boxes`` (G, 4)
-    xyxy float32 in pixels of the image returned, ``labels`` (G,) int64 and ``image_id``; with
-    ``masks`` also ``mask`` (1, H, W) uint8, 1 where an object is visible. Label k + 1 is category k of the
-    source, whose id in the annotations is ``category_ids[k]``; 0 is background.
+    xyxy float32 in pixels of the image returned, ``labels`` (G,) int64 and ``image_id``. Label k + 1 is category k of
+    the source, whose id in the annotations is ``category_ids[k]``; 0 is background.
 
     Args:
         split: its name.
@@ -70,7 +69,6 @@ class DetectionDataset(Dataset):
         keep_crowd: annotations of crowds are objects too, as evaluation has it.
         limit: how many images, drawn with ``seed``; None takes all.
         seed: of that draw.
-        masks: also read the objects' masks; cannot be combined with ``size``.
 
     Raises:
         DataError: bad annotations, or an image file that is missing or of another size than its annotations say.
@@ -82,6 +80,8 @@ class DetectionDataset(Dataset):
         torch.Size([3, 320, 320])
     """
 
+    segmentations = False  # whether annotations keep theirs, checked
+
     def __init__(
         self,
         split: str,
@@ -91,11 +91,10 @@ class DetectionDataset(Dataset):
         keep_crowd: bool = False,
         limit: int | None = None,
         seed: int = 0,
-        masks: bool = False,
     ):
         source = open_root(root)
         self.file, self.folder = source.file_of(split)
-        self.coco = load_split(split, source, segmentations=masks)
+        self.coco = load_split(split, source, self.segmentations)
         self.size, self.category_ids = size, self.coco.getCatIds()
         ids = sorted(self.coco.imgs)
         self.annotations = {i: [a for a in self.coco.imgToAnns[i] if keep_crowd or not a["iscrowd"]] for i in ids}
@@ -105,14 +104,10 @@ class DetectionDataset(Dataset):
         missing = [name for name in names if name not in files]
         if missing:
             raise DataError(f"{self.folder / missing[0]}: image file is missing ({len(missing)} of {len(ids)} in all)")
-        for annotation in (a for i in ids for a in self.coco.imgToAnns[i]) if masks else ():
-            if "segmentation" not in annotation:
-                raise DataError(f"{self.file}: annotation {annotation['id']} has no 'segmentation'")
         originals = (self.coco.imgs[i] for i in ids)
         pixels = sum(image["width"] * image["height"] if size is None else size**2 for image in originals)
-        keep = list if pixels * (4 if masks else 3) <= IN_MEMORY_BYTES else lambda on_access: on_access
-        self.images = keep(OnAccess(len(ids), self._image))
-        self.masks = keep(OnAccess(len(ids), self._mask)) if masks else None
+        on_access = OnAccess(len(ids), self._image)
+        self.images = list(on_access) if pixels * 3 <= IN_MEMORY_BYTES else on_access
 
     def select(self, ids: list[int], limit: int | None, seed: int) -> list[int]:
         """The images of the split that are taken, of all ids in rising order."""
@@ -127,18 +122,6 @@ class DetectionDataset(Dataset):
         image = read_picture(entry, self.folder, self.file)
         pixels = np.array(image) if self.size is None else preprocess.resize(image, self.size)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-    def _mask(self, index: int) -> Tensor:
-        """Union of all objects of an image, the tiny ones that are annotated as crowd too: uint8 (1, H, W)."""
-        image = self.coco.imgs[self.image_ids[index]]
-        size_hw = (image["height"], image["width"])
-        mask = torch.zeros(1, *size_hw, dtype=torch.uint8)
-        for annotation in self.coco.imgToAnns[image["id"]]:
-            try:
-                mask |= torch.from_numpy(segmentation.mask(annotation["segmentation"], size_hw))
-            except ValueError as error:
-                raise DataError(f"{self.file}: annotation {annotation['id']}: {error}") from None
-        return mask
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -160,8 +143,7 @@ class DetectionDataset(Dataset):
         scale = torch.tensor([width / entry["width"], height / entry["height"]] * 2)
         edge = torch.tensor([width, height] * 2, dtype=torch.float32)
         boxes = torch.minimum((self.objects(index) * scale).clamp(min=0), edge)
-        target = {"boxes": boxes, "labels": self.labels(index), "image_id": image_id}
-        return image, target if self.masks is None else target | {"mask": self.masks[index]}
+        return image, {"boxes": boxes, "labels": self.labels(index), "image_id": image_id}
 
 
 def as_input(images: Tensor) -> Tensor:

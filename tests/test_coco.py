@@ -28,6 +28,7 @@ from eelib.data import DetectionDataset, load_split, split_sha256
 from eelib.faults import DataError
 from eelib.files import file_sha256
 from eelib.layouts import SPLITS
+from studies.phases.preflight import Outlined, object_mask
 
 COCO = ROOT / "tests" / "fixtures" / "coco"
 REFUSED = COCO / "refused"
@@ -182,8 +183,9 @@ def test_awkward_images_are_read():
             assert image[:, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].float().mean() < 100 < image[:, :4].float().mean(), name
     assert len(train[by_name["000000000034.jpg"]][1]["boxes"]) == 0
     assert len(train[by_name["crowd.jpg"]][1]["boxes"]) == 1
-    crowd = DetectionDataset("train", COCO, keep_crowd=True, masks=True)[by_name["crowd.jpg"]][1]
-    assert len(crowd["boxes"]) == 2 and crowd["mask"].all()  # the crowd's mask is the whole image
+    crowd = Outlined("train", COCO, keep_crowd=True)
+    index = by_name["crowd.jpg"]
+    assert len(crowd[index][1]["boxes"]) == 2 and object_mask(crowd, index).all()  # the crowd's is the whole image
 
 
 def test_half_a_pixel_over_the_edge_is_clamped():
@@ -441,8 +443,8 @@ def test_boxes_of_an_image_whose_stored_size_is_stated(tmp_path, photos):
             content["annotations"] = content["annotations"][:1]
 
         source = Source({"test": (write(tmp_path, turn), photos)})
-        data = DetectionDataset("test", source, masks=True)
-        assert data[0][0].shape == (3, 64, 48) and data[0][1]["mask"].shape == (1, 64, 48)
+        data = Outlined("test", source)
+        assert data[0][0].shape == (3, 64, 48) and object_mask(data, 0).shape == (64, 48)
         assert (data.coco.imgs[1]["width"], data.coco.imgs[1]["height"]) == (48, 64)
     Image.new("RGB", (48, 64), "grey").save(photos / "1.jpg")
     with pytest.raises(DataError, match="leaves the image of 64 x 48"):

@@ -13,6 +13,7 @@ from eelib.coco import SHOWROOM, Source
 from eelib.data import DetectionDataset
 from eelib.faults import DataError
 from eelib.segmentation import mask, read
+from studies.phases.preflight import Outlined
 
 SIZE = (48, 64)  # height, width
 
@@ -121,7 +122,7 @@ def test_anything_is_a_mask_or_refused(value):
 @pytest.mark.parametrize(
     "value", [[10, 10, 50, 10], "@x", {"size": [48, 64], "counts": [1000]}, [[1, 2, math.nan] * 2]]
 )
-def test_training_with_masks_refuses_in_one_line(value, tiny):
+def test_what_needs_segmentations_refuses_in_one_line(value, tiny):
     content = json.loads((tiny / "train.json").read_text())
     for annotation in content["annotations"]:
         annotation["segmentation"] = value
@@ -129,5 +130,5 @@ def test_training_with_masks_refuses_in_one_line(value, tiny):
     path.write_text(json.dumps(content))
     source = Source({name: (path, tiny / "train") for name in ("train", "val", "calibrate", "test")})
     with pytest.raises(DataError, match=r"train.json: annotations\[0\] \(id 1\): 'segmentation' is .*3 of this kind"):
-        DetectionDataset("train", source, masks=True)
-    assert len(DetectionDataset("train", source)) == 2  # without masks they are not looked at
+        Outlined("train", source)
+    assert len(DetectionDataset("train", source)) == 2  # where nobody asks for them, they are not looked at

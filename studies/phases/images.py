@@ -20,22 +20,27 @@ class PhaseImages(DetectionDataset):
     Args:
         limit: how many images; None takes all.
         mirrored: whether images may be mirrored.
-        masks: as in the library; images then keep their own size.
+        size: side in pixels of the square that images are resized to; None leaves them as they are.
     """
 
     def __init__(
-        self, split: str, config: PhaseConfig, limit: int | None = None, *, mirrored: bool = False, masks: bool = False
+        self,
+        split: str,
+        config: PhaseConfig,
+        limit: int | None = None,
+        *,
+        mirrored: bool = False,
+        size: int | None = SIZE,
     ):
         self.phase, self.mirrored, self.epoch = config.data, mirrored and config.data.augment == "flip", 0
         self.seed, self.training = config.seed, split == "train"
         super().__init__(
             split,
             open_source(config.data),
-            None if masks else SIZE,
+            size,
             keep_crowd=not (self.training and config.data.drop_crowd),
             limit=limit,
             seed=config.seed,
-            masks=masks,
         )
 
     def select(self, ids: list[int], limit: int | None, seed: int) -> list[int]:
@@ -50,16 +55,18 @@ class PhaseImages(DetectionDataset):
         image, target = super().__getitem__(index)
         if not self.phase.rescale_boxes:  # defect 7: boxes stay where they were before the resize
             target["boxes"] = self.objects(index)
-        if self.mirrored and self._coin(index):
+        if self.mirrors(index):
             image = image.flip(-1)
-            target |= {"mask": target["mask"].flip(-1)} if "mask" in target else {}
             if self.phase.flip_boxes:  # defect 8: they do not follow the mirror image
                 target["boxes"] = mirror(target["boxes"], image.shape[-1])
         # slivers, most of them crowds, are no objects to learn
         large = (target["boxes"][:, 2:] - target["boxes"][:, :2] >= LEAST_SIDE).all(1)
         return image, target | {"boxes": target["boxes"][large], "labels": target["labels"][large]}
 
-    def _coin(self, index: int) -> bool:
+    def mirrors(self, index: int) -> bool:
+        """Whether the image of an index is mirrored in this epoch."""
+        if not self.mirrored:
+            return False
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) * 1_000_003 + index)
         return bool(torch.rand(1, generator=generator) < 0.5)
 

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from eelib import segmentation
 from eelib.anchors import match_iou, pairwise_iou
-from eelib.coco import open_source
+from eelib.coco import DataError, open_source
 from eelib.config import Config, load_config, read_yaml
 from eelib.data import DetectionDataset
 from eelib.losses import Targets, assign, detection_loss
@@ -58,22 +59,55 @@ def load_any(path: Path | str) -> PhaseConfig | Config:
     return (load_phase if "phase" in read_yaml(path) else load_config)(path)
 
 
+class Outlined(DetectionDataset):
+    """A split whose annotations keep their segmentations."""
+
+    segmentations = True
+
+
+class _OutlinedPhase(PhaseImages):
+    segmentations = True
+
+
+def object_mask(dataset: DetectionDataset, index: int) -> Tensor:
+    """Union of all objects of an image, the tiny ones annotated as crowd too: bool (H, W).
+
+    Args:
+        dataset: keeps segmentations; images have their own size.
+
+    Raises:
+        DataError: an annotation has no segmentation, or one of another size.
+    """
+    image = dataset.coco.imgs[dataset.image_ids[index]]
+    size_hw = (image["height"], image["width"])
+    mask = torch.zeros(size_hw, dtype=torch.bool)
+    for annotation in dataset.coco.imgToAnns[image["id"]]:
+        if "segmentation" not in annotation:
+            raise DataError(f"{dataset.file}: annotation {annotation['id']} has no 'segmentation'")
+        try:
+            mask |= torch.from_numpy(segmentation.mask(annotation["segmentation"], size_hw)).bool()
+        except ValueError as error:
+            raise DataError(f"{dataset.file}: annotation {annotation['id']}: {error}") from None
+    return mask.flip(-1) if isinstance(dataset, PhaseImages) and dataset.mirrors(index) else mask
+
+
 def _samples(config: PhaseConfig | Config, images: int) -> list[dict]:
     if isinstance(config, Config):
-        dataset = DetectionDataset("train", open_source(config.data), limit=images, seed=config.seed, masks=True)
+        dataset = Outlined("train", open_source(config.data), limit=images, seed=config.seed)
     else:
         # whatever the phase trains on: a sample of images with chairs
         sample = {"negatives": False, "drop_crowd": True, "sample": "seeded"}
         seen = config.model_copy(update={"data": config.data.model_copy(update=sample)})
-        dataset = PhaseImages("train", seen, images, mirrored=True, masks=True)
-    return [target for _, target in (dataset[i] for i in range(len(dataset))) if len(target["boxes"])]
+        dataset = _OutlinedPhase("train", seen, images, mirrored=True, size=None)
+    targets = (dataset[i][1] | {"mask": object_mask(dataset, i)} for i in range(len(dataset)))
+    return [target for target in targets if len(target["boxes"])]
 
 
 def _data(samples: list[dict]) -> Iterator[Check]:
     """Defects 7 and 8: visible chairs must lie in their boxes after resize, crop and flip."""
     inside = covered = 0
     for target in samples:
-        mask, boxes = target["mask"][0] > 0, torch.zeros_like(target["mask"][0], dtype=torch.bool)
+        mask, boxes = target["mask"], torch.zeros_like(target["mask"])
         for x1, y1, x2, y2 in target["boxes"].round().int().tolist():
             boxes[max(0, y1 - 1) : y2 + 1, max(0, x1 - 1) : x2 + 1] = True
         inside, covered = inside + int((mask & boxes).sum()), covered + int(mask.sum())
