@@ -26,7 +26,7 @@ class Routed(NamedTuple):
         records: detections of every exit, ranked without temperature.
         confidences: (N, 3).
         probabilities: (N, 3), mean over the boxes after the temperature.
-        above_cut: (N, 3), boxes that are as probable as ``confidence.cut``, which the rules that count look at.
+        above_cut: (N, 3), how many boxes are more probable than ``confidence.cut``, as the rules that count ask.
         chosen: (N,), exit of each image.
     """
 

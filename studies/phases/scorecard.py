@@ -269,5 +269,7 @@ def summarise(config: PhaseConfig, detector: RecordedDetector, history: list[dic
         "start_sha256": identity(config)["start_sha256"],
         **provenance("test", config, weights_path(out, config.phase)),
     }
+    if config.optim.accelerator == "cuda":
+        summary["trained_on"] = {"device": torch.cuda.get_device_name(), "torch": str(torch.__version__)}
     write_json(Path(out) / f"final_summary_phase{tag(config.phase)}.json", summary)
     return summary

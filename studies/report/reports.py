@@ -85,7 +85,11 @@ def _phases(metrics: Path) -> dict:
     nine = {phase: entry for phase, entry in load_entries(metrics / "phases.json").items() if phase in final.index}
     return {
         "nine": nine,
-        "agreeing": [phase for phase, entry in nine.items() if entry["agree"] == entry["seeds"]],
+        "agreeing": [
+            phase
+            for phase, entry in nine.items()
+            if entry["agree"] == entry["seeds"] and (not entry.get("serious") or entry["serious"]["agrees"])
+        ],
         "holding": [phase for phase, entry in nine.items() if holds(entry)],
         "reproduced": nine and headline(list(nine.values())),
         "longer": any(entry.get("serious") for entry in nine.values()),

@@ -170,6 +170,10 @@ def test_the_run_with_most_images_is_the_one_that_is_reported(results):
     entries["1.4"]["serious"]["mechanisms"][0]["holds"] = False
     entries["1.4"]["serious"]["agrees"] = False
     assert not holds(entries["1.4"]) and holds(entries["1.5"])
+    change(results, "phases", lambda c: c["phases"][3]["serious"].update(agrees=False))
+    analysis = "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md"
+    open_questions = reports.render(analysis, results / "metrics", results / "phases").split("What is still open")[1]
+    assert "differ from the record in some training: 1.2 and 1.4;" in open_questions
     said = headline(list(entries.values()))
     assert "in 0 of 1 (not in 1.4). Every" in said and said.endswith("longest training; not all do in 1.4")
 
