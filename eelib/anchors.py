@@ -129,20 +129,3 @@ def match_iou(boxes_xyxy: Tensor, defaults_xyxy: Tensor, iou_threshold: float = 
     """:func:`match` for the objects (G, 4) of one image; ``matched_idxs`` (A,)."""
     iou = pairwise_iou(boxes_xyxy[None], defaults_xyxy)
     return match(iou, iou.new_ones(iou.shape[:2], dtype=torch.bool), iou_threshold)[0]
-
-
-def matching_quality(boxes_xyxy: Tensor, defaults_xyxy: Tensor, matched_idxs: Tensor) -> dict[str, float]:
-    """How well an assignment (A,) of default boxes (A, 4) serves the objects (G, 4) of one image, G at least 1.
-
-    Returns:
-        ``objects``; ``reached``: objects with a positive of IoU 0.5 or more; ``positives``;
-        ``iou_sum``: IoU of each positive with its object, summed.
-    """
-    positive = torch.where(matched_idxs >= 0)[0]
-    iou = box_iou(boxes_xyxy, defaults_xyxy)[matched_idxs[positive], positive]
-    return {
-        "objects": len(boxes_xyxy),
-        "reached": len(matched_idxs[positive][iou >= 0.5].unique()),
-        "positives": len(positive),
-        "iou_sum": float(iou.sum()),
-    }

@@ -18,7 +18,8 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from eelib import segmentation
-from eelib.faults import DataError, Problem, Problems, shown
+from eelib.faults import DataError, Problem, Problems
+from eelib.files import shorten
 from eelib.layouts import find_images
 from eelib.preprocess import ImageError, read_sizes
 
@@ -219,8 +220,8 @@ class _Reader:
         for name in self.wanted:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
-                listed = ", ".join(shown(known) for known in names[:5]) or "none"
-                hint = f"; did you mean {shown(near[0])}?" if near else f"; the first of {len(names)}: {listed}"
+                listed = ", ".join(shorten(known) for known in names[:5]) or "none"
+                hint = f"; did you mean {shorten(near[0])}?" if near else f"; the first of {len(names)}: {listed}"
                 self.error(f"category {name}", "", f"'categories' has no {name!r}{hint}")
 
     def read_images(self, raws: list[Raw]) -> None:
@@ -245,7 +246,7 @@ class _Reader:
             name, where = row["file_name"], places[row["id"]]
             row["file_name"] = files.get(name, name)
             if row["file_name"] != name:
-                self.found.add("note", "found", where, f"file {shown(name)} is found as {shown(row['file_name'])}")
+                self.found.add("note", "found", where, f"file {shorten(name)} is found as {shorten(row['file_name'])}")
             if not row["width"] or not row["height"]:
                 self.measure(row, where)
 
@@ -300,7 +301,7 @@ class _Reader:
             return None
         area = bbox[2] * bbox[3] if entry.area is None else entry.area
         if not 0 <= area <= LIMIT**2:
-            self.error("area", where, f"'area' is {shown(area)}; expected {EXPECTED['area']} from 0")
+            self.error("area", where, f"'area' is {shorten(area)}; expected {EXPECTED['area']} from 0")
             area = bbox[2] * bbox[3]
         row = {"id": entry.id, "image_id": entry.image_id, "category_id": category, "bbox": bbox}
         row |= {"area": area, "iscrowd": int(entry.iscrowd or 0)}
@@ -312,7 +313,7 @@ class _Reader:
         """A box, cut at the edges of its image; None without area."""
         x, y, width, height = bbox = list(entry.bbox)
         if not all(-LIMIT < value < LIMIT for value in bbox):  # NaN as well
-            return self.error("box", where, f"'bbox' is {shown(bbox)}; expected finite numbers of pixels")
+            return self.error("box", where, f"'bbox' is {shorten(bbox)}; expected finite numbers of pixels")
         if width <= 0 or height <= 0:
             return self.error("area of box", where, f"'bbox' {bbox} has no area; width and height must be positive")
         if not _inside(bbox, image):
@@ -340,7 +341,7 @@ class _Reader:
         try:
             shape = segmentation.read(raw, (image["height"], image["width"]))
         except ValueError as error:
-            message = f"'segmentation' is {shown(bytes(raw))}: {error}; its mask cannot be drawn"
+            message = f"'segmentation' is {shorten(bytes(raw))}: {error}; its mask cannot be drawn"
             return self.found.add(self.segmentations, "segmentation", where, message)
         if shape is None:
             self.found.add("note", "no shape", where, "no 'segmentation', so it has no mask")
@@ -376,7 +377,7 @@ def _fault(kind: type[Struct], raw: Raw) -> tuple[str, str]:
     try:
         fields = _fields.decode(raw)
     except BAD:
-        return "", f"entry is {shown(bytes(raw))}; expected an object"
+        return "", f"entry is {shorten(bytes(raw))}; expected an object"
     for entry in msgspec.structs.fields(kind):
         key = entry.name
         if key not in fields:
@@ -386,8 +387,8 @@ def _fault(kind: type[Struct], raw: Raw) -> tuple[str, str]:
         try:
             msgspec.json.decode(fields[key], type=entry.type, strict=False)
         except BAD:
-            return key, f"'{key}' is {shown(bytes(fields[key]))}; expected {EXPECTED.get(key, 'a whole number')}"
-    return "", f"entry is {shown(bytes(raw))}; it cannot be read"
+            return key, f"'{key}' is {shorten(bytes(fields[key]))}; expected {EXPECTED.get(key, 'a whole number')}"
+    return "", f"entry is {shorten(bytes(raw))}; it cannot be read"
 
 
 def _inside(bbox: list[Number], image: dict) -> bool:

@@ -98,18 +98,6 @@ def counts(source: Source, split: str, content: dict) -> dict:
     }
 
 
-def undecodable(source: Source, split: str, content: dict) -> list[Problem]:
-    """Images of a split that are there, and that are broken or of another size than annotated."""
-    (path, folder), found = source.file_of(split), Problems()
-    for entry in content["images"]:
-        try:
-            if (folder / entry["file_name"]).exists():
-                read_picture(entry, folder, path)
-        except (DataError, ImageError) as error:
-            found.add("error", type(error).__name__, f"image {entry['id']}", str(error))
-    return list(found.values())
-
-
 def check_coco(root: Path, category: Sequence[str] | None, decode: bool, as_json: bool) -> int:
     """``eelib data coco``: what COCO 2017 in a folder holds, or how to obtain what is missing; the exit status."""
     needed = [f"annotations/instances_{part}.json" for part in COCO_PARTS.values()]
@@ -165,16 +153,24 @@ def check(source: Source, decode: bool, as_json: bool) -> int:
 
 def _held(source: Source, split: str, contents: Contents, found: list[Problem], decode: bool) -> dict:
     """Counts of a split; what is wrong with it as a part of its file is added to ``found``."""
+    path, folder = source.file_of(split)
     try:
         content = part_of(contents, split, source).content
     except DataError as error:  # it cannot be drawn
-        found.append(Problem("error", "", str(error).removeprefix(f"{source.file_of(split)[0]}: ")))
+        found.append(Problem("error", "", str(error).removeprefix(f"{path}: ")))
         return {}
     row = counts(source, split, content)
     if split in ("val", "calibrate") and not row["boxes"]:
         text = f"'{split}' has no object: no epoch can be chosen by it, and nothing calibrated"
         found.append(Problem("warning", "", text))
-    found += undecodable(source, split, content) if decode else ()
+    broken = Problems()  # images that are there, and that cannot be decoded or are of another size than annotated
+    for entry in content["images"] if decode else ():
+        try:
+            if (folder / entry["file_name"]).exists():
+                read_picture(entry, folder, path)
+        except (DataError, ImageError) as error:
+            broken.add("error", type(error).__name__, f"image {entry['id']}", str(error))
+    found += broken.values()
     return row
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eelib.files import InputError, refuse_bomb, shorten, write_atomic
-from eelib.model import CHANNELS, FIRST_PLAN, EarlyExitSSDLite, postprocess, rebuild
+from eelib.model import CHANNELS, FIRST_PLAN, EarlyExitSSDLite, rebuild
 
 MAX_SIZE, MAX_CLASSES = 4096, 5000  # of a plan: pixels of the input's side; the largest public set has 1,203 classes
 
@@ -140,18 +140,12 @@ def check_optimizer(optimizer: Optimizer, saved: Mapping) -> None:
             raise ValueError(f"'optimizer.state' of parameter {number} has another shape")
 
 
-def load_weights(model: nn.Module, path: Path | str) -> dict:
-    """Load a checkpoint's weights into a model of the same architecture; returns the checkpoint.
+def load_fitting(model: nn.Module, weights: Mapping, path: Path | str) -> None:
+    """Load weights into a model of the same architecture; ``path`` is where they come from, for the message.
 
     Raises:
         TrainingError: keys or shapes differ; the message names the first of them.
     """
-    state = load_checkpoint(path)
-    _load_fitting(model, state["model"], path)
-    return state
-
-
-def _load_fitting(model: nn.Module, weights: Mapping, path: Path | str) -> None:
     own = model.state_dict()
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
     both = ((key, own[key], weights[key]) for key in own.keys() & weights.keys())
@@ -175,12 +169,12 @@ def load_released(path: Path | str) -> EarlyExitSSDLite:
         model = rebuild(state.get("plan"), state["model"])
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise TrainingError(f"{path}: no architecture of a detector ({shorten(str(error))})") from None
-    _load_fitting(model, state["model"], path)
+    load_fitting(model, state["model"], path)
     model.eval()
     try:
         with torch.no_grad():
             for output in model(torch.zeros(1, 3, 96, 96)):
-                postprocess(output, (96, 96))
+                model.postprocess(output, (96, 96))
     except (RuntimeError, ValueError, IndexError) as error:  # every layer is one, and they do not make a detector
         raise TrainingError(f"{path}: layers that do not fit one another ({shorten(str(error))})") from None
     return model.train()

@@ -24,7 +24,7 @@ class ConfigError(InputError):
 
 
 class Group(BaseModel):
-    """A group of keys: strict, because "1e-4" in YAML is a string and a silent conversion would hide the slip."""
+    """A group of keys: strict, because a number in quotes is text and a silent conversion would hide the slip."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -229,8 +229,7 @@ def _explain(kind: type[BaseModel], error: dict) -> str:
         return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
     if error["type"] == "missing":
         return f"key '{key}' is missing"
-    hint = _number_hint(value) if isinstance(value, str) and error["type"].startswith(("float", "int")) else ""
-    return f"key '{key}' is {shorten(value)}: {error['msg'].lower()}{hint}"
+    return f"key '{key}' is {shorten(value)}: {error['msg'].lower()}"
 
 
 def _known_keys(kind: type[BaseModel], path: tuple) -> list[str]:
@@ -239,16 +238,6 @@ def _known_keys(kind: type[BaseModel], path: tuple) -> list[str]:
         # `data.files` is a mapping by split: what is below has no fields to guess from
         fields = getattr(getattr(fields.get(part), "annotation", None), "model_fields", {})
     return list(fields)
-
-
-def _number_hint(value: str) -> str:
-    try:
-        float(value)
-    except ValueError:
-        return ""
-    mantissa, e, exponent = value.lower().partition("e")
-    proper = f"{mantissa if '.' in mantissa else mantissa + '.0'}{e}{exponent}"
-    return f"; YAML reads {value} as text, write {proper} without quotes" if len(value) < 40 else ""
 
 
 def read_yaml(path: Path | str, above: tuple[Path, ...] = ()) -> dict:
@@ -286,7 +275,7 @@ def read_yaml(path: Path | str, above: tuple[Path, ...] = ()) -> dict:
 
 
 def read_settings(settings: Sequence[str]) -> dict[str, object]:
-    """``["optim.lr=1e-3"]`` as dotted keys and values, which are read as YAML, plain numbers as numbers.
+    """``["optim.lr=1e-3"]`` as dotted keys and values, which are read as YAML.
 
     Raises:
         ConfigError: a setting without "=", one that is given twice, or a value that is no YAML.
@@ -300,7 +289,7 @@ def read_settings(settings: Sequence[str]) -> dict[str, object]:
         if key in values:
             raise ConfigError(f"--set {key}: given twice")
         try:
-            values[key] = plain_yaml.load(value, numbers=True)
+            values[key] = plain_yaml.load(value)
         except ValueError as error:
             raise ConfigError(f"--set {key}: {error}") from None
     return values

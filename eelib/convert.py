@@ -8,11 +8,12 @@ from xml.etree import ElementTree
 import yaml
 from PIL import Image as PillowImage
 
-from eelib.faults import DataError, shown
-from eelib.files import write_json
+from eelib.faults import DataError
+from eelib.files import read_text, shorten, write_json
 from eelib.layouts import find_images
 from eelib.preprocess import read_sizes
 
+MAX_TEXT_BYTES = 16 * 2**20  # of the boxes of an image, or of the classes; both have some kB
 # An image's place under the folder of images, and its boxes: category and [left, top, width, height] in pixels.
 Image = tuple[str, list[tuple[str, tuple[float, float, float, float]]]]
 Boxes = tuple[list[str], Iterable[Image]]  # with the classes in order, where the format lists them
@@ -79,7 +80,7 @@ def _yolo(folder: Path, images: Path) -> Boxes:
                     box = parse(line, image_size=size)
                     rows.append((names[int(box.label)] if names else box.label, box.ltwh))
             except Exception as error:  # globox raises what it meets, assertions among them
-                raise DataError(f"{path}: line {number} is {shown(line)}: not a box of YOLO ({error!r})") from None
+                raise DataError(f"{path}: line {number} is {shorten(line)}: not a box of YOLO ({error!r})") from None
         return place.as_posix(), rows
 
     suffixes = set(PillowImage.registered_extensions())
@@ -98,7 +99,7 @@ def _yolo_names(folder: Path) -> list[str]:
                     raise DataError(f"{path}: key 'names' is not a list of classes") from None
         for path in (place / "classes.txt", place / "obj.names"):
             if path.is_file():
-                return _text(path).split("\n")
+                return _text(path).rstrip().splitlines()
     return []
 
 
@@ -134,12 +135,9 @@ def _with_images(paths: Iterable[Path], images: Path, read: Callable[[Path], Ima
     places = find_images(images, [name for name, _ in rows.values()])
     for path, (name, boxes) in rows.items():
         if name not in places:
-            raise DataError(f"{path}: its image {shown(name)} is not under {images}")
+            raise DataError(f"{path}: its image {shorten(name)} is not under {images}")
         yield places[name].replace(os.sep, "/"), boxes
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text") from None
+    return read_text(path, MAX_TEXT_BYTES, "boxes or classes of YOLO", DataError)

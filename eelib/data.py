@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from eelib import preprocess
-from eelib.coco import SHOWROOM, DataError, Source, open_root, read_coco, read_picture, read_split
+from eelib.coco import SHOWROOM, DataError, Source, open_root, read_picture, read_split
 from eelib.layouts import find_images
 
 IN_MEMORY_BYTES = 2 * 2**30  # decoded images of a split; a larger split is decoded image by image
@@ -23,17 +23,13 @@ def split_sha256(split: str, root: Path | str | Source = SHOWROOM) -> str:
     return read_split(split, open_root(root)).sha256
 
 
-def load_coco(path: Path | str) -> COCO:
-    """Read and check a COCO annotation file; :class:`DataError` as :func:`eelib.coco.read_coco`."""
-    return _pycocotools(read_coco(path).content)
-
-
 def load_split(split: str, root: Path | str | Source = SHOWROOM, segmentations: bool = False) -> COCO:
     """A split's images and its annotations of the wanted categories; errors as :func:`eelib.coco.read_split`."""
-    return _pycocotools(read_split(split, open_root(root), segmentations).content)
+    return as_coco(read_split(split, open_root(root), segmentations).content)
 
 
-def _pycocotools(content: dict) -> COCO:
+def as_coco(content: dict) -> COCO:
+    """What a COCO file holds, checked, as pycocotools has it."""
     coco = COCO()
     coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress

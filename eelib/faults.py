@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from eelib.files import SHOWN, InputError, shorten
+from eelib.files import InputError
 
 EXAMPLES = 3  # places named with a problem
 
@@ -45,11 +45,3 @@ class Problems(dict):
             self[kind] = Problem(severity, where, message)
         else:
             self[kind] = first._replace(count=first.count + 1, others=(*first.others, where)[: EXAMPLES - 1])
-
-
-def shown(value: object) -> str:
-    """A value for a message: JSON text as it is, others as Python writes them, cut to :data:`SHOWN` characters."""
-    if not isinstance(value, bytes):
-        return shorten(value)
-    text = value[: 4 * SHOWN].decode(errors="replace")
-    return text if len(text) <= SHOWN else text[:SHOWN] + " …"

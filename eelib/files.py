@@ -30,7 +30,10 @@ def one_line(text: str) -> str:
 
 
 def shorten(value: object) -> str:
-    """A value as a message shows it: its representation, cut where it is long."""
+    """A value as a message shows it: bytes as the text that they are, others as Python writes them, cut where long."""
+    if isinstance(value, bytes):
+        text = value[: 4 * SHOWN].decode(errors="replace")
+        return text if len(text) <= SHOWN else text[:SHOWN] + " …"
     if isinstance(value, dict | list | tuple) and len(value) > 20:
         return f"{type(value).__name__} of {len(value)}"
     try:
@@ -97,7 +100,8 @@ def reserve(partial: Path, wait: bool = True) -> io.BufferedWriter:
     """
     partial.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = open(partial, "wb", opener=_untouched)  # noqa: SIM115
+        # opened without truncation: the file may still be another process's
+        file = open(partial, "wb", opener=lambda path, flags: os.open(path, flags & ~os.O_TRUNC, 0o666))  # noqa: SIM115
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -108,11 +112,6 @@ def reserve(partial: Path, wait: bool = True) -> io.BufferedWriter:
                 file.truncate()
                 return file
         file.close()  # whoever had it has renamed or removed it meanwhile
-
-
-def _untouched(path: str, flags: int) -> int:
-    """Open without truncation: the file may still be another process's."""
-    return os.open(path, flags & ~os.O_TRUNC, 0o666)
 
 
 def write_atomic(path: Path | str, write: Callable[[io.BufferedWriter], None]) -> Path:

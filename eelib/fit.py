@@ -87,11 +87,11 @@ def learning_rate_factor(step: int, total: int, warmup: int, end: float = 0.01) 
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
-    """Weights with decay, norms and biases without; the trunk at its own rate."""
+    """Weights with decay, norms and biases without; the trunk, ``backbone`` at any depth, at its own rate."""
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            lr = optim.lr * (optim.trunk_lr_factor if name.startswith("backbone.") else 1.0)
+            lr = optim.lr * (optim.trunk_lr_factor if "backbone" in name.split(".") else 1.0)
             groups.setdefault((lr, optim.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
 

@@ -68,7 +68,7 @@ def released_path(name: str) -> Path:
             f"{name}: no '{MANIFEST}' in {Path.cwd()} or a folder above it; expected the path of a checkpoint, or a "
             "working folder inside a checkout of eelib"
         )
-    released, path = _hashes(manifest), manifest.parent / f"{name}.pth"
+    released, path = read_manifest(manifest.parent), manifest.parent / f"{name}.pth"
     there = {entry.name for entry in manifest.parent.iterdir()}
     if path.name not in released or path.name not in there:
         known = ", ".join(Path(file).stem for file in released if file in there)
@@ -78,22 +78,28 @@ def released_path(name: str) -> Path:
     return _checked(path)
 
 
-def _hashes(manifest: Path) -> dict[str, str]:
-    """SHA-256 of each file that a manifest of releases lists."""
-    entries = read_json(manifest, HubError)
-    hashes = {file: entry.get("sha256") if isinstance(entry, dict) else None for file, entry in entries.items()}
-    for file, digest in hashes.items():
-        if not isinstance(digest, str) or Path(file).name != file:
-            raise HubError(
-                f"{manifest}: entry {shorten(file)} is not of a released file; expected its name and 'sha256'"
-            )
-    return hashes
+def read_manifest(folder: Path | str) -> dict[str, dict]:
+    """The manifest of a folder of released weights: an entry for each file; empty where there is none yet.
+
+    Raises:
+        HubError: the manifest is not JSON, or an entry is not of a file in the folder, with its ``sha256``.
+    """
+    path = Path(folder) / Path(MANIFEST).name
+    try:
+        entries = read_json(path, HubError)
+    except FileNotFoundError:
+        return {}
+    for file, entry in entries.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str) or Path(file).name != file:
+            expected = "a file's name, and an object with 'sha256'"
+            raise HubError(f"{path}: entry {shorten(file)} is {shorten(entry)}; expected {expected}")
+    return entries
 
 
 def _checked(path: Path) -> Path:
     """A checkpoint that is, where a manifest of releases lies beside it and lists it, the one that was released."""
-    manifest = path.parent / Path(MANIFEST).name
-    released = _hashes(manifest) if path.parent.name == "checkpoints" and manifest.is_file() else {}
-    if path.name in released and file_sha256(path) != released[path.name]:
+    released = read_manifest(path.parent) if path.parent.name == "checkpoints" else {}
+    if path.name in released and file_sha256(path) != released[path.name]["sha256"]:
+        manifest = path.with_name(Path(MANIFEST).name)
         raise HubError(f"{path}: not the weights that {manifest} describes; their SHA-256 differs")
     return path

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from eelib.anchors import decode, default_boxes
 from eelib.deploy.evidence import SCORE_CUTS
 from eelib.detections import Detections
 from eelib.heads import EXIT_WIDTH, BlankGate, EarlyExit, initialise
+from eelib.preprocess import ImageSource, as_image, resize
 
 SIZE = 320  # side of the network input in pixels
 CUTS = (8, 12)  # children of torchvision's features[0] before exit1 and exit2
@@ -193,15 +195,75 @@ class EarlyExitSSDLite(nn.Module):
             self._defaults[key] = boxes_xyxy.to(logits.device)
         return ExitOutput(name, logits, boxes, self._defaults[key])
 
-    def postprocess(self, output: ExitOutput, size_hw: tuple[int, int]) -> list[Detections]:
-        """Detections of each image, by :func:`postprocess`."""
-        return postprocess(output, size_hw)
+    @staticmethod
+    def postprocess(
+        output: ExitOutput,
+        size_hw: tuple[int, int],
+        score_threshold: float = SCORE_THRESHOLD,
+        nms_threshold: float = 0.55,
+    ) -> list[Detections]:
+        """Decode, clip, keep the best and suppress the overlapping: torchvision's post-processing.
 
-    def predict(self, images: object, **options: object) -> Detections | list[Detections]:
-        """Detect in an image or a list of images, by :func:`eelib.predict.predict`, which has the arguments."""
-        from eelib.predict import predict
+        Args:
+            output: raw output of an exit.
+            size_hw: size of the network input in pixels, in which the detections are.
+            score_threshold: scores at or below it are dropped, in [0, 1].
+            nms_threshold: IoU above which the weaker of two boxes of a class goes, in [0, 1].
+        """
+        boxes = decode(output.bbox_regression, output.default_boxes)
+        return keep_best(output.name, boxes, class_scores(output.cls_logits), size_hw, score_threshold, nms_threshold)
 
-        return predict(self, images, **options)
+    def predict(
+        self,
+        images: ImageSource | list[ImageSource],
+        *,
+        thresholds: Mapping[str, float] | None = None,
+        min_score: float = 0.05,
+    ) -> Detections | list[Detections]:
+        """Detect in one image or in a list of them.
+
+        Args:
+            images: each a path, a PIL image, or an array (H, W, 3) or (H, W), uint8 in 0..255 or float in [0, 1].
+            thresholds: exit name to the best score in [0, 1] from which an image leaves there; None runs the full path.
+            min_score: least score of a detection that is returned, in [0, 1].
+
+        Returns:
+            Detections in pixels of the upright image, for a list one each.
+
+        Raises:
+            ValueError: an exit that the detector does not have, a threshold or score outside [0, 1], or an array that
+                is no image.
+            ImageError: a file that cannot be read.
+        """
+        thresholds = dict(thresholds or {})
+        for name in thresholds:
+            if name not in self.exit_names[:-1]:
+                early = ", ".join(self.exit_names[:-1]) or "none"
+                raise ValueError(f"thresholds: no early exit '{name}'; this detector has {early}")
+        shares = {f"threshold of {name}": value for name, value in thresholds.items()} | {"min_score": min_score}
+        for what, value in shares.items():
+            if not 0 <= value <= 1:  # NaN as well
+                raise ValueError(f"{what} is {value}; expected a number from 0 to 1")
+        if isinstance(images, list | tuple):
+            return [self._detect(image, thresholds, min_score) for image in images]
+        return self._detect(images, thresholds, min_score)
+
+    @torch.inference_mode()
+    def _detect(self, source: ImageSource, thresholds: Mapping[str, float], min_score: float) -> Detections:
+        image, size = as_image(source), self.size
+        pixels = torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None]  # (1, 3, S, S)
+        device = next(self.parameters()).device
+        training = self.training
+        self.eval()
+        try:
+            for output in self.exits(pixels.to(device).float().div_(255)):
+                best = float(class_scores(output.cls_logits).max())
+                if best >= thresholds.get(output.name, float("inf")):
+                    break
+        finally:
+            self.train(training)
+        (found,) = self.postprocess(output, (size, size), score_threshold=min_score)
+        return replace(found.scaled(image.width / size, image.height / size), classes=tuple(self.classes), image=image)
 
     def keep_maps(self, count: int) -> None:
         """Drop the coarsest SSDLite maps with their predictors, in place; 2 to 6 stay."""
@@ -269,24 +331,6 @@ def rebuild(plan: Mapping | None, state: Mapping[str, Tensor]) -> EarlyExitSSDLi
     return model
 
 
-def postprocess(
-    output: ExitOutput,
-    size_hw: tuple[int, int],
-    score_threshold: float = SCORE_THRESHOLD,
-    nms_threshold: float = 0.55,
-) -> list[Detections]:
-    """Decode, clip, keep the best and suppress the overlapping: torchvision's post-processing.
-
-    Args:
-        output: raw output of an exit.
-        size_hw: size of the network input in pixels, in which the detections are.
-        score_threshold: scores at or below it are dropped, in [0, 1].
-        nms_threshold: IoU above which the weaker of two boxes of a class goes, in [0, 1].
-    """
-    boxes = decode(output.bbox_regression, output.default_boxes)
-    return keep_best(output.name, boxes, class_scores(output.cls_logits), size_hw, score_threshold, nms_threshold)
-
-
 def class_scores(cls_logits: Tensor) -> Tensor:
     """Score of each class from logits (B, A, K + 1), background first: sigmoid(l_k - l_0), (B, A, K)."""
     objects = cls_logits[..., 1:]
@@ -322,9 +366,10 @@ def keep_best(
     nms_threshold: float = 0.55,
     topk: int = 300,
 ) -> list[Detections]:
-    """Clip boxes (B, A, 4), keep the best by score (B, A, K) and suppress; arguments as in :func:`postprocess`.
+    """Clip boxes (B, A, 4), keep the best by score (B, A, K) and suppress.
 
-    ``topk`` boxes of an image enter the suppression, and at most leave it.
+    Arguments as in :meth:`EarlyExitSSDLite.postprocess`. ``topk`` boxes of an image enter the suppression, and at most
+    leave it.
     """
     detections, classes = [], scores.shape[-1]
     for image_boxes, image_scores in zip(clip_boxes_to_image(boxes_xyxy, size_hw), scores.flatten(1), strict=True):

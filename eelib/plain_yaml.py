@@ -15,23 +15,20 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-class _NumberLoader(_Loader):
-    """Reads numbers such as 1e-3, which are text to YAML 1.1, as numbers."""
-
-
-_NumberLoader.add_implicit_resolver(
+# YAML 1.1 wants 1.0e-3, and takes 1e-3 for text
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
-def load(text: str, numbers: bool = False) -> object:
-    """The value of a YAML text of one document; with ``numbers`` 1e-3 is a number, where YAML 1.1 wants 1.0e-3.
+def load(text: str) -> object:
+    """The value of a YAML text of one document; 1e-3 is a number.
 
     Raises:
         ValueError: one line that says what is wrong, and in which line of the text.
     """
     try:
-        return yaml.load(text, _NumberLoader if numbers else _Loader)  # both are safe loaders
+        return yaml.load(text, _Loader)  # a safe loader
     except _Refused:
         raise
     except yaml.MarkedYAMLError as error:

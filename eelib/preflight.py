@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eelib.anchors import decode, encode, match_iou, matching_quality, pairwise_iou
+from eelib.anchors import decode, encode, match_iou, pairwise_iou
 from eelib.augment import Draw, draw
 from eelib.batches import Batch, pool_of
 from eelib.checkpoints import TrainingError
@@ -19,7 +19,7 @@ from eelib.coco import open_source, read_split
 from eelib.config import Config, ConfigError
 from eelib.data import DetectionDataset, as_input
 from eelib.evaluate import coco_ap, detect_exits
-from eelib.fit import Trainer, parameter_groups, warmup_of
+from eelib.fit import Trainer, warmup_of
 from eelib.losses import Targets, assign, detection_loss
 from eelib.model import SCALES, EarlyExitSSDLite, ExitOutput, class_scores
 from eelib.train import WithGates, build_model, check_budget, detection_step
@@ -90,18 +90,23 @@ def matching(samples: Iterable[tuple[Tensor, Tensor]], defaults: Tensor) -> dict
             box (A,), negative for none.
 
     Returns:
-        ``objects``; ``reached``: share of them with a positive of IoU 0.5; ``iou``: mean IoU of a positive;
-        ``positives`` an image.
+        ``objects``; ``reached``: share of them with a positive of IoU 0.5 or more; ``positives`` of all images;
+        ``iou``: mean IoU of a positive with its object.
     """
-    rows = [matching_quality(boxes, defaults, matched) for boxes, matched in samples]
-    objects, reached, positives, iou_sum = (
-        sum(row[key] for row in rows) for key in ("objects", "reached", "positives", "iou_sum")
-    )
+    objects = reached = positives = 0
+    iou_sum = 0.0
+    for boxes, matched in samples:
+        positive = torch.where(matched >= 0)[0]
+        iou = pairwise_iou(boxes[None], defaults)[0, matched[positive], positive]
+        objects += len(boxes)
+        reached += len(matched[positive][iou >= 0.5].unique())
+        positives += len(positive)
+        iou_sum += float(iou.sum())
     return {
         "objects": objects,
         "reached": reached / max(1, objects),
+        "positives": positives,
         "iou": iou_sum / max(1, positives),
-        "positives": positives / max(1, len(rows)),
     }
 
 
@@ -137,7 +142,7 @@ def _targets(config: Config, dataset: DetectionDataset, detector: EarlyExitSSDLi
         best = torch.cat([pairwise_iou(boxes[None], defaults)[0].amax(1) for boxes, _ in samples])
         text = (
             f"{found['reached']:.2f} of {found['objects']} objects reached at IoU 0.5 (median of the best "
-            f"{best.median():.2f}), {found['positives']:.1f} positives an image"
+            f"{best.median():.2f}), {found['positives'] / len(samples):.1f} positives an image"
         )
         advice = "AP stays near 0 for objects that no box reaches; " + _scales(samples, detector, output, size)
         checks.append(Check(f"default boxes of {output.name}", text, found["reached"] >= REACHED, advice))
@@ -146,7 +151,7 @@ def _targets(config: Config, dataset: DetectionDataset, detector: EarlyExitSSDLi
         near, objects = defaults[found >= 0], boxes[found[found >= 0]]
         wrong = max(wrong, float((decode(encode(objects, near), near) - objects).abs().max()))
     checks.append(Check("encoding of boxes", f"decoded {wrong:.3f} px away at the most", wrong < 0.1, "eelib.anchors"))
-    share = raised_share(_class_gradients(config, outputs[-1], samples[:BY_HEART]))
+    share = raised_share(class_gradients(config, outputs[-1], samples[:BY_HEART]))
     text = f"raises the score of {share:.2f} more of the positives than of the others, expected 0.9"
     advice = "scores never leave 0 (confidence 0, AP 0): the layout of the logits, or loss.classification"
     return [*checks, Check("class loss", text, share >= 0.9, advice)]
@@ -169,8 +174,11 @@ def _scales(samples: Sequence, detector: EarlyExitSSDLite, output: ExitOutput, s
     return "a larger data.size or an earlier cut in model.exits has finer maps; or cut the images into parts"
 
 
-def _class_gradients(config: Config, output: ExitOutput, samples: Sequence) -> Iterable[tuple[Tensor, Tensor]]:
-    """Of each image the gradient of the class loss to each box's logit, less the background's, at an untrained exit."""
+def class_gradients(config: Config, output: ExitOutput, samples: Sequence) -> Iterable[tuple[Tensor, Tensor]]:
+    """Samples of :func:`raised_share` at an untrained exit, from the boxes and labels of each image.
+
+    A gradient is that to the logit of the object's class, less that to the background's.
+    """
     for boxes, labels in samples:
         logits = torch.full_like(output.cls_logits, -4.6)  # 1 % of each class
         logits[..., 0] = 0
@@ -201,10 +209,7 @@ def _by_heart(config: Config, steps: int) -> list[Check]:
     config = config.model_copy(update={k: getattr(config, k).model_copy(update=v) for k, v in groups.items()})
     dataset = _WithObjects("train", open_source(config.data), size, limit=BY_HEART)
     detector = build_model(config)
-    trainer = Trainer(
-        WithGates(detector), detection_step(config, detector), config.optim,
-        groups=parameter_groups(detector, config.optim),
-    )  # fmt: skip
+    trainer = Trainer(WithGates(detector), detection_step(config, detector), config.optim)
     drawn = draw(torch.arange(len(dataset)), len(dataset), torch.Generator())
     batch = Batch(pool_of(dataset, trainer.device), Draw(*(part.to(trainer.device) for part in drawn)), True)
     name, losses, checks = f"{len(dataset)} images by heart", [], []

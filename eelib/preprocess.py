@@ -27,15 +27,15 @@ class ImageError(InputError):
 
 
 @contextlib.contextmanager
-def _opened(path: Path | str, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(path: Path | str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's: of large images, which are bounded here, and of odd metadata
             # an open file, because Pillow reads a grey TIFF that is turned wrongly where it may map the file's memory
             with Path(path).open("rb") as file, Image.open(file) as image:
-                if image.width * image.height > max_pixels:
+                if image.width * image.height > MAX_PIXELS:
                     size = f"{image.width} x {image.height} px"
-                    raise ImageError(f"{path}: image of {size}; expected at most {max_pixels / 1e6:g} million pixels")
+                    raise ImageError(f"{path}: image of {size}; expected at most {MAX_PIXELS / 1e6:g} million pixels")
                 yield image
     except ImageError:
         raise
@@ -46,20 +46,16 @@ def _opened(path: Path | str, max_pixels: int) -> Iterator[Image.Image]:
         raise ImageError(f"{path}: image cannot be decoded ({reason})") from None
 
 
-def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(path: Path | str) -> Image.Image:
     """Decode a file of any mode to 8-bit RGB, upright.
 
     An EXIF rotation is applied, transparency is laid on white, 16 and 32 bit and float are scaled so that white
     is 255, the first frame of an animation is taken.
 
-    Args:
-        path: of the file.
-        max_pixels: a larger image is refused before it is decoded.
-
     Raises:
-        ImageError: missing, empty, truncated, too large or no image.
+        ImageError: missing, empty, truncated, no image, or of more than :data:`MAX_PIXELS`, which is not decoded.
     """
-    with _opened(path, max_pixels) as image:
+    with _opened(path) as image:
         image.load()
         return upright_rgb(image)
 
@@ -81,7 +77,7 @@ def read_sizes(path: Path | str) -> tuple[tuple[int, int], tuple[int, int]]:
     Raises:
         ImageError: as :func:`read_image`.
     """
-    with _opened(path, MAX_PIXELS) as image:
+    with _opened(path) as image:
         sizes = (image.size[::-1] if image.getexif().get(ORIENTATION) in LYING else image.size), image.size
         return sizes[::-1] if image.format == "TIFF" else sizes  # whose size Pillow states upright
 

@@ -4,13 +4,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from lightning_fabric.loggers import TensorBoardLogger
 
 from eelib.detections import exit_colour
 from eelib.files import InputError, write_atomic
-
-if TYPE_CHECKING:
-    from lightning_fabric.loggers import Logger
 
 
 def progress_line(epoch: int, epochs: int) -> Callable[[int, int], None]:
@@ -36,20 +34,17 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
 
 
-def draw_history(history: Sequence[Mapping], path: Path) -> bool:
-    """Draw the losses and the AP of every exit by epoch, a PNG that is written whole.
+def draw_history(history: Sequence[Mapping], path: Path) -> None:
+    """Draw the losses and the AP of every exit by epoch, a PNG that is written whole; none without matplotlib.
 
     Args:
         history: a dict an epoch, as :func:`eelib.fit.fit` gives it.
         path: of the picture.
-
-    Returns:
-        False where matplotlib is not installed: then there is no picture.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return False
+        return
     losses = [_losses(row) for row in history]
     ap = [{key.removesuffix("_AP"): value for key, value in row.items() if key.endswith("_AP")} for row in history]
     figure = Figure(figsize=(8, 3.2), layout="constrained")
@@ -65,7 +60,6 @@ def draw_history(history: Sequence[Mapping], path: Path) -> bool:
         if any(rows):
             axis.legend(fontsize=8)
     write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=120, metadata={"Software": None}))
-    return True
 
 
 def _losses(row: Mapping) -> dict[str, float]:
@@ -78,14 +72,12 @@ def _losses(row: Mapping) -> dict[str, float]:
     return found
 
 
-def tensorboard(out: Path) -> "Logger":
+def tensorboard(out: Path) -> TensorBoardLogger:
     """A logger of Fabric that writes to ``out/tensorboard``; `tensorboard --logdir` shows it.
 
     Raises:
         InputError: TensorBoard is not installed.
     """
-    from lightning_fabric.loggers import TensorBoardLogger
-
     try:
         return TensorBoardLogger(out, name="tensorboard", version="")
     except ModuleNotFoundError:

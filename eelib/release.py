@@ -13,28 +13,14 @@ from eelib.coco import Source, open_source
 from eelib.config import ROOT, resolve, saved_config
 from eelib.data import DetectionDataset, split_sha256
 from eelib.evaluate import evaluate, provenance
-from eelib.files import file_sha256, read_json, shorten, write_atomic, write_json
+from eelib.files import file_sha256, write_atomic, write_json
+from eelib.hub import read_manifest
 from eelib.records import record
 from eelib.routed_ap import RoutedAP
 
 CHECKPOINTS = ROOT / "checkpoints"
 # Larger files do not travel well in git.
 LARGEST_BYTES = 16 * 2**20
-
-
-def read_manifest(folder: Path | str = CHECKPOINTS) -> dict:
-    """The manifest of a folder of released weights; empty where there is none yet.
-
-    Raises:
-        TrainingError: the manifest is not JSON.
-    """
-    path = Path(folder) / "manifest.json"
-    if not path.exists():
-        return {}
-    manifest = read_json(path, TrainingError)
-    if stray := [name for name, entry in manifest.items() if not isinstance(entry, dict)]:
-        raise TrainingError(f"{path}: entry {shorten(stray[0])} is {shorten(manifest[stray[0]])}; expected an object")
-    return manifest
 
 
 def release(
@@ -51,10 +37,12 @@ def release(
 
     Returns:
         The manifest's entry: hash and size of the file, configuration, AP and AP50 of every exit on ``test``, split
-        and versions; ``looks``, how often weights of this name were measured on ``test``; ``stages``, see
-        :func:`stages_of`; and ``matches``, the file of the match flags that a comparison needs.
+        and versions; ``looks``, how often weights of this name were measured on ``test``; ``stages``, the training runs
+        behind them, oldest first, each with ``epochs``, ``start``, ``start_sha256``, ``config`` and, where the start
+        is no training of ours, ``origin``; and ``matches``, the file of the match flags that a comparison needs.
 
     Raises:
+        HubError: the folder's manifest is broken.
         TrainingError: no checkpoint, one over 16 MiB, one with weights that are not finite, or a name that is none.
         ConfigError: a checkpoint without a configuration.
         DataError: there is no ``test``, or no object in it.
@@ -110,7 +98,7 @@ def _stages(state: Mapping, manifest: Mapping) -> list[dict]:
     path = resolve(config.model.start)
     if path.name in manifest:
         stage["start_sha256"] = manifest[path.name]["sha256"]
-        return [*_behind(manifest[path.name], manifest), stage]
+        return [*_behind(manifest[path.name]), stage]
     if not path.exists():
         return [stage]
     start, stage["start_sha256"] = load_checkpoint(path), file_sha256(path)
@@ -120,34 +108,15 @@ def _stages(state: Mapping, manifest: Mapping) -> list[dict]:
     return [*(_stages(start, manifest) if "config" in start else ()), stage]
 
 
-def _behind(entry: Mapping, manifest: Mapping) -> list[dict]:
-    """All stages of an entry. Version 0.1 left out the last one's configuration, and the stages of a released start."""
-    stages = [*entry["stages"][:-1], {"config": entry["config"]} | entry["stages"][-1]]
-    starts = (other for other in manifest.values() if other["sha256"] == stages[0]["start_sha256"])
-    start = next(starts, None)
-    return [*_behind(start, manifest), *stages] if start else stages
-
-
-def stages_of(name: str, folder: Path | str = CHECKPOINTS) -> list[dict]:
-    """The training runs behind released weights, oldest first.
-
-    Returns:
-        ``epochs``, ``start``, ``start_sha256``, ``config`` and, where the start is no training of ours, ``origin``.
-
-    Raises:
-        TrainingError: the manifest has no entry of this name.
-    """
-    manifest = read_manifest(folder)
-    if name not in manifest:
-        raise TrainingError(f"{Path(folder) / 'manifest.json'}: no entry '{name}'; expected one of {list(manifest)}")
-    return _behind(manifest[name], manifest)
+def _behind(entry: Mapping) -> list[dict]:
+    """All stages of an entry; version 0.1 left out the configuration of the last one, which is the entry's."""
+    return [*entry["stages"][:-1], {"config": entry["config"]} | entry["stages"][-1]]
 
 
 def find_released(paths: Mapping[str, Path | str], root: Path | str | Source) -> dict[str, Path | RoutedAP]:
     """Released detectors as far as they are there: weights, or the match flags that stand for them.
 
     The flags say which boxes of ``test`` matched, all that a comparison needs; ``matches`` of the manifest names them.
-    ``chosen``, of version 0.1, says under which name the best of several was released.
 
     Args:
         paths: name to the path that the weights were released under.
@@ -160,9 +129,7 @@ def find_released(paths: Mapping[str, Path | str], root: Path | str | Source) ->
     for key, path in paths.items():
         folder, name = resolve(path).parent, Path(path).name
         manifest = read_manifest(folder)
-        moved = {entry["chosen"]["from"]: new for new, entry in manifest.items() if "chosen" in entry}
-        weights = folder / moved.get(name, name)
-        entry = manifest.get(name, {})
+        weights, entry = folder / name, manifest.get(name, {})
         if weights.exists():
             released[key] = weights
         elif "matches" in entry:
@@ -176,8 +143,10 @@ def stages_table(name: str, folder: Path | str = CHECKPOINTS) -> pd.DataFrame:
     Raises:
         TrainingError: the manifest has no entry of this name.
     """
-    rows = []
-    for stage in stages_of(name, folder):
+    manifest, rows = read_manifest(folder), []
+    if name not in manifest:
+        raise TrainingError(f"{Path(folder) / 'manifest.json'}: no entry '{name}'; expected one of {list(manifest)}")
+    for stage in _behind(manifest[name]):
         config = stage["config"]
         optim, data = config["optim"], config["data"]
         sizes = data["image_sizes"] if "image_sizes" in data else [[0, data["size"]]]  # version 0.1 had several

@@ -35,7 +35,7 @@ from eelib.routing import (
     point,
     prepare,
 )
-from eelib.timing import UNITS, measured_times, read_times
+from eelib.timing import measured_times, read_times
 
 Detector = EarlyExitSSDLite | Path | str  # what `eelib.load` gave, a checkpoint, or the name of a released detector
 COIN_DRAWS = 20  # random routings that a coin's AP is the mean of
@@ -54,7 +54,6 @@ class RouterOptions:
         gate_epsilon: let the blank gates end images, certified to lose this share of the images with objects or
             less with probability 1 - ``gate_delta``; None ends none.
         times: metrics of 04_exits with each exit's time; None measures the exits on this machine.
-        export: folder of an export that is timed; None makes one for the measuring.
         records: folder of exit records; they are made where there are none.
         limit: images of each split; None takes all.
         resamples: of the bootstrap over the scenes of ``test``.
@@ -68,7 +67,6 @@ class RouterOptions:
     gate_epsilon: float | None = None
     gate_delta: float = 0.1
     times: Path | str | None = None
-    export: Path | str | None = None
     records: Path | str = "runs/records"
     limit: int | None = None
     resamples: int = 200
@@ -305,10 +303,9 @@ def _study(detector: Detector, source: Source | Path | str, options: RouterOptio
     records, cocos = load_study(checkpoint, source, options.records, names, options.limit, options.progress)
     model = load_released(checkpoint)
     if options.times is None:
-        times = measured_times(checkpoint, source, options.calibrate_on, options.export)
+        times = measured_times(checkpoint, source, options.calibrate_on)
     else:
-        costs, passing = read_times(look_up(options.times), records["test"].exit_names, checkpoint)
-        times = Times(tuple(costs), tuple(passing), (), UNITS["eager"], {"file": str(options.times)})
+        times = read_times(options.times, records["test"].exit_names, checkpoint)
     splits = prepare(records, cocos, times.exits, calibration, options.calibrate_on, passing=times.passing)
     if options.gate_epsilon is None:
         return _Study(model.size, splits, times, (), None)

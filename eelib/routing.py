@@ -32,7 +32,7 @@ class Split:
         records: under calibrated scores.
         evaluator: their match flags.
         coco: annotations.
-        costs: (E,) time of leaving at each exit on the axis of :data:`eelib.timing.UNITS`, rising.
+        costs: (E,) time of leaving at each exit on the axis of :data:`eelib.timing.UNIT`, rising.
         cuts: (E,) scores from which a box counts in the F1 of an image.
         passing: (E,) what suppression at the exits passed adds.
         calibrators: of each exit, by which the scores were calibrated.
@@ -173,7 +173,7 @@ def prepare(
     Args:
         records: of ``val``, of the split to calibrate on and of whatever else is wanted.
         cocos: annotations of the same splits.
-        costs: (E,) time of leaving at each exit on the axis of :data:`eelib.timing.UNITS`.
+        costs: (E,) time of leaving at each exit on the axis of :data:`eelib.timing.UNIT`.
         method: of :func:`eelib.calibrate.fit_calibrators`.
         on: split to calibrate on.
         matched: match flags of the records, if they are at hand.

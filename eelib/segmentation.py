@@ -1,4 +1,4 @@
-"""Segmentations of COCO files: checked before pycocotools' C code sees them, and drawn as masks.
+"""Segmentations of COCO files: checked before pycocotools' C code draws them.
 
 pycocotools checks nothing: a run-length code that does not cover its image leaves uninitialised memory in the
 mask, NaN in a polygon fills the machine's memory, and other slips end in a crash.
@@ -9,7 +9,7 @@ import math
 import msgspec
 import numpy as np
 
-from eelib.faults import shown
+from eelib.files import shorten
 
 Number = int | float
 MAX_PERIMETER = 1_000_000  # pixels; pycocotools walks along it in steps of a fifth of a pixel
@@ -49,13 +49,14 @@ def read(raw: bytes | msgspec.Raw, size_hw: tuple[int, int]) -> list | dict | No
         return polygons or None
     if segmentation.size != size_hw:
         raise ValueError(
-            f"run lengths of {shown(list(segmentation.size))}; the image has [height, width] {list(size_hw)}"
+            f"run lengths of {shorten(list(segmentation.size))}; the image has [height, width] {list(size_hw)}"
         )
     counts = segmentation.counts
     lengths = _decompressed(counts) if isinstance(counts, str) else counts
     total, pixels = sum(lengths), math.prod(size_hw)
     if total != pixels or min(lengths) < 0:
-        raise ValueError(f"run lengths cover {shown(total)} pixels of the image's {pixels}; expected all, none below 0")
+        covered = f"run lengths cover {shorten(total)} pixels"
+        raise ValueError(f"{covered} of the image's {pixels}; expected all, none below 0")
     return {"size": list(segmentation.size), "counts": counts}
 
 
@@ -91,21 +92,3 @@ def _decompressed(text: str) -> list[int]:
     if shift or not lengths:
         raise ValueError("compressed run lengths end too early")
     return lengths
-
-
-def mask(segmentation: list | dict, size_hw: tuple[int, int]) -> np.ndarray:
-    """Pixels of a segmentation of :func:`read` in an image of this height and width: uint8 (H, W), 1 inside.
-
-    Raises:
-        ValueError: run lengths of another size.
-    """
-    if isinstance(segmentation, list):
-        from pycocotools import mask as coco_mask  # checking does without
-
-        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size_hw)))
-    if tuple(segmentation["size"]) != size_hw:
-        raise ValueError(f"run lengths of {segmentation['size']}; the image has [height, width] {list(size_hw)}")
-    counts = segmentation["counts"]
-    lengths = _decompressed(counts) if isinstance(counts, str) else counts
-    inside = np.arange(len(lengths), dtype=np.uint8) % 2
-    return np.repeat(inside, lengths).reshape(size_hw[::-1]).T

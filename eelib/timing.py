@@ -15,21 +15,17 @@ from torch import Tensor
 from eelib.checkpoints import load_released
 from eelib.coco import Source
 from eelib.data import DetectionDataset, as_input
-from eelib.deploy.evidence import Column
+from eelib.deploy.evidence import Column, RouterError
 from eelib.deploy.export import export
-from eelib.deploy.router import Times, at_exit
+from eelib.deploy.router import Times
 from eelib.deploy.runtime import Session
 from eelib.evaluate import source_for
-from eelib.files import file_sha256, read_json, shorten
-from eelib.model import EarlyExitSSDLite, postprocess
+from eelib.files import file_sha256, look_up, read_json, shorten
+from eelib.model import EarlyExitSSDLite
 from eelib.routing import PolicyError
 
-# What 1.000 is, wherever a time is a ratio: always at batch 1, on one thread unless it says otherwise, suppression
-# included.
-UNITS = {
-    "session": "this detector without early exits and blank gates, in an exported session",
-    "eager": "the last exit with all exits before it, in eager torch",
-}
+# What 1.000 is where the times of a session are ratios: at batch 1, on one thread, suppression included.
+UNIT = "this detector without early exits and blank gates, in an exported session"
 
 
 def measure(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup: int = 5) -> dict[str, dict]:
@@ -53,21 +49,16 @@ def measure(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup
 
 
 @torch.no_grad()
-def run_to(model: EarlyExitSSDLite, images: Tensor, exit_name: str, suppress_passed: bool = False) -> list:
-    """Detections of one exit, computing nothing beyond it.
-
-    ``suppress_passed`` is what a policy needs that reads boxes: suppression at the exits before, too.
-    """
+def run_to(model: EarlyExitSSDLite, images: Tensor, exit_name: str) -> list:
+    """Detections of one exit, computing nothing beyond it."""
     for output in model.exits(images):
         if output.name == exit_name:
-            return postprocess(output, tuple(images.shape[-2:]))
-        if suppress_passed:
-            postprocess(output, tuple(images.shape[-2:]))
+            return model.postprocess(output, tuple(images.shape[-2:]))
     raise ValueError(f"exit: {exit_name!r} is unknown; expected one of {', '.join(model.exit_names)}")
 
 
 def exit_times(
-    model: EarlyExitSSDLite, images: Tensor, repeats: int = 30, threads: int = 1, session: Session | None = None
+    model: EarlyExitSSDLite, images: Tensor, repeats: int = 30, session: Session | None = None
 ) -> dict[str, dict]:
     """Time of leaving at each exit, from tensor to detections: what a routed image pays, the exits passed included.
 
@@ -77,37 +68,23 @@ def exit_times(
     Args:
         model: in evaluation mode.
         images: (N, 3, H, W) in [0, 1]; they take turns in a session, the first one is taken in eager mode.
-        threads: of torch, restored afterwards; a session has its own.
-        session: an export of the model, which is timed in place of eager torch.
+        session: an export of the model, which is timed in place of eager torch on one thread.
 
     Returns:
-        For each exit ``median_ms``, ``p95_ms``, ``p99_ms``, ``ratio`` to :data:`UNITS` and ``passed_ratio``. A session
-        adds ``batch_8_ms``, the median for an image of a batch of 8, and the times of ending at its blank gates.
+        For each exit ``median_ms``, ``p95_ms``, ``p99_ms`` and ``ratio``, in eager torch to the last exit with all
+        exits before it. A session has ``ratio`` to :data:`UNIT` and adds ``passed_ratio``, ``batch_8_ms``, the median
+        for an image of a batch of 8, and the times of ending at its blank gates.
     """
     if session is not None:
         return _session_times(session, np.ascontiguousarray(images.numpy()), repeats)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     try:
-        calls = {
-            (name, passed): lambda name=name, passed=passed: run_to(model, images[:1], name, passed)
-            for name in model.exit_names
-            for passed in (False, True)
-        }
-        times = measure(calls, repeats)
+        times = measure({name: lambda name=name: run_to(model, images[:1], name) for name in model.exit_names}, repeats)
     finally:
         torch.set_num_threads(before)
-    return _as_ratios(times, model.exit_names, times[model.exit_names[-1], False]["median_ms"])
-
-
-def _as_ratios(times: Mapping[tuple[str, bool], dict], names: Sequence[str], unit_ms: float) -> dict[str, dict]:
-    ratios = {}
-    for name in names:
-        own, reading = times[name, False], times[name, True]
-        # at the first exit, which passes none, and below 0 there is noise alone
-        added = max(0.0, reading["median_ms"] - own["median_ms"]) if name != names[0] else 0.0
-        ratios[name] = own | {"ratio": own["median_ms"] / unit_ms, "passed_ratio": added / unit_ms}
-    return ratios
+    full_ms = times[model.exit_names[-1]]["median_ms"]
+    return {name: time | {"ratio": time["median_ms"] / full_ms} for name, time in times.items()}
 
 
 def _session_times(session: Session, images: np.ndarray, repeats: int) -> dict[str, dict]:
@@ -115,7 +92,7 @@ def _session_times(session: Session, images: np.ndarray, repeats: int) -> dict[s
     rules = {("plain", False): session.at_exit(session.exits[-1])}
     for name, reading in itertools.product(names, (False, True)):
         confidence = Column("agreement" if reading else "top_score")
-        rules[name, reading] = at_exit(session.exits, session.gates, name, confidence)
+        rules[name, reading] = session.at_exit(name, confidence)
 
     def call(rule: object, count: int) -> Callable[[], object]:
         turns = itertools.cycle([images[np.arange(k, k + count) % len(images)] for k in range(len(images))])
@@ -123,53 +100,48 @@ def _session_times(session: Session, images: np.ndarray, repeats: int) -> dict[s
 
     times = measure({key: call(rule, 1) for key, rule in rules.items()}, max(repeats, len(images)))
     many = measure({name: call(rules[name, False], 8) for name in names}, max(2, repeats // 8), 1)
-    ratios = _as_ratios(times, names, times["plain", False]["median_ms"])
-    return {name: ratio | {"batch_8_ms": many[name]["median_ms"] / 8} for name, ratio in ratios.items()}
+    ratios, unit_ms = {}, times["plain", False]["median_ms"]
+    for name in names:
+        own, reading = times[name, False], times[name, True]
+        # at the first exit, which passes none, and below 0 there is noise alone
+        added = max(0.0, reading["median_ms"] - own["median_ms"]) if name != names[0] else 0.0
+        ratios[name] = own | {"ratio": own["median_ms"] / unit_ms, "passed_ratio": added / unit_ms}
+        ratios[name]["batch_8_ms"] = many[name]["median_ms"] / 8
+    return ratios
 
 
-def measured_times(
-    checkpoint: Path | str, root: Path | str | Source, split: str = "calibrate", folder: Path | str | None = None
-) -> Times:
-    """Times of an exported session on this machine, on eight images of a split; it takes some seconds.
-
-    Args:
-        folder: of the detector's export; None makes one for the measuring.
-
-    Raises:
-        PolicyError: the export is of another checkpoint.
-    """
+def measured_times(checkpoint: Path | str, root: Path | str | Source, split: str = "calibrate") -> Times:
+    """Times of an exported session on this machine, on eight images of a split; it takes some seconds."""
     model = load_released(checkpoint)
     dataset = DetectionDataset(split, source_for(model, root), model.size, keep_crowd=True, limit=8)
     images = as_input(torch.stack([dataset[index][0] for index in range(len(dataset))]))
-    with tempfile.TemporaryDirectory() as scratch:
-        if folder is None:
-            export(checkpoint, scratch)
-        session = Session(folder or scratch)
-        if session.manifest.checkpoint_sha256 != file_sha256(checkpoint):
-            raise PolicyError(f"{folder}: export of other weights than {checkpoint}; export again")
+    with tempfile.TemporaryDirectory() as folder:
+        export(checkpoint, folder)
+        session = Session(folder)
         times = exit_times(model, images, session=session)
     exits = [times[name] for name in session.exits]
     return Times(
         exits=tuple(time["ratio"] for time in exits),
         passing=tuple(time["passed_ratio"] for time in exits),
         gates=tuple(times[name]["ratio"] for name in times if name not in session.exits),
-        unit=UNITS["session"],
+        unit=UNIT,
         machine=machine(),
     )
 
 
-def read_times(path: Path | str, exit_names: Sequence[str], checkpoint: Path | str) -> tuple[list[float], list[float]]:
-    """Time of each exit, and what suppression at the exits passed adds, as shares of full.
+def read_times(path: Path | str, exit_names: Sequence[str], checkpoint: Path | str) -> Times:
+    """Times of an exported session that 04_exits measured, without those of the gates.
 
     Args:
         path: metrics of 04_exits; ``ratio`` and ``passed_ratio`` of ``exits.<name>`` are read.
         checkpoint: the detector that the times must be of.
 
     Raises:
-        PolicyError: the file is missing, is no JSON, is of other weights, or lacks a ratio of an exit.
+        PolicyError: the file is missing, is no JSON, is of other weights, lacks a ratio of an exit, or its times do
+            not rise or are shares of something else.
     """
     try:
-        content = read_json(path, PolicyError)
+        content = read_json(look_up(path), PolicyError)
         both = [[content["exits"][name][key] for name in exit_names] for key in ("ratio", "passed_ratio")]
     except FileNotFoundError:
         raise PolicyError(f"{path}: no such file of times; run notebook 04_exits first") from None
@@ -179,10 +151,15 @@ def read_times(path: Path | str, exit_names: Sequence[str], checkpoint: Path | s
         ) from None
     for value in (value for values in both for value in values):
         if type(value) not in (int, float) or not 0 <= value < 1e6:
-            raise PolicyError(f"{path}: a time in exits is {shorten(value)}; expected a share of full's from 0")
+            raise PolicyError(f"{path}: a time in exits is {shorten(value)}; expected a share from 0")
     if content.get("checkpoint_sha256") != file_sha256(checkpoint):
         raise PolicyError(f"{path}: times of other weights than {checkpoint}; run 04_exits with that checkpoint")
-    return both[0], both[1]
+    if content.get("unit", UNIT) != UNIT:
+        raise PolicyError(f"{path}: unit is {shorten(content['unit'])}; expected '{UNIT}': run 04_exits")
+    try:
+        return Times(tuple(both[0]), tuple(both[1]), (), UNIT, {"file": str(path)})
+    except RouterError as error:
+        raise PolicyError(f"{path}: {error}") from None
 
 
 # Modules of the exported stages by the part that a profile names.

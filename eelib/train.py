@@ -16,7 +16,7 @@ from eelib.config import Config, ConfigError, load_config, resolve
 from eelib.data import DetectionDataset, split_sha256
 from eelib.evaluate import coco_ap, detect_exits
 from eelib.files import locked
-from eelib.fit import Step, Trainer, fit, parameter_groups, warmup_of
+from eelib.fit import Step, Trainer, fit, warmup_of
 from eelib.heads import EXIT_WIDTH
 from eelib.losses import Criterion
 from eelib.model import FIRST_PLAN, SCALES, EarlyExitSSDLite, ExitOutput, rebuild
@@ -111,11 +111,7 @@ def start_from(detector: EarlyExitSSDLite, state: Mapping, source: str) -> Early
 
 
 def _by_place(state: Mapping, cuts: Mapping[str, int]) -> dict[str, Tensor]:
-    """Weights of the exits under the names that the exits at their places have in another detector.
-
-    Args:
-        cuts: of that detector; an exit where the checkpoint has none gets nothing here.
-    """
+    """Weights of the exits under the names that the exits at their places have in a detector with such cuts."""
     names = {cut: name for name, cut in (state.get("plan") or FIRST_PLAN).get("cuts", {}).items()}
     moved = {f"early.{names[cut]}.": f"early.{name}." for name, cut in cuts.items() if names.get(cut, name) != name}
     return {
@@ -125,13 +121,9 @@ def _by_place(state: Mapping, cuts: Mapping[str, int]) -> dict[str, Tensor]:
 
 
 def _of_classes(value: Tensor, columns: int, wanted: int, others: int) -> Tensor:
-    """A last layer's weights for other classes: each class starts as the mean of the known ones, as an object's score.
+    """A last layer's weights for ``wanted`` in place of ``columns`` scores a default box, background among them.
 
-    Args:
-        value: (D * (columns + others), ...) of D default boxes, the scores of all of them first.
-        columns: K + 1 that it has.
-        wanted: K + 1 that it gets.
-        others: outputs of a default box behind the scores.
+    Each class starts as the mean of the known ones. ``others``: outputs of a box behind the scores of all boxes.
     """
     boxes = len(value) // (columns + others)
     scores = value[: boxes * columns].unflatten(0, (boxes, columns))
@@ -269,11 +261,9 @@ def train(
         val = DetectionDataset("val", source, config.data.size, keep_crowd=True, limit=config.data.eval_limit)
         check_budget(config, len(dataset), val, log)
         detector = build_model(config)
-        network = WithGates(detector)
-        groups = parameter_groups(detector, config.optim)
         loggers = [tensorboard_in(out)] if tensorboard else []
         step = detection_step(config, detector, log)
-        trainer = Trainer(network, step, config.optim, groups=groups, loggers=loggers)
+        trainer = Trainer(WithGates(detector), step, config.optim, loggers=loggers)
         share = Share(trainer.fabric.global_rank, trainer.fabric.world_size)
         batches = epoch_batches(config, dataset, trainer.device, share)
 

@@ -3,7 +3,7 @@
 A program of its own (``python -m showroom --help``) that imports nothing of eelib and no torch. What
 only requirements-render.lock brings (mitsuba, embreex, pyoidn, cv2) is imported inside the functions
 that use it. In the order of the data flow: roles, catalogue, models, textures, materials, layout,
-recipes, room, view, film, render, annotate, files, dataset, join, datasheet.
+recipes, room, view, film, render, annotate, files, dataset, datasheet.
 """
 
 from pathlib import Path

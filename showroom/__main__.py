@@ -1,4 +1,4 @@
-"""``python -m showroom render | join | sheet | datasheet``: bad input is one line and exit status 2."""
+"""``python -m showroom render | sheet | datasheet``: bad input is one line and exit status 2."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from showroom import ROOT, ShowroomError, catalogue, dataset, datasheet, join
+from showroom import ROOT, ShowroomError, catalogue, dataset, datasheet
 from showroom.roles import SPLITS
 
 
@@ -46,10 +46,6 @@ def _parser() -> argparse.ArgumentParser:
     option("--views", type=_whole(1), default=1, help="pictures of each scene (default 1)")
     option("--samples", type=_whole(1), default=8, help="paths per pixel, before denoising (default 8)")
     option("--quality", type=_whole(1, 100), default=82, help="of the JPEG files (default 82)")
-    option = add(_join, "join data/showroom runs/rendered --out runs/joined")
-    option("base", type=Path, help="folder of a data set")
-    option("more", type=Path, help="folder of `render --split train`, of another seed")
-    option("--out", type=Path, required=True, help="folder of the joint data set; it must not exist")
     option = add(_sheet, "sheet runs/rendered --split val")
     option("folder", type=Path, help="folder of a data set")
     option("--split", choices=SPLITS, default="val", help="whose images are shown (default val)")
@@ -69,12 +65,6 @@ def _render(args: argparse.Namespace) -> int:
     if failed:
         print(f"showroom: {len(failed)} scenes failed: {failed}; the same command tries them again", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _join(args: argparse.Namespace) -> None:
-    """Write a data set whose train has the images of both, and whose other splits are those of the first."""
-    content = join.join(args.base, args.more, args.out)
-    print(f"wrote {args.out / 'train.json'}: {len(content['images'])} images of {content['info']['joined']}")
 
 
 def _sheet(args: argparse.Namespace) -> None:

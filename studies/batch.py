@@ -1,14 +1,19 @@
 """Notebooks in batch: parameters checked before papermill runs, executed copies kept."""
 
+import base64
+import io
 import json
 import sys
 from pathlib import Path
 
+import nbformat
 import papermill
 from papermill.iorw import LocalHandler, papermill_io
+from PIL import Image
 
 from eelib.config import ConfigError, merged, of_the_run, override, read_yaml, resolve
 from eelib.files import shorten, write_atomic
+from eelib.plots import png_of
 from studies.phases.config import PhaseConfig, parse
 
 
@@ -62,7 +67,7 @@ def parameters_of(notebook: Path | str) -> list[str]:
 
 
 def run_notebook(notebook: Path, out: Path, params: Path | None, settings: dict) -> None:
-    """Execute a notebook by papermill into ``out``; the copy holds the traceback of a failure.
+    """Execute a notebook by papermill into ``out``; the copy holds the traceback of a failure, or small pictures.
 
     Raises:
         ConfigError: the parameters do not fit.
@@ -74,6 +79,18 @@ def run_notebook(notebook: Path, out: Path, params: Path | None, settings: dict)
         str(notebook), str(out), values, kernel_name="python3", cwd=str(notebook.parent),
         progress_bar=sys.stderr.isatty(),
     )  # fmt: skip
+    shrink_pictures(out)
+
+
+def shrink_pictures(path: Path) -> None:
+    """Store the pictures of an executed notebook in 256 colours: they are most of its bytes."""
+    notebook = nbformat.read(path, nbformat.NO_CONVERT)
+    outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())]
+    for data in outputs:
+        if "image/png" in data:
+            picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+            data["image/png"] = base64.b64encode(png_of(picture.convert("RGB"))).decode()
+    papermill_io.write(nbformat.writes(notebook), str(path))
 
 
 def phase_values(names: dict) -> dict:

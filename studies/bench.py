@@ -56,10 +56,6 @@ class Baseline(NamedTuple):
     folder: Path
     images: torch.Tensor  # float (N, 3, S, S) in [0, 1]
 
-    def session(self, threads: int = 1) -> Session:
-        """A float session on onnxruntime."""
-        return Session(self.folder, threads)
-
 
 def baseline(folder: Path, images: int = 32) -> Baseline:
     """The released baseline, exported into a folder, and images of ``calibrate``, the same as :func:`inputs`."""
@@ -136,7 +132,7 @@ def time_grid(
             log(f"timing batch {batch}, {threads} thread{'s' * (threads > 1)}")
             torch.set_num_threads(threads)
             sessions = sessions_of(folder, threads)
-            plain, pictures = unit.session(threads), np.ascontiguousarray(unit.images[:batch].numpy())
+            plain, pictures = Session(unit.folder, threads), np.ascontiguousarray(unit.images[:batch].numpy())
             whole = plain.at_exit(plain.exits[-1])
             calls: Calls = {BASELINE: lambda s=plain, a=pictures, r=whole: s.detect_batch(a, r)}
             calls |= calls_of(model, sessions, images[:batch])
@@ -284,7 +280,7 @@ def run(checkpoint: Path | str, folder: Path, unit: Path, *, quick: bool, log: C
     model, began, load_average = load_released(checkpoint).eval(), time.perf_counter(), os.getloadavg()[0]
     images, reference = inputs("calibrate", model, 32), baseline(unit)
     times = time_grid(model, folder, images, reference, rounds=QUICK_ROUNDS if quick else ROUNDS, log=log)
-    session, plain = Session(folder), reference.session()
+    session, plain = Session(folder), Session(reference.folder)
     early = session.router and session.router.early
     rule = session.router if early else even_rule(session, np.ascontiguousarray(images.numpy()))
     limit = 32 if quick else None

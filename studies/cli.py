@@ -74,7 +74,7 @@ def plane(config: Path, /, *, reports: Path = REPORTS, recompute: bool = False, 
     from eelib.config import read_settings
     from eelib.files import write_json
     from studies.compress import plane as study
-    from studies.report.metrics_files import read_metrics
+    from studies.metrics import read_metrics
 
     settings = study.load(config, read_settings(set_ or ()))
     path = reports / "metrics" / f"{settings.name}.json"
@@ -242,7 +242,7 @@ def bench(
     Args:
         checkpoint: a released name, or a path.
         export: folder of `eelib export`; written afresh without it.
-        quick: few repeats, no torch.compile, no int8.
+        quick: few repeats, no int8.
         reports: folder of metrics/bench.json.
     """
     path, folder = path_of(checkpoint), export or Path("runs/bench_export")

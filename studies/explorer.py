@@ -11,10 +11,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from eelib.detections import exit_colour
-from eelib.routed_ap import RoutedAP
-from studies.compress.plane import flags_of, times_of
+from studies.compress.plane import load_flags, times_of
 from studies.hull import Hull, at_prevalence
-from studies.report.metrics_files import read_metrics
+from studies.metrics import read_metrics
+from studies.routing.worth import static_flags
 
 COUNTED_FROM = (0.1, 0.3, 0.5)  # scores
 
@@ -43,18 +43,11 @@ class Explorer:
         if (system, seed) not in rows:
             raise ValueError(f"system {system}, seed {seed}: not in the plane; it has {sorted({n for n, _ in rows})}")
         row, self.system = rows[system, seed], system
-
-        def flags(row: Mapping) -> RoutedAP:
-            file = flags_of(reports, row["name"], row["seed"])
-            return RoutedAP.load(file, self.report["split_sha256"], row["graphs_sha256"])
-
-        self.flags = flags(row)
+        self.flags = load_flags(reports, self.report, system)[system, seed]
         self.exit_names, self.times = tuple(row["exits"]), times_of(row)
         self.cuts = [exit_["cut"] for exit_ in row["exits"].values()]
         self.empty = self.flags.positives == 0
-        alone = [other for (_, at), other in rows.items() if at == seed and len(other["exits"]) == 1]
-        self._static_times = np.array([times_of(other)[0] for other in alone])
-        self._static = [flags(other) for other in alone]
+        self._static = static_flags(reports, self.report)
         self._hulls: dict[float | None, Hull] = {}  # a slider asks for the same shares of empty images again
 
     def evidence(self, index: int) -> dict[str, np.ndarray]:
@@ -98,11 +91,11 @@ class Explorer:
         return None if best is None else float(best[0])
 
     def static_hull(self, prevalence: float | None = None) -> Hull:
-        """The plane's detectors without exits, in float and int8, and the coins between any two of them."""
+        """The plane's static detectors of the first seed, in float and int8, and the coins between any two of them."""
         if prevalence not in self._hulls:
             weights = self.weights(prevalence)
-            ap = np.array([[flags.of_exit(0, weights) for flags in self._static]])
-            self._hulls[prevalence] = Hull(self._static_times, ap)
+            ap = np.array([[other.flags.of_exit(0, weights) for other in self._static]])
+            self._hulls[prevalence] = Hull(np.array([other.time for other in self._static]), ap)
         return self._hulls[prevalence]
 
     def _alone(self, prevalence: float | None) -> list[float]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eelib.deploy.runtime import Session, open_graph
+from eelib.deploy.runtime import Session
 from eelib.timing import measure, part_of
 
 
@@ -59,15 +59,12 @@ def profile_export(session: Session, image: np.ndarray, repeats: int = 20) -> di
 
     The image is float32 (1, 3, S, S) in [0, 1].
     """
-    profile, features = {}, image
-    for stage in session.manifest.stages:
+    profile = {}
+    for stage, features, outputs in session.walk(image):
         parts = profile_stage(session.folder / stage.file, features, repeats)
-        answers = open_graph(session.folder, stage).run(None, {"features": features})
-        outputs = dict(zip(stage.outputs, answers, strict=True))
         if not stage.gate:
             planes = outputs["boxes"][0], outputs["scores"][0], stage.exit
             call = {"suppression": lambda planes=planes: session.suppress(*planes)}
             parts["suppression"] = measure(call, repeats)["suppression"]["median_ms"]
         profile[stage.exit] = parts
-        features = outputs.get("next_features", features)
     return profile

@@ -1,7 +1,7 @@
 import pytest
 
 from eelib.checkpoints import load_checkpoint
-from eelib.config import ROOT, Config, ConfigError, migrate, override, parse, read_settings, read_yaml
+from eelib.config import ROOT, Config, ConfigError, load_config, migrate, override, parse, read_settings, read_yaml
 
 MINIMAL = {"name": "t"}
 
@@ -9,7 +9,7 @@ MINIMAL = {"name": "t"}
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"optim": {"lr": "1e-4"}}, "key 'optim.lr' is '1e-4'.*write 1.0e-4 without quotes"),
+        ({"optim": {"lr": "1e-4"}}, "key 'optim.lr' is '1e-4': input should be a valid number"),
         ({"loss": {"clasification": "giou"}}, "unknown key 'loss.clasification'; did you mean 'classification'"),
         ({"optm": {}}, "unknown key 'optm'; did you mean 'optim'"),
         ({"name": 1.4}, "key 'name' is 1.4"),
@@ -179,8 +179,14 @@ def test_what_is_no_plain_yaml_is_told_in_one_short_line(tmp_path, text, message
 
 def test_what_is_plain_yaml_is_read(tmp_path):
     path = tmp_path / "f.yaml"
-    path.write_bytes(b"\xef\xbb\xbfx: &x {a: 1e-3}\ny: {<<: *x, b: [1, 2]}")
-    assert read_yaml(path) == {"x": {"a": "1e-3"}, "y": {"a": "1e-3", "b": [1, 2]}}  # papermill reads the same text
+    path.write_bytes(b"\xef\xbb\xbfx: &x {a: 1e-3}\ny: {<<: *x, b: [1, 2E5, .5e1]}\nz: ['1e-3', \"1e5\", 1e]")
+    assert read_yaml(path) == {"x": {"a": 1e-3}, "y": {"a": 1e-3, "b": [1, 2e5, 5.0]}, "z": ["1e-3", "1e5", "1e"]}
+
+
+def test_a_rate_needs_no_point(tmp_path):
+    (tmp_path / "f.yaml").write_text("name: t\noptim: {lr: 1e-4, weight_decay: 5E-4}")
+    optim = load_config(tmp_path / "f.yaml").optim
+    assert (optim.lr, optim.weight_decay) == (1e-4, 5e-4)
 
 
 def test_settings_are_read_with_plain_numbers():

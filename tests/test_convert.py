@@ -91,6 +91,17 @@ def test_boxes_in_pixels_of_the_upright_image(make, photos, tmp_path):
     assert not [p for p in inspect(out, ("chair", "stool"), folder)[1] if p.severity == "error"]
 
 
+@pytest.mark.parametrize("name", ["classes.txt", "obj.names"])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_the_last_line_with_a_name_is_the_last_class(name, end, newline, photos, tmp_path):
+    folder = yolo(photos)
+    (folder / "data.yaml").unlink()
+    (folder / name).write_text(f"chair\nstool\nsofa{end}", newline=newline)
+    convert(folder, "yolo", tmp_path / "my.json")
+    assert boxes(tmp_path / "my.json")[1:] == (["chair", "stool", "sofa"], WANT)
+
+
 def test_a_split_and_images_elsewhere(photos, tmp_path):
     folder = yolo(photos)
     convert(folder / "labels", "yolo", tmp_path / "my.json", photos / "images")

@@ -22,7 +22,7 @@ from eelib.deploy.router import Gate, Router, Times
 from eelib.deploy.runtime import Session
 from eelib.files import InputError, file_sha256
 from eelib.heads import flatten_predictions
-from eelib.model import EarlyExitSSDLite, ExitOutput, postprocess
+from eelib.model import EarlyExitSSDLite, ExitOutput
 
 
 def assert_same(mine, theirs):
@@ -139,7 +139,7 @@ def test_wild_offsets_stay_finite_and_equal():
         default_boxes(grids, scales, ratios, (320, 320)),
     )  # fmt: skip
     assert boxes.isfinite().all()
-    theirs = postprocess(raw, (320, 320), nms_threshold=1.0)
+    theirs = EarlyExitSSDLite.postprocess(raw, (320, 320), nms_threshold=1.0)
     for row in range(2):
         order = scores[row, 0].argsort(descending=True)
         mine = boxes[row][:, order].t().clamp(0, 320).numpy()

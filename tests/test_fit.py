@@ -6,12 +6,13 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
-from eelib.checkpoints import TrainingError, check_identity, load_checkpoint, load_weights, save_checkpoint
+from eelib.checkpoints import TrainingError, check_identity, load_checkpoint, load_fitting, save_checkpoint
 from eelib.config import OptimConfig
 from eelib.files import locked, write_atomic
 from eelib.fit import Trainer, fit, parameter_groups
 from eelib.model import EarlyExitSSDLite
 from eelib.progress import duration
+from eelib.train import WithGates
 
 OPTIM = OptimConfig(epochs=4, batch_size=2, accelerator="cpu", warmup_steps=2, eval_every=1)
 QUIET = {"log": lambda _: None}
@@ -143,18 +144,16 @@ def test_a_folder_is_locked_for_one_training(tmp_path):
 
 
 def test_bad_checkpoints(tmp_path):
-    model = EarlyExitSSDLite(())
     with pytest.raises(TrainingError, match="no such checkpoint"):
-        load_weights(model, tmp_path / "none.pth")
+        load_checkpoint(tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("weights")
     with pytest.raises(TrainingError, match="not a checkpoint"):
-        load_weights(model, tmp_path / "text.pth")
+        load_checkpoint(tmp_path / "text.pth")
     save_checkpoint(tmp_path / "list.pth", [1])
     with pytest.raises(TrainingError, match="expected a dict with key 'model'"):
-        load_weights(model, tmp_path / "list.pth")
-    save_checkpoint(tmp_path / "other.pth", {"model": network().state_dict()})
-    with pytest.raises(TrainingError, match="another architecture; it lacks key"):
-        load_weights(model, tmp_path / "other.pth")
+        load_checkpoint(tmp_path / "list.pth")
+    with pytest.raises(TrainingError, match="other.pth: checkpoint of another architecture; it lacks key"):
+        load_fitting(EarlyExitSSDLite(()), network().state_dict(), "other.pth")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -197,9 +196,10 @@ def test_the_average_moves_where_the_model_is(tmp_path):
     assert not torch.equal(trainer.raw.state_dict()["0.weight"], trainer.average.state["0.weight"])
 
 
-def test_the_trunk_learns_at_its_own_rate():
+@pytest.mark.parametrize("whole", [lambda model: model, WithGates])
+def test_the_trunk_learns_at_its_own_rate(whole):
     model = EarlyExitSSDLite()
-    groups = parameter_groups(model, OptimConfig(lr=1.0, trunk_lr_factor=0.1))
+    groups = parameter_groups(whole(model), OptimConfig(lr=1.0, trunk_lr_factor=0.1))
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert {rate[id(p)] for p in model.backbone.parameters()} == {0.1}
     assert {rate[id(p)] for p in (*model.head.parameters(), *model.early.parameters())} == {1.0}

@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.ops import box_iou
 
-from eelib.anchors import BACKGROUND, default_boxes, match, match_iou, matching_quality, pairwise_iou
+from eelib.anchors import BACKGROUND, default_boxes, match, match_iou, pairwise_iou
+from eelib.preflight import matching
 
 DEFAULTS = default_boxes([(8, 8), (4, 4)], [0.15, 0.3, 0.6], [[2.0], [2.0]], (320, 320))
 
@@ -43,5 +44,6 @@ def test_quality_by_hand():
         torch.tensor([[0.0, 0, 10, 10]]),
         torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]]),
     )
-    quality = matching_quality(boxes, defaults, torch.tensor([0, 0, -1]))
-    assert quality == {"objects": 1, "reached": 1, "positives": 2, "iou_sum": 1.5}
+    images = [(boxes, torch.tensor([0, 0, -1])), (boxes, torch.tensor([-1, -1, 0]))]
+    assert matching(images, defaults) == {"objects": 2, "reached": 0.5, "positives": 3, "iou": 0.5}
+    assert matching([], defaults) == {"objects": 0, "reached": 0, "positives": 0, "iou": 0}

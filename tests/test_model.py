@@ -5,7 +5,7 @@ from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
 from eelib.heads import flatten_predictions
-from eelib.model import EarlyExitSSDLite, postprocess, rescale_gradient
+from eelib.model import EarlyExitSSDLite, rescale_gradient
 
 RATIOS = [[2.0, 3.0]] * 6
 
@@ -24,7 +24,7 @@ def test_full_path_equals_torchvision():
     ours = EarlyExitSSDLite((), scales=scales, aspect_ratios=RATIOS).eval()
     ours.load_state_dict(reference.state_dict())
     images = torch.rand(2, 3, 320, 320)
-    detections = postprocess(ours(images)[-1], (320, 320))
+    detections = ours.postprocess(ours(images)[-1], (320, 320))
     for mine, theirs in zip(detections, reference(list(images)), strict=True):
         np.testing.assert_allclose(mine.scores, theirs["scores"], atol=1e-5, rtol=1e-5)
         np.testing.assert_allclose(mine.boxes_xyxy, theirs["boxes"], atol=1e-2, rtol=1e-4)

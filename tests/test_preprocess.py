@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
+from eelib import preprocess
 from eelib.coco import Source
 from eelib.data import DetectionDataset, as_input
 from eelib.preprocess import ImageError, read_image, read_sizes, resize, to_input
@@ -199,9 +200,10 @@ def test_a_broken_file_is_named_in_one_line(raw, message, tmp_path):
         read_image(tmp_path)
 
 
-def test_the_bound_of_pixels_can_be_moved(folder):
+def test_a_large_image_is_refused_before_it_is_decoded(folder, monkeypatch):
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 1000)
     with pytest.raises(ImageError, match="image of 60 x 40 px; expected at most 0.001 million pixels"):
-        read_image(folder / "16-bit.png", max_pixels=1000)
+        read_image(folder / "16-bit.png")
 
 
 @settings(max_examples=60, deadline=None)
@@ -214,7 +216,9 @@ def test_flipped_bytes_give_an_image_or_an_error(tmp_path_factory, kind, data):
         raw[data.draw(st.integers(0, min(len(raw), 400) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.mktemp("flipped") / "a"
     path.write_bytes(raw)
-    try:
-        assert read_image(path, max_pixels=1_000_000).mode == "RGB"
-    except ImageError as error:
-        assert str(path) in str(error)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preprocess, "MAX_PIXELS", 1_000_000)
+        try:
+            assert read_image(path).mode == "RGB"
+        except ImageError as error:
+            assert str(path) in str(error)

@@ -1,6 +1,7 @@
 """Choosing, certifying and measuring routers, and what a deployed session makes of them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from eelib.guarantee import GuaranteeError
 from eelib.policies import POLICIES
 from eelib.routers import RouterOptions, certify, load_study, route
 from eelib.routing import PolicyError, prepare
-from eelib.timing import measured_times, read_times
+from eelib.timing import UNIT, measured_times, read_times
 from studies.routing.deployed import deployed
 
 TIMES = Times((0.3, 0.5, 1.1), (0.0, 0.05, 0.1), (0.1, 0.2), "the plain detector", {"processor": "one"})
@@ -188,7 +189,7 @@ def test_budgets_and_thresholds_that_cannot_be(checkpoint, rooms, options):
             route("none.pth", budget=budget)
 
 
-def test_times_are_measured_by_an_exported_session(checkpoint, exported, rooms, monkeypatch):
+def test_times_are_measured_by_an_exported_session(checkpoint, rooms, monkeypatch):
     asked = []
 
     def exit_times(model, images, session):
@@ -197,11 +198,9 @@ def test_times_are_measured_by_an_exported_session(checkpoint, exported, rooms, 
         return {name: {"ratio": ratio, "passed_ratio": 0.01} for name, ratio in ratios.items()}
 
     monkeypatch.setattr(timing, "exit_times", exit_times)
-    times = measured_times(checkpoint("gates"), rooms, folder=exported("gates"))
+    times = measured_times(checkpoint("gates"), rooms)
     assert asked == [((8, 3, 96, 96), ("exit1", "exit2", "full"))]
     assert (times.exits, times.gates) == ((0.3, 0.5, 1.1), (0.1, 0.2)) and times.machine["processor"]
-    with pytest.raises(PolicyError, match="export of other weights than"):
-        measured_times(checkpoint("gates"), rooms, folder=exported("two exits"))
 
 
 def test_times_that_do_not_fit_are_refused(tmp_path):
@@ -215,4 +214,20 @@ def test_times_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(PolicyError, match="times of other weights than .*w.pth"):
         read_times(times, ("full",), weights)
     times.write_text(json.dumps(json.loads(times.read_text()) | {"checkpoint_sha256": file_sha256(weights)}))
-    assert read_times(times, ("full",), weights) == ([1.0], [0.1])
+    assert read_times(times, ("full",), weights) == Times((1,), (0.1,), (), UNIT, {"file": str(times)})
+    times.write_text(json.dumps(json.loads(times.read_text()) | {"unit": "the last exit in eager torch"}))
+    with pytest.raises(PolicyError, match="times.json: unit is 'the last exit in eager torch'; expected 'this"):
+        read_times(times, ("full",), weights)
+
+
+def test_times_of_a_file_are_told_as_what_they_are(checkpoint, rooms, options, tmp_path):
+    path, ratios = checkpoint("two exits"), {"exit1": 0.5, "exit2": 0.7, "full": 1.2}
+    exits = {name: {"ratio": ratio, "passed_ratio": 0.1} for name, ratio in ratios.items()}
+    times = tmp_path / "exits.json"
+    times.write_text(json.dumps({"exits": exits, "checkpoint_sha256": file_sha256(path), "unit": UNIT}))
+    router = route(path, rooms, "max_score", 0.8, options=replace(options, times=times)).router
+    assert router.times == Times((0.5, 0.7, 1.2), (0.1,) * 3, (), UNIT, {"file": str(times)})
+    falling = {name: row | {"ratio": 1 - row["ratio"] / 2} for name, row in exits.items()}
+    times.write_text(json.dumps({"exits": falling, "checkpoint_sha256": file_sha256(path)}))
+    with pytest.raises(PolicyError, match="exits.json: exits: expected times that rise, above 0"):
+        read_times(times, tuple(ratios), path)

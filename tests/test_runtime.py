@@ -20,7 +20,7 @@ from eelib.config import ROOT
 from eelib.deploy import runtime
 from eelib.deploy.evidence import Column, Function, Raw, RouterError
 from eelib.deploy.manifest import DeploymentError
-from eelib.deploy.router import Gate, Rule, by_score
+from eelib.deploy.router import Gate, Rule
 from eelib.deploy.runtime import Session
 from eelib.preprocess import ImageError
 
@@ -184,7 +184,7 @@ def test_rules_that_do_not_fit(session, looks):
     with pytest.raises(RouterError, match="exit: 'exit3' is unknown; expected one of exit1, exit2, full"):
         session.at_exit("exit3")
     with pytest.raises(DeploymentError, match="rule: is of the exits exit1, full; here are exit1, exit2, full"):
-        session.detect_batch(looks, by_score(("exit1", "full"), {}))
+        session.detect_batch(looks, Rule(("exit1", "full"), Column("top_score"), (0.5,), (Raw(),) * 2, ()))
     lacks = Rule(session.exits, Column("class_1"), (0.5, 0.5), (Raw(),) * 3, ())
     with pytest.raises(DeploymentError, match="rule: needs the evidence 'class_1'; this export has top_score, "):
         session.detect_batch(looks, lacks)

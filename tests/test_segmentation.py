@@ -1,4 +1,4 @@
-"""Segmentations: the masks of pycocotools for what is sound, one line for what is not."""
+"""Segmentations: what pycocotools draws for what is sound, one line for what is not."""
 
 import json
 import math
@@ -8,11 +8,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from eelib.coco import SHOWROOM, Source
 from eelib.data import DetectionDataset
 from eelib.faults import DataError
-from eelib.segmentation import mask, read
+from eelib.segmentation import read
 from studies.phases.preflight import Outlined
 
 SIZE = (48, 64)  # height, width
@@ -22,15 +23,19 @@ def parsed(value, size_hw=SIZE):
     return read(json.dumps(value).encode(), size_hw)
 
 
-def test_masks_are_those_of_pycocotools():
+def drawn(shape):
+    """The mask that pycocotools makes of what was read."""
+    coco = COCO()
+    coco.imgs = {1: {"height": SIZE[0], "width": SIZE[1]}}
+    return coco.annToMask({"image_id": 1, "segmentation": shape})
+
+
+def test_what_is_sound_is_read_as_it_is():
     content = json.loads((SHOWROOM / "val.json").read_text())
     for annotation in content["annotations"][:100]:
-        shape = parsed(annotation["segmentation"], (320, 320))
-        assert shape == annotation["segmentation"]
-        assert np.array_equal(mask(shape, (320, 320)), coco_mask.decode(shape))
+        assert parsed(annotation["segmentation"], (320, 320)) == annotation["segmentation"]
     triangles = [[4, 6, 24, 6, 4, 36], [30.5, 10, 50, 10.25, 30, 30]]
-    drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(triangles, *SIZE)))
-    assert np.array_equal(mask(parsed(triangles), SIZE), drawn) and drawn.sum() > 300
+    assert parsed(triangles) == triangles and drawn(triangles).sum() > 300
 
 
 def test_run_lengths_as_a_list_and_compressed():
@@ -41,10 +46,10 @@ def test_run_lengths_as_a_list_and_compressed():
     edges = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff([0, *edges, flat.size]).tolist()
     for form in (counts, [str(n) for n in counts], text):
-        assert np.array_equal(mask(parsed({"size": list(SIZE), "counts": form}), SIZE), pixels)
-    # pycocotools' own merge stops at two runs of nothing and leaves the rest of the mask as it was in memory
+        assert np.array_equal(drawn(parsed({"size": list(SIZE), "counts": form})), pixels)
+    # pycocotools' merge stops at two runs of nothing and leaves the rest of the mask as it was in memory: none is used
     nothing = [0, 0, 0, 10, 48 * 64 - 10]
-    assert mask(parsed({"size": list(SIZE), "counts": nothing}), SIZE).sum() == 10
+    assert drawn(parsed({"size": list(SIZE), "counts": nothing})).sum() == 10
 
 
 @pytest.mark.parametrize("nothing", [None, [], [[]], {}, ""])
@@ -115,7 +120,7 @@ def test_anything_is_a_mask_or_refused(value):
     except ValueError:
         return
     if shape is not None:
-        pixels = mask(shape, SIZE)
+        pixels = drawn(shape)
         assert pixels.shape == SIZE and pixels.dtype == np.uint8 and pixels.max() <= 1
 
 

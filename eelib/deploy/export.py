@@ -7,17 +7,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from eelib.checkpoints import TrainingError, load_checkpoint, load_released
 from eelib.coco import Source
 from eelib.config import DataConfig
 from eelib.deploy.evidence import raw_columns
-from eelib.deploy.graphs import Monolith, build_stages, plain_stage
+from eelib.deploy.graphs import ExitStage, FullStage, Monolith, build_stages
 from eelib.deploy.manifest import (
     FORMAT,
     MANIFEST,
@@ -108,8 +106,8 @@ def _build(model: EarlyExitSSDLite, path: Path, folder: Path, router: Router | N
         entries.append(Stage(**write_graph(stage, features, stage.outputs, folder, name), exit=name))
         features = model.segment(image, 0, model.stages[name])
     plain = entries[-1]
-    if len(entries) > 1:
-        alone = plain_stage(model)
+    if len(entries) > 1:  # the last exit alone: the detector as it would be without early exits and gates
+        alone = FullStage(model, 0) if model.head is not None else ExitStage(model, plain.exit, 0, last=True)
         plain = Stage(**write_graph(alone, image, alone.outputs, folder, "plain"), exit=plain.exit)
     every = [f"{kind}_{name}" for name in model.exit_names for kind in ("scores", "boxes")]
     return Manifest(
@@ -170,19 +168,13 @@ def named_by_hash(path: Path, outputs: Sequence[str]) -> dict:
 
 def _write_suppression(folder: Path) -> Graph:
     """A graph that holds one NonMaxSuppression: candidates (1, N, 4), best first, to indices kept."""
-    constants = {
-        "most": np.array([POSTPROCESS.topk], np.int64),
-        "iou": np.array([POSTPROCESS.nms_threshold], np.float32),
-    }
-    boxes = helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [1, "candidates", 4])
-    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 1, "candidates"])
-    kept = helper.make_tensor_value_info("kept", TensorProto.INT64, ["detections", 3])
     # the operator's corners may come in either order, so x first is as good as y first
-    node = helper.make_node("NonMaxSuppression", ["boxes", "scores", *constants], ["kept"])
-    graph = helper.make_graph(
-        [node], "suppression", [boxes, scores], [kept], [numpy_helper.from_array(v, k) for k, v in constants.items()]
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : {OPSET}]>
+        suppression (float[1, candidates, 4] boxes, float[1, 1, candidates] scores) => (int64[detections, 3] kept)
+        <int64[1] most = {{ {POSTPROCESS.topk} }}, float[1] iou = {{ {POSTPROCESS.nms_threshold} }}>
+        {{ kept = NonMaxSuppression(boxes, scores, most, iou) }}
+    """)
     onnx.checker.check_model(model)
     onnx.save(model, folder / "suppression.onnx")
     return Graph(**named_by_hash(folder / "suppression.onnx", ["kept"]))

@@ -39,40 +39,32 @@ def _in_pixels(predictor: nn.Sequential, sizes_wh: Tensor) -> nn.Sequential:
     return _with_weights(predictor, weight.transpose(0, 1).flatten(0, 1), bias.t().flatten())
 
 
-class _Separate(nn.Module):
-    """A class and a box predictor."""
+class _Predictor(nn.Module):
+    """A class and a box predictor; where each is a lone 1x1 convolution, the two run as one."""
 
     def __init__(self, class_head: nn.Sequential, box_head: nn.Sequential):
         super().__init__()
-        self.class_head, self.box_head = class_head, box_head
+        self.joint, self.classes = len(class_head) == len(box_head) == 1, class_head[-1].out_channels
+        if self.joint:
+            weight = torch.cat((class_head[-1].weight, box_head[-1].weight))
+            bias = torch.cat((class_head[-1].bias, box_head[-1].bias))
+            self.both = _with_weights(class_head, weight, bias)
+        else:
+            self.class_head, self.box_head = class_head, box_head
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.class_head(x), self.box_head(x)
-
-
-class _Joint(nn.Module):
-    """Two predictors that are one 1x1 convolution each, run as one."""
-
-    def __init__(self, class_head: nn.Sequential, box_head: nn.Sequential):
-        super().__init__()
-        weight = torch.cat((class_head[-1].weight, box_head[-1].weight))
-        bias = torch.cat((class_head[-1].bias, box_head[-1].bias))
-        self.both = _with_weights(nn.Sequential(class_head[-1]), weight, bias)
-        self.classes = class_head[-1].out_channels
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.joint:
+            return self.class_head(x), self.box_head(x)
         both = self.both(x)
         return both[:, : self.classes], both[:, self.classes :]
 
 
-def _split(predictor: nn.Sequential, class_channels: int) -> tuple[nn.Sequential, nn.Sequential]:
+def _split(predictor: nn.Sequential, class_channels: int) -> list[nn.Sequential]:
     """The last convolution of a shared predictor as a class and a box predictor."""
-    last = nn.Sequential(predictor[-1])
-    weight, bias = predictor[-1].weight, predictor[-1].bias
-    return (
-        _with_weights(last, weight[:class_channels], bias[:class_channels]),
-        _with_weights(last, weight[class_channels:], bias[class_channels:]),
-    )
+    last = predictor[-1]
+    channels = class_channels, last.out_channels - class_channels
+    weights = zip(last.weight.split(channels), last.bias.split(channels), strict=True)
+    return [_with_weights(nn.Sequential(last), weight, bias) for weight, bias in weights]
 
 
 class Decoder(nn.Module):
@@ -81,14 +73,15 @@ class Decoder(nn.Module):
     Args:
         class_heads, box_heads: one predictor a map; where each is a lone convolution, the two run as one.
         grids: (height, width) of each map in cells.
-        scales, aspect_ratios: of the default boxes, as for :func:`eelib.anchors.default_boxes`.
+        scales, aspect_ratios: of the default boxes, as for :func:`eelib.anchors.default_boxes`; those of maps that
+            are not there are left aside.
         size: side of the network input in pixels.
         evidence: whether the raw evidence is computed, too: where an image may go on.
     """
 
     def __init__(self, class_heads, box_heads, grids, scales, aspect_ratios, size=SIZE, evidence=False):
         super().__init__()
-        defaults = default_boxes(grids, scales, aspect_ratios, (size, size))
+        defaults = default_boxes(grids, scales[: len(grids) + 1], aspect_ratios[: len(grids)], (size, size))
         self.evidence, self.boxes = evidence, [head[-1].out_channels // 4 for head in box_heads]
         self.cells = [height * width for height, width in grids]
         self.classes = class_heads[0][-1].out_channels // self.boxes[0] - 1
@@ -99,9 +92,8 @@ class Decoder(nn.Module):
         for class_head, box_head, k, boxes in maps:
             boxes = boxes.view(-1, k, 4)  # (H * W, k, 4)
             sizes_wh = boxes[0, :, 2:] - boxes[0, :, :2]  # the same in every cell
-            kind = _Joint if len(class_head) == len(box_head) == 1 else _Separate
             class_head = _against_background(class_head, self.classes + 1)
-            self.predictors.append(kind(class_head, _in_pixels(box_head, sizes_wh)))
+            self.predictors.append(_Predictor(class_head, _in_pixels(box_head, sizes_wh)))
             centre = (boxes[..., :2] + boxes[..., 2:]) / 2  # (H * W, k, 2)
             centres.append(centre.permute(2, 1, 0).reshape(2, -1))  # (2, k * H * W)
             cap = (sizes_wh / 2).log().t() + MAX_LOG_SCALE  # (2, k)
@@ -155,11 +147,9 @@ class ExitStage(nn.Module):
         stop, head = model.cuts[name], model.early[name]
         self.trunk, self.context, self.down = Trunk(model, start, stop), head.context, head.down
         grids = head(model.segment(torch.zeros(1, 3, model.size, model.size), 0, stop))[2]
-        n = len(grids)
         self.shared = nn.ModuleList(predictor[:-1] for predictor in head.predictors)
         heads = zip(*(_split(predictor, head.class_channels) for predictor in head.predictors), strict=True)
-        shapes = grids, model.scales[: n + 1], model.aspect_ratios[:n], model.size
-        self.decoder = Decoder(*heads, *shapes, evidence=not last)
+        self.decoder = Decoder(*heads, grids, model.scales, model.aspect_ratios, model.size, evidence=not last)
         self.passes = not last and start != stop
         self.outputs = ("scores", "boxes") + ("evidence",) * (not last) + ("next_features",) * self.passes
 
@@ -208,11 +198,10 @@ class FullStage(nn.Module):
         self.trunk = Trunk(model, start, None)
         self.second, self.extra = model.backbone.features[1], model.backbone.extra
         maps = model.pyramid(model.segment(torch.zeros(1, 3, model.size, model.size), 0, None))
-        grids, n = [tuple(m.shape[-2:]) for m in maps], len(maps)
+        grids = [tuple(m.shape[-2:]) for m in maps]
         class_heads = model.head.classification_head.module_list
         box_heads = model.head.regression_head.module_list
-        shapes = grids, model.scales[: n + 1], model.aspect_ratios[:n], model.size
-        self.decoder = Decoder(class_heads, box_heads, *shapes)
+        self.decoder = Decoder(class_heads, box_heads, grids, model.scales, model.aspect_ratios, model.size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         features = self.trunk(x)
@@ -250,10 +239,3 @@ def build_stages(model: EarlyExitSSDLite) -> dict[str, nn.Module]:
             stages[name] = GateStage(model, cut, start)
         start = cut
     return stages
-
-
-def plain_stage(model: EarlyExitSSDLite) -> nn.Module:
-    """The last exit alone: the detector as it would be without early exits and gates."""
-    if model.head is not None:
-        return FullStage(model, 0)
-    return ExitStage(model, model.exit_names[-1], 0, last=True)

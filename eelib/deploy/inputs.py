@@ -20,9 +20,6 @@ from eelib.preprocess import ImageError, read_sizes
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"))
 # Formats that Pillow opens and cannot decode by itself, or only by another program.
 STUBS = frozenset(("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"))
-# Why something in a folder is skipped.
-ONE_BY_ONE, BELOW = "videos, which are given by name", "folders below, which --recursive reads"
-NO_IMAGE = "files that are no image"
 
 
 class Picture(NamedTuple):
@@ -113,15 +110,15 @@ def _in_folder(root: Path, recursive: bool, skipped: dict[str, list[str]]) -> It
     for folder, below, names in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
         if below and not recursive:
-            skipped[BELOW] += below
+            skipped["folders below, which --recursive reads"] += below
             below.clear()
         for path in (Path(folder) / name for name in sorted(names) if not name.startswith(".")):
             if path.suffix.lower() in VIDEOS:
-                skipped[ONE_BY_ONE].append(path.name)
+                skipped["videos, which are given by name"].append(path.name)
             elif _is_image(path):
                 yield path, path.relative_to(root).as_posix(), root
             else:
-                skipped[NO_IMAGE].append(path.name)
+                skipped["files that are no image"].append(path.name)
 
 
 def _is_image(path: Path) -> bool:

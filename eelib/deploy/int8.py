@@ -13,16 +13,17 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import torch
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from eelib.coco import Source, open_source
 from eelib.config import saved_config
-from eelib.data import DataError, DetectionDataset, as_input
+from eelib.data import DetectionDataset, as_input
 from eelib.deploy.export import install, named_by_hash, new_graphs
 from eelib.deploy.manifest import MANIFEST, Manifest, Stage, read_manifest
 from eelib.deploy.runtime import open_graph
@@ -30,17 +31,6 @@ from eelib.timing import part_of
 
 PERCENTILE = 99.9  # of an activation's values inside its range; chosen on val among 99.5 to 99.999
 FIRST_LAYERS = ("/trunk/layers/layers.0/", "/trunk/layers/layers.1/")  # of the stage that reads pixels
-
-
-class _Reader(CalibrationDataReader):
-    """Features of one stage, an image at a time."""
-
-    def __init__(self, features: np.ndarray):
-        self.inputs = ({"features": image[None]} for image in features)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next input of the graph; None after the last."""
-        return next(self.inputs, None)
 
 
 def kept_in_float(graph: onnx.GraphProto, reads_pixels: bool) -> list[str]:
@@ -53,33 +43,30 @@ def kept_in_float(graph: onnx.GraphProto, reads_pixels: bool) -> list[str]:
     return [node.name for node in [*decode, *last, *first]]
 
 
-def described(images: int, split: str = "calibrate") -> dict:
+def described(images: int) -> dict:
     """How stages were quantised: what the manifest holds as ``int8``."""
-    return {"split": split, "images": images, "percentile": PERCENTILE, "in_float": list(FIRST_LAYERS)}
+    return {"split": "calibrate", "images": images, "percentile": PERCENTILE, "in_float": list(FIRST_LAYERS)}
 
 
-def quantise(folder: Path | str, split: str = "calibrate", count: int = 64, source: Source | None = None) -> Manifest:
+def quantise(folder: Path | str, count: int = 64, source: Source | None = None) -> Manifest:
     """Write an int8 graph beside each stage and beside the plain detector, and list them in the manifest.
 
     Args:
         folder: of ``eelib export``.
-        split: whose images give the ranges of the activations; ``test`` is refused.
-        count: images, drawn with seed 0.
+        count: images of ``calibrate``, drawn with seed 0, which give the ranges of the activations.
         source: data set of the images; by default the one of the checkpoint's configuration.
 
     Returns:
         The manifest.
 
     Raises:
-        DataError: ``split`` is ``test``, or the data set is not there.
+        DataError: the data set is not there.
         DeploymentError: no valid export.
     """
-    if split == "test":
-        raise DataError("split: nothing is calibrated on 'test'; use 'calibrate'")
     folder = Path(folder)
     manifest = read_manifest(folder)
     source = source or open_source(saved_config({"config": manifest.config}, folder / MANIFEST).data)
-    dataset = DetectionDataset(split, source, manifest.input.size, limit=count)
+    dataset = DetectionDataset("calibrate", source, manifest.input.size, limit=count)
     images = np.ascontiguousarray(as_input(torch.stack([dataset[i][0] for i in range(len(dataset))])).numpy())
     with new_graphs(folder) as built:
 
@@ -95,12 +82,14 @@ def quantise(folder: Path | str, split: str = "calibrate", count: int = 64, sour
                 run = open_graph(folder, stage).run
                 features = np.concatenate([run(["next_features"], {"features": f[None]})[0] for f in features])
         plain = stages[-1] if len(stages) == 1 else quantised(manifest.plain, "plain", images)
-        how = described(len(dataset), split)
+        how = described(len(dataset))
         replace(manifest, stages_int8=tuple(stages), plain_int8=plain, int8=how).write(built)
         return install(built, folder)
 
 
 def _quantise_graph(source: Path, target: Path, features: np.ndarray, reads_pixels: bool) -> None:
+    inputs = ({"features": image[None]} for image in features)
+    reader = SimpleNamespace(get_next=lambda: next(inputs, None))  # all that is asked of one here
     with tempfile.TemporaryDirectory() as scratch:
         # onnx refuses a path that is not UTF-8
         given, inferred, made = (Path(scratch) / f"{name}.onnx" for name in ("given", "inferred", "made"))
@@ -111,7 +100,7 @@ def _quantise_graph(source: Path, target: Path, features: np.ndarray, reads_pixe
             kept = kept_in_float(onnx.load(inferred).graph, reads_pixels)
             with contextlib.redirect_stdout(io.StringIO()):  # it tells of its histograms
                 quantize_static(
-                    inferred, made, _Reader(features), per_channel=True, weight_type=QuantType.QInt8,
+                    inferred, made, reader, per_channel=True, weight_type=QuantType.QInt8,
                     activation_type=QuantType.QUInt8, nodes_to_exclude=kept,
                     calibrate_method=CalibrationMethod.Percentile, extra_options={"CalibPercentile": PERCENTILE},
                 )  # fmt: skip

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eelib.deploy.evidence import OF_BOXES
-from eelib.deploy.plain import from_plain, to_plain
-from eelib.deploy.router import KINDS, Router
+from eelib.deploy.router import Router, from_plain, to_plain
 from eelib.files import InputError, read_json, shorten, write_json
 
 MANIFEST = "manifest.json"
@@ -168,7 +167,7 @@ class Manifest:
 
     def write(self, folder: Path) -> Path:
         """Write it as JSON, whole or not at all."""
-        return write_json(folder / MANIFEST, to_plain(self, KINDS))
+        return write_json(folder / MANIFEST, to_plain(self))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -186,7 +185,7 @@ def read_manifest(folder: Path) -> Manifest:
         version = shorten(values.get("format"))
         raise DeploymentError(f"{path}: format is {version}; expected {FORMAT}: export again")
     try:
-        return from_plain(Manifest, values, "manifest", KINDS)
+        return from_plain(Manifest, values, "manifest")
     except InputError as error:
         raise DeploymentError(f"{path}: {error}") from None
 

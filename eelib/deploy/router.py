@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from eelib.deploy.evidence import (
     Benefit,
     Column,
-    Confidence,
     Function,
     Isotonic,
     Never,
@@ -19,13 +20,12 @@ from eelib.deploy.evidence import (
     RouterError,
     first_exit,
 )
-from eelib.deploy.plain import from_plain, to_plain
 from eelib.files import InputError, read_json, shorten, write_json
 
 FORMAT = 1
 
 
-def _check_range(key: str, value: float, high: float = 1.0) -> None:
+def check_range(key: str, value: float, high: float = 1.0) -> None:
     """:class:`RouterError` unless a number lies in [0, high]."""
     if not 0 <= value <= high:
         raise RouterError(f"{key} is {value}; expected a number from 0 to {high:g}")
@@ -122,42 +122,6 @@ def ended(chosen: np.ndarray, holds: np.ndarray | None, gates: Sequence[Gate], e
     return chosen
 
 
-def by_score(exits: Sequence[str], thresholds: Mapping[str, float]) -> Rule:
-    """Leave at the first exit whose best score reaches its threshold; an exit without one is passed by.
-
-    Raises:
-        RouterError: a threshold of an exit that is not there or cannot be left early, or one that is not in [0, 1].
-    """
-    for name, value in thresholds.items():
-        if name not in exits[:-1]:
-            early = ", ".join(exits[:-1]) or "none"
-            raise RouterError(f"threshold of '{name}': expected early exits, which are {early}")
-        _check_range(f"threshold of {name}", value)
-    values = tuple(thresholds.get(name, np.inf) for name in exits[:-1])
-    return Rule(tuple(exits), Column("top_score"), values, (Raw(),) * len(exits), ())
-
-
-def at_exit(exits: Sequence[str], gates: Sequence[int], name: str, confidence: Confidence | None = None) -> Rule:
-    """All images leave at one exit, or end at one gate, ``blank1`` or ``blank2``.
-
-    Args:
-        exits: names of the exits.
-        gates: for each blank gate of the detector, how many exits are computed before it.
-        name: of the exit or gate.
-        confidence: that is computed on the way; None computes nothing.
-
-    Raises:
-        RouterError: there is no such exit.
-    """
-    names = (*exits, *(f"blank{k + 1}" for k in range(len(gates))))
-    if name not in names:
-        raise RouterError(f"exit: {name!r} is unknown; expected one of {', '.join(names)}")
-    place = names.index(name)
-    opened = tuple(Gate(before, np.inf if len(exits) + k == place else 0.0) for k, before in enumerate(gates))
-    values = tuple(-np.inf if k == place else np.inf for k in range(len(exits) - 1))
-    return Rule(tuple(exits), confidence or Never(), values, (Raw(),) * len(exits), opened)
-
-
 @dataclass(frozen=True)
 class Times:
     """Time of leaving at each exit, on one machine.
@@ -166,7 +130,7 @@ class Times:
         exits: as shares of :attr:`unit`, (E,), rising.
         passing: what suppression at the exits passed adds for evidence that is read from boxes, (E,).
         gates: time of ending at each gate, (G,).
-        unit: what 1.000 is, see :data:`eelib.timing.UNITS`.
+        unit: what 1.000 is, see :data:`eelib.timing.UNIT`.
         machine: what they were measured on, as :func:`eelib.timing.machine` says.
     """
 
@@ -193,8 +157,8 @@ class Budget:
     time_ratio: float
 
     def __post_init__(self):
-        _check_range("budget", self.budget, 2)
-        _check_range("time_ratio", self.time_ratio, 2)
+        check_range("budget", self.budget, 2)
+        check_range("time_ratio", self.time_ratio, 2)
 
 
 @dataclass(frozen=True)
@@ -223,9 +187,9 @@ class Guarantee:
         if self.loss not in LOSSES:
             raise RouterError(f"loss is {shorten(self.loss)}; expected one of {', '.join(LOSSES)}")
         for key in ("epsilon", "delta", "p_value", "risk"):
-            _check_range(key, getattr(self, key))
+            check_range(key, getattr(self, key))
         for position, cut in enumerate(self.cuts):
-            _check_range(f"cuts[{position}]", cut)
+            check_range(f"cuts[{position}]", cut)
         if self.images < 1:
             raise RouterError(f"images is {self.images}; expected 1 or more")
 
@@ -268,9 +232,9 @@ class Router(Rule):
             lengths["promise.cuts"] = self.promise.cuts, count
         self._expect_lengths(lengths)
         for position, value in enumerate(self.thresholds):
-            _check_range(f"thresholds[{position}]", value)
+            check_range(f"thresholds[{position}]", value)
         for position, gate in enumerate(self.gates):
-            _check_range(f"gates[{position}].threshold", gate.threshold)
+            check_range(f"gates[{position}].threshold", gate.threshold)
         hashes = {"checkpoint_sha256": self.checkpoint_sha256}
         hashes |= {f"data_sha256.{split}": value for split, value in self.data_sha256.items()}
         for key, value in hashes.items():
@@ -291,7 +255,7 @@ class Router(Rule):
 
     def to_dict(self) -> dict:
         """Plain values of JSON; :meth:`from_dict` reads them."""
-        return {"format": FORMAT} | to_plain(self, KINDS)
+        return {"format": FORMAT} | to_plain(self)
 
     @classmethod
     def from_dict(cls, values: object) -> "Router":
@@ -304,7 +268,7 @@ class Router(Rule):
             version = values.get("format") if isinstance(values, dict) else type(values).__name__
             raise RouterError(f"router: format is {shorten(version)}; expected {FORMAT}")
         try:
-            return from_plain(cls, {k: v for k, v in values.items() if k != "format"}, "router", KINDS)
+            return from_plain(cls, {k: v for k, v in values.items() if k != "format"}, "router")
         except InputError as error:
             raise RouterError(str(error)) from None
 
@@ -334,3 +298,70 @@ KINDS = {
     "column": Column, "benefit": Benefit, "never": Never, "function": Function, "raw": Raw, "isotonic": Isotonic,
     "platt": Platt, "budget": Budget, "guarantee": Guarantee,
 }  # fmt: skip
+
+
+def to_plain(value: object) -> object:
+    """Dataclasses and tuples as dictionaries and lists; one of :data:`KINDS` states its name as ``kind``."""
+    if is_dataclass(value):
+        names = [("kind", name) for name, kind in KINDS.items() if type(value) is kind]
+        return dict(names) | {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+    return [to_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def from_plain(kind: object, value: object, key: str) -> object:
+    """A value of JSON as the type of a field.
+
+    Args:
+        kind: a dataclass, ``tuple[X, ...]``, ``dict[str, X]``, a union of :data:`KINDS` or one other type with None,
+            float, int, str, or object for anything.
+        value: of JSON.
+        key: where it stands, for the message.
+
+    Raises:
+        InputError: anything is missing, unknown, of another type or out of its range.
+    """
+    if is_dataclass(kind):
+        return _fields(kind, value, key)
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        if value is None and NoneType in inner:
+            return None
+        choices = {name: choice for name, choice in KINDS.items() if choice in inner}
+        if not choices:
+            return from_plain(inner[0], value, key)
+        content = dict(value) if isinstance(value, dict) else {}
+        name = content.pop("kind", None)
+        if not isinstance(name, str) or name not in choices:
+            raise InputError(f"{key}.kind is {shorten(name)}; expected one of {', '.join(choices)}")
+        return _fields(choices[name], content, key)
+    if origin is tuple and isinstance(value, list):
+        return tuple(from_plain(inner[0], item, f"{key}[{position}]") for position, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {name: from_plain(inner[1], item, f"{key}.{name}") for name, item in value.items()}
+    if kind is object:
+        return value
+    # a bool is an int to Python; NaN fails both comparisons
+    if kind is float and type(value) in (int, float) and -1e300 < value < 1e300:
+        return float(value)
+    if kind in (int, str) and type(value) is kind:
+        return value
+    expected = {float: "a finite number", int: "a whole number", str: "text"}.get(kind)
+    expected = expected or {tuple: "a list", dict: "an object"}[origin]
+    raise InputError(f"{key} is {shorten(value)}; expected {expected}")
+
+
+def _fields(kind: type, value: object, key: str) -> object:
+    """An object of JSON as a dataclass with exactly its fields."""
+    if not isinstance(value, dict):
+        raise InputError(f"{key} is {shorten(value)}; expected an object")
+    types = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    for name in (*names, *value):
+        if name not in value or name not in names:
+            state = "missing" if name not in value else f"unknown; expected {', '.join(names)}"
+            raise InputError(f"{key}.{shorten(name)[1:-1]} is {state}")
+    content = {name: from_plain(types[name], value[name], f"{key}.{name}") for name in names}
+    try:
+        return kind(**content)
+    except InputError as error:
+        raise InputError(f"{key}.{error}") from None

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from eelib.deploy.evidence import OF_BOXES, Raw
+from eelib.deploy.evidence import OF_BOXES, Column, Confidence, Never, Raw, RouterError
 from eelib.deploy.manifest import DeploymentError, Graph, Stage, read_graph, read_manifest
 from eelib.deploy.observe import MAX_DETECTIONS, evidence_of
-from eelib.deploy.router import Router, Rule, at_exit, by_score
+from eelib.deploy.router import Gate, Router, Rule, check_range
 from eelib.detections import Detections
 from eelib.preprocess import ImageSource, as_image, to_input
 
@@ -103,13 +103,52 @@ class Session:
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         return f"{kind}; {self.runtime}, {'int8' if self.int8 else 'float'}, {threads}; {way}"
 
-    def at_exit(self, name: str) -> Rule:
-        """The rule by which all images leave at one exit, or end at one blank gate."""
-        return at_exit(self.exits, self.gates, name)
+    def at_exit(self, name: str, confidence: Confidence | None = None) -> Rule:
+        """The rule by which all images leave at one exit, or end at one gate, ``blank1`` or ``blank2``.
+
+        Args:
+            name: of the exit or gate.
+            confidence: that is computed on the way; None computes nothing.
+
+        Raises:
+            RouterError: there is no such exit.
+        """
+        names = (*self.exits, *(f"blank{k + 1}" for k in range(len(self.gates))))
+        if name not in names:
+            raise RouterError(f"exit: {name!r} is unknown; expected one of {', '.join(names)}")
+        place, count = names.index(name), len(self.exits)
+        gates = tuple(Gate(before, np.inf if count + k == place else 0.0) for k, before in enumerate(self.gates))
+        thresholds = tuple(-np.inf if k == place else np.inf for k in range(count - 1))
+        return Rule(self.exits, confidence or Never(), thresholds, (Raw(),) * count, gates)
 
     def by_score(self, thresholds: Mapping[str, float]) -> Rule:
-        """The rule by which an image leaves where its best score reaches the exit's threshold in [0, 1]."""
-        return by_score(self.exits, thresholds)
+        """The rule by which an image leaves at the first exit whose best score reaches its threshold in [0, 1].
+
+        An exit without a threshold is passed by.
+
+        Raises:
+            RouterError: a threshold of an exit that is not there or cannot be left early, or one that is not in [0, 1].
+        """
+        early = self.exits[:-1]
+        for name, value in thresholds.items():
+            if name not in early:
+                expected = f"expected early exits, which are {', '.join(early) or 'none'}"
+                raise RouterError(f"threshold of '{name}': {expected}")
+            check_range(f"threshold of {name}", value)
+        values = tuple(thresholds.get(name, np.inf) for name in early)
+        return Rule(self.exits, Column("top_score"), values, (Raw(),) * len(self.exits), ())
+
+    def walk(self, images: np.ndarray) -> Iterator[tuple[Stage, np.ndarray, dict[str, np.ndarray]]]:
+        """Every stage in turn, whatever a rule says: the stage, its input, and its outputs by name.
+
+        Args:
+            images: float32 (B, 3, S, S) in [0, 1], RGB; S is :attr:`size`.
+        """
+        features = images
+        for stage in self.stages:
+            outputs = self._outputs(stage, features)
+            yield stage, features, outputs
+            features = outputs.get("next_features", features)  # an exit where a gate stands at the same cut gives none
 
     def detect(
         self, images: ImageSource | list[ImageSource], *, rule: Rule | None = None, min_score: float = 0.05

@@ -97,7 +97,8 @@ def verdicts(report: Mapping, prevalence: float | None = None) -> list[dict]:
     """At how many latencies each network with exits, mixed by a coin, lies above each hull with every seed.
 
     Returns:
-        Rows of ``system``, ``hull``, ``above`` and ``compared`` (latencies), ``seeds``, and ``text``.
+        Rows of ``system``, ``hull``, ``above`` and ``compared`` (numbers of latencies), ``latencies`` (those above),
+        ``seeds``, and ``text``.
     """
     rows, coins = [], pd.DataFrame(rows_of(report, "coins", prevalence, None))
     for system, own in coins.groupby("system", sort=False) if len(coins) else ():
@@ -107,7 +108,7 @@ def verdicts(report: Mapping, prevalence: float | None = None) -> list[dict]:
             above, compared = int(by_latency.sum()), len(by_latency)
             text = f"{system} is above {members} at {above} of {compared} latencies with {seeds} of {seeds} seeds"
             row = {"system": system, "hull": hull, "above": above, "compared": compared, "seeds": seeds}
-            rows.append(row | {"text": text})
+            rows.append(row | {"latencies": [time for time, always in by_latency.items() if always], "text": text})
     return rows
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import glob
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,8 +17,8 @@ from eelib.deploy.export import export
 from eelib.deploy.int8 import described, quantise
 from eelib.deploy.manifest import DeploymentError, read_manifest
 from eelib.deploy.observe import MAX_DETECTIONS
-from eelib.deploy.router import Rule, at_exit
-from eelib.deploy.runtime import Session, open_graph
+from eelib.deploy.router import Rule
+from eelib.deploy.runtime import Session
 from eelib.detections import Detections
 from eelib.files import file_sha256
 from eelib.records import ExitRecords, load_records, save_records
@@ -69,41 +69,24 @@ def opened(system: System, int8_images: int = 64) -> Session:
     return Session(system.folder, 1, system.int8)
 
 
-def graphs_sha256(session: Session) -> str:
-    """What stands for a system in its records: the hashes of its graphs, joined."""
-    return "".join(stage.sha256[:16] for stage in session.stages)
-
-
-def looks(session: Session, runs: Sequence[Callable], image: np.ndarray) -> Iterator[Detections]:
-    """What each exit sees in an image, float32 (1, 3, S, S) in [0, 1], in pixels of it.
-
-    Args:
-        runs: a stage's features to its outputs, for each stage of the session.
-    """
-    features = image
-    for stage, run in zip(session.stages, runs, strict=True):
-        outputs = dict(zip(stage.outputs, run(None, {"features": features}), strict=True))
-        if not stage.gate:
-            found = session.suppress(outputs["boxes"][0], outputs["scores"][0], stage.exit)
-            yield found.rows(slice(MAX_DETECTIONS))
-        features = outputs.get("next_features", features)  # a gate gives none
-
-
 def session_records(system: System, session: Session, split: str, limit: int | None) -> ExitRecords:
     """Detections of every exit on a split, for AP alone; written beside the export, and read from there."""
-    hashes = split_sha256(split), graphs_sha256(session)
+    graphs = "".join(stage.sha256[:16] for stage in session.stages)  # stands for the weights
+    hashes = split_sha256(split), graphs
     name = f"{split}_{limit or 'all'}_{hashes[0][:8]}_{hashes[1][:8]}_{'int8' if system.int8 else 'float'}.npz"
     path = system.folder / "records" / name
     if path.exists():
         return load_records(path, *hashes)
     dataset = DetectionDataset(split, size=session.size, keep_crowd=True, limit=limit)
-    runs = [open_graph(session.folder, stage).run for stage in session.stages]
     detections: dict[str, list[Detections]] = {name: [] for name in session.exits}
     for index, image_id in enumerate(dataset.image_ids):
         image = dataset.coco.imgs[image_id]
-        for found in looks(session, runs, network_input(dataset, index)):
-            found = found.scaled(image["width"] / session.size, image["height"] / session.size)
-            detections[found.exit_name].append(found)
+        for stage, _, outputs in session.walk(network_input(dataset, index)):
+            if not stage.gate:
+                found = session.suppress(outputs["boxes"][0], outputs["scores"][0], stage.exit)
+                found = found.rows(slice(MAX_DETECTIONS))
+                found = found.scaled(image["width"] / session.size, image["height"] / session.size)
+                detections[stage.exit].append(found)
     records = ExitRecords.of((split, *hashes), dataset.image_ids, detections)
     save_records(records, path)
     return records
@@ -119,7 +102,7 @@ def leaving_at(session: Session, name: str) -> Rule:
 
     :meth:`eelib.deploy.runtime.Session.at_exit` would send them to the last exit past all others.
     """
-    return at_exit(session.exits, session.gates, name, Column("top_score"))
+    return session.at_exit(name, Column("top_score"))
 
 
 def measure_times(

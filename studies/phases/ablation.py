@@ -19,8 +19,7 @@ from eelib.evaluate import provenance
 from eelib.files import read_json, write_json
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
 from studies.phases.config import EXIT_NAMES, PhaseConfig, parse
-from studies.phases.routed import route_split
-from studies.phases.trainer import identity, optimiser_steps, train_phase, weights_path
+from studies.phases.trainer import identity, optimiser_steps, route_split, train_phase, weights_path
 
 DESTROYED = 0.1  # share of the working AP below which nothing is detected any more
 ALL = 0.95  # share of the images from which an exit counts as the only one
@@ -284,16 +283,4 @@ def ladder_means(rows: Sequence[Mapping]) -> pd.DataFrame:
             low, high = row[f"{key}_interval"]
             line |= {title: f"{row[key]:.3f}", f"{title}, 95 %": f"{low:.3f} to {high:.3f}"}
         lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def ladder_table(rows: Sequence[Mapping]) -> pd.DataFrame:
-    """The ladder of repairs, a line a run of :func:`run_job`."""
-    lines = []
-    for row in rows:
-        line = {"variant": row["variant"], "seed": row["seed"]}
-        line |= {f"{name} %": 100 * share for name, share in row["exit_shares"].items()}
-        line |= {"c1": row["confidence_mean"]["exit1"], "std c1": row["confidence_std"]["exit1"]}
-        line |= {f"AP {name}": value for name, value in row["AP_exits"].items()}
-        lines.append(line | {"AP routed": row["AP"]})
     return pd.DataFrame(lines)

@@ -87,26 +87,6 @@ def uniform_confidence(p: Sequence[float] | np.ndarray, rule: ConfidenceConfig, 
     return confidence(column.expand(-1, boxes).contiguous(), rule).double().numpy()
 
 
-@functools.cache
-def attainable_range(rule: ConfidenceConfig) -> tuple[float, float]:
-    """Smallest and largest confidence that a rule can take, whatever the weights.
-
-    Every recorded rule is a mean over boxes with jumps at a cut and at small counts, so its extremes lie on fields of
-    two levels: ``k`` boxes at one probability, the rest at another. A few ``k`` and a grid that holds every cut find
-    them; a property test holds that no random field leaves the range.
-    """
-    boxes, levels = 20, torch.linspace(0, 1, 21, dtype=torch.float64)
-    levels = torch.cat((levels, (levels + 1e-6).clamp(max=1))).float()  # just above a cut counts as above
-    values = []
-    for k in (0, 1, 2, 3, 4, boxes // 2):
-        high, low = torch.meshgrid(levels, levels, indexing="ij")
-        field = torch.cat((high.reshape(-1, 1).expand(-1, k), low.reshape(-1, 1).expand(-1, boxes - k)), 1)
-        values.append(confidence(field, rule))
-    joined = torch.cat(values)
-    joined = joined[~joined.isnan()]  # the lost 1.1 rule is undefined when no box is background (slip 46)
-    return float(joined.min()), float(joined.max())
-
-
 def implied_probability(value: float, rule: ConfidenceConfig) -> list[float]:
     """Every constant chair probability that gives a recorded confidence, nearest to 0.5 first.
 
@@ -183,11 +163,6 @@ def recovered_full_weight(rows: pd.DataFrame) -> pd.Series:
     """Weight of the full loss in each row, with exit1 and exit2 at 0.3 and 0.4."""
     early = LOSS_WEIGHTS[0] * rows["loss_exit1"] + LOSS_WEIGHTS[1] * rows["loss_exit2"]
     return (rows["loss_total"] - side_terms(rows) - early) / rows["loss_full"]
-
-
-def distribution_loss(rate_exit1: float, rate_exit2: float) -> float:
-    """Squared distance of two exit rates from 0.30 and 0.25; 0.1525 when nobody leaves early."""
-    return (rate_exit1 - RATE_TARGETS[0]) ** 2 + (rate_exit2 - RATE_TARGETS[1]) ** 2
 
 
 def column_pair_floor(reach_columns: int) -> float:

@@ -209,7 +209,10 @@ _NEEDS = (
 
 
 def idle_switches(config: PhaseConfig) -> list[str]:
-    """What is set in a phase's configuration and cannot act beside the rest of it, one line each."""
+    """What is set in a phase's configuration and cannot act beside the rest of it, one line each.
+
+    A threshold that the confidence rule cannot miss is among it.
+    """
     default, problems = type(config)(phase=config.phase), []
     for key, other, allowed in _NEEDS:
         value, beside = attrgetter(key, other)(config)
@@ -227,25 +230,19 @@ def idle_switches(config: PhaseConfig) -> list[str]:
             "key 'loss.exit_distribution' cannot act: with 'loss.rates_detached' it moves thresholds alone, and "
             f"'thresholds.kind' is {config.thresholds.kind!r}"
         )
+    least, threshold = config.confidence.infimum, config.thresholds.exit1
+    if config.thresholds.tautology == "refused" and least != 0.0 and threshold <= least:
+        problems.append(
+            f"key 'thresholds.exit1' is {threshold}, but the rule '{config.confidence.rule}' cannot give less than "
+            f"{least:.4g}: every image would leave; raise it or set 'thresholds.tautology' to 'allowed'"
+        )
     return problems
-
-
-def tautologies(config: PhaseConfig) -> list[str]:
-    """A threshold of a phase's configuration that the confidence rule cannot miss: one line, or none."""
-    least, t = config.confidence.infimum, config.thresholds
-    if t.tautology == "allowed" or t.exit1 > least or least == 0.0:
-        return []
-    return [
-        f"key 'thresholds.exit1' is {t.exit1}, but the rule '{config.confidence.rule}' cannot give less than "
-        f"{least:.4g}: every image would leave; raise it or set 'thresholds.tautology' to 'allowed'"
-    ]
 
 
 def parse(values: object, source: str = "configuration") -> PhaseConfig:
     """Validate a mapping; :class:`ConfigError` which tells all problems."""
     config = validate(PhaseConfig, values, source)
-    problems = [*idle_switches(config), *tautologies(config)]
-    if problems:
+    if problems := idle_switches(config):
         raise ConfigError(f"{source}: {'; '.join(problems)}")
     return config
 

@@ -24,24 +24,13 @@ class PhaseImages(DetectionDataset):
     """
 
     def __init__(
-        self,
-        split: str,
-        config: PhaseConfig,
-        limit: int | None = None,
-        *,
-        mirrored: bool = False,
-        size: int | None = SIZE,
-    ):
+        self, split: str, config: PhaseConfig, limit: int | None = None, *,
+        mirrored: bool = False, size: int | None = SIZE,
+    ):  # fmt: skip
         self.phase, self.mirrored, self.epoch = config.data, mirrored and config.data.augment == "flip", 0
         self.seed, self.training = config.seed, split == "train"
-        super().__init__(
-            split,
-            open_source(config.data),
-            size,
-            keep_crowd=not (self.training and config.data.drop_crowd),
-            limit=limit,
-            seed=config.seed,
-        )
+        keep_crowd = not (self.training and config.data.drop_crowd)
+        super().__init__(split, open_source(config.data), size, keep_crowd=keep_crowd, limit=limit, seed=config.seed)
 
     def select(self, ids: list[int], limit: int | None, seed: int) -> list[int]:
         """Defect 10: images without a chair are left out of training, and the first ids are taken instead of a draw."""

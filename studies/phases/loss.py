@@ -65,7 +65,7 @@ def exit_rates(c1: Tensor, c2: Tensor, thresholds: Sequence[Tensor | float], kin
         kind: ``"hard"`` compares, ``"soft"`` takes sigmoid(slope (c - threshold)), ``"gumbel"``
             draws a hard decision with a straight-through gradient; logits are plus and minus
             slope (c - threshold), so P(exit) = sigmoid(2 slope (c - threshold)) at any temperature.
-        options: ``slope``; for ``"gumbel"`` also ``temperature`` and ``generator``.
+        options: ``slope``, and ``temperature`` and ``generator``, which act for ``"gumbel"`` alone.
 
     Source: the record, sections B.5 to B.7. Jang et al., "Categorical Reparameterization with
     Gumbel-Softmax", ICLR 2017, section 2.2.
@@ -86,7 +86,7 @@ def _decision(c: Tensor, threshold: Tensor | float, kind: str, slope=10.0, tempe
     return (soft >= 0.5).to(c.dtype) + soft - soft.detach()
 
 
-def distribution_loss(rates: Sequence[Tensor], loss: LossConfig) -> Tensor:
+def distribution_loss(rates: Sequence[Tensor | float], loss: LossConfig) -> Tensor | float:
     """Squared distance of two exit rates from ``exit_targets``: 0.1525 when nobody leaves early."""
     return sum((rate - target) ** 2 for rate, target in zip(rates, loss.exit_targets, strict=True))
 
@@ -216,14 +216,9 @@ def _order(c: list[Tensor]) -> Tensor:
 
 
 def recorded_loss(
-    outputs: list[ExitMaps],
-    targets: list[dict],
-    temperatures: Sequence[Tensor],
-    thresholds: Sequence[Tensor | float],
-    config: PhaseConfig,
-    epoch: float,
-    generator: torch.Generator,
-) -> tuple[Tensor, dict[str, Tensor]]:
+    outputs: list[ExitMaps], targets: list[dict], temperatures: Sequence[Tensor], thresholds: Sequence[Tensor | float],
+    config: PhaseConfig, epoch: float, generator: torch.Generator,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The record's loss of a batch.
 
     Args:
@@ -249,9 +244,7 @@ def recorded_loss(
     p = [chair_probability(flatten_predictions(o.cls, 2), t) for o, t in zip(outputs, temperatures, strict=True)]
     c = [confidence(values, config.confidence) for values in p]
     order, slope = _order(c), slope_at(loss, epoch, config.optim.epochs)
-    options = {"slope": slope}
-    if loss.exit_rates == "gumbel":
-        options |= {"temperature": loss.gumbel_temperature, "generator": generator}
+    options = {"slope": slope, "temperature": loss.gumbel_temperature, "generator": generator}
     decided_on = [v.detach() for v in c[:2]] if loss.rates_detached else c[:2]
     rates = exit_rates(*decided_on, thresholds, loss.exit_rates, **options)
     distribution = distribution_loss(rates, loss)

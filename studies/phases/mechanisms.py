@@ -28,7 +28,7 @@ def check_mechanisms(config: PhaseConfig, run: dict, history: list[dict]) -> lis
     """All checks that the switches of a phase call for, the most specific first.
 
     Args:
-        run: what :func:`studies.phases.scorecard.measure_phase` gave.
+        run: what :func:`studies.phases.scorecard.summarise` gave.
         history: rows of the training, one an epoch.
     """
     checks = (

@@ -4,28 +4,25 @@ Nine phases were trained before anyone asked. Each check here is a measurement o
 training images that needs no trained weights, and each would have stopped the record in phase 1.1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from eelib import segmentation
-from eelib.anchors import match_iou, pairwise_iou
+from eelib.anchors import match_iou
 from eelib.coco import DataError, open_source
 from eelib.config import Config, load_config, read_yaml
 from eelib.data import DetectionDataset
-from eelib.losses import Targets, assign, detection_loss
-from eelib.model import EarlyExitSSDLite, ExitOutput
-from eelib.preflight import matching, raised_share
+from eelib.heads import flatten_predictions
+from eelib.preflight import class_gradients, matching, raised_share
 from studies.phases.confidence import confidence
 from studies.phases.config import PhaseConfig
 from studies.phases.config import load as load_phase
-from studies.phases.detector import BOXES_PER_CELL, GRIDS_HW, SIZE_HW, ExitMaps, RecordedExits, prior_boxes
+from studies.phases.detector import BOXES_PER_CELL, GRIDS_HW, ExitMaps, RecordedExits
 from studies.phases.images import PhaseImages
-from studies.phases.loss import assign as assign_recorded
-from studies.phases.loss import distribution_loss, exit_rates, recorded_loss, scheduled_thresholds, slope_at
+from studies.phases.loss import assign, distribution_loss, exit_rates, recorded_loss, scheduled_thresholds, slope_at
 
 # Logit of the difference chair - background at which a detector starts: 1 % chair (RetinaNet's prior).
 PRIOR_LOGIT = -4.6
@@ -82,12 +79,10 @@ def object_mask(dataset: DetectionDataset, index: int) -> Tensor:
     size_hw = (image["height"], image["width"])
     mask = torch.zeros(size_hw, dtype=torch.bool)
     for annotation in dataset.coco.imgToAnns[image["id"]]:
-        if "segmentation" not in annotation:
-            raise DataError(f"{dataset.file}: annotation {annotation['id']} has no 'segmentation'")
-        try:
-            mask |= torch.from_numpy(segmentation.mask(annotation["segmentation"], size_hw)).bool()
-        except ValueError as error:
-            raise DataError(f"{dataset.file}: annotation {annotation['id']}: {error}") from None
+        shape = annotation.get("segmentation")
+        if shape is None or (isinstance(shape, dict) and tuple(shape["size"]) != size_hw):
+            raise DataError(f"{dataset.file}: annotation {annotation['id']} has no 'segmentation' of the image's size")
+        mask |= torch.from_numpy(dataset.coco.annToMask(annotation)).bool()
     return mask.flip(-1) if isinstance(dataset, PhaseImages) and dataset.mirrors(index) else mask
 
 
@@ -115,74 +110,53 @@ def _data(samples: list[dict]) -> Iterator[Check]:
     yield Check("boxes follow the image", "share of chair pixels inside a box", share, "at least 0.85", share >= 0.85)
 
 
-def _grids(config: PhaseConfig) -> tuple[tuple[int, int], ...]:
-    return GRIDS_HW[:1] if config.model.single_map else GRIDS_HW
+def _untrained(config: PhaseConfig | Config) -> ExitMaps:
+    """Maps of an untrained exit for one image: every box at the prior, its class maps leaves of the graph."""
+    grids = GRIDS_HW[:1] if isinstance(config, PhaseConfig) and config.model.single_map else GRIDS_HW
+    prior = torch.tensor([0.0, PRIOR_LOGIT]).repeat(BOXES_PER_CELL).view(1, -1, 1, 1)
+    cls = [prior.repeat(1, 1, *grid).requires_grad_() for grid in grids]
+    return ExitMaps("full", cls, [torch.zeros(1, 4 * BOXES_PER_CELL, *grid) for grid in grids])
 
 
-def _maps_of(output: ExitOutput, grids_hw: Sequence[tuple[int, int]]) -> ExitMaps:
-    """The raw maps whose rows an output holds."""
-    counts, maps = [BOXES_PER_CELL * rows * columns for rows, columns in grids_hw], []
-    for values in (output.cls_logits, output.bbox_regression):
-        levels = zip(values.split(counts, 1), grids_hw, strict=True)
-        maps.append([rows.reshape(1, *grid, -1).permute(0, 3, 1, 2) for rows, grid in levels])
-    return ExitMaps(output.name, *maps)
-
-
-def _untrained(config: PhaseConfig) -> ExitOutput:
-    """Output of an untrained exit for one image: every box at the prior, its logits a leaf of the graph."""
+def _matched(config: PhaseConfig | Config, target: dict, defaults: Tensor, generator: torch.Generator) -> Tensor:
     if isinstance(config, Config):
-        with torch.no_grad():
-            defaults = EarlyExitSSDLite(()).eval()(torch.zeros(1, 3, *SIZE_HW))[0].default_boxes
-    else:
-        defaults = prior_boxes(_grids(config))
-    logits = torch.tensor([0.0, PRIOR_LOGIT]).repeat(1, len(defaults), 1)
-    return ExitOutput("full", logits.requires_grad_(), torch.zeros(1, len(defaults), 4), defaults)
+        return match_iou(target["boxes"], defaults, config.loss.iou_threshold)
+    return assign([target], defaults, config, generator)[0]
 
 
-def _matched(config: PhaseConfig, target: dict, output: ExitOutput, generator: torch.Generator) -> Tensor:
-    if isinstance(config, Config):
-        return match_iou(target["boxes"], output.default_boxes, config.loss.iou_threshold)
-    return assign_recorded([target], output.default_boxes, config, generator)[0]
-
-
-def _targets(config: PhaseConfig, samples: list[dict]) -> Iterator[Check]:
+def _targets(config: PhaseConfig | Config, samples: list[dict]) -> Iterator[Check]:
     """Defects 3 and 4: positives must lie on the objects that they are asked for."""
-    output, generator = _untrained(config), torch.Generator().manual_seed(config.seed)
-    matched = ((t["boxes"], _matched(config, t, output, generator)) for t in samples)
-    found = matching(matched, output.default_boxes)
+    defaults, generator = _untrained(config).output().default_boxes, torch.Generator().manual_seed(config.seed)
+    found = matching(((t["boxes"], _matched(config, t, defaults, generator)) for t in samples), defaults)
     reached, iou = found["reached"], found["iou"]
     yield Check("objects are reached", "share with a positive of IoU 0.5", reached, "at least 0.5", reached >= 0.5)
     yield Check("positives lie on objects", "mean IoU of a positive", iou, "at least 0.4", iou >= 0.4)
 
 
-def _class_path(config: PhaseConfig, samples: list[dict]) -> Iterator[Check]:
+def _class_path(config: PhaseConfig | Config, samples: list[dict]) -> Iterator[Check]:
     """Defects 1 and 2: the class loss must raise the chair logit of positives, as the confidence reads it."""
-
-    def rows() -> Iterator[tuple[Tensor, Tensor]]:
-        for target in samples[:8]:
-            output, generator = _untrained(config), torch.Generator().manual_seed(config.seed)
-            positive = _matched(config, target, output, generator) >= 0
-            yield _class_gradient(config, output, target, generator.manual_seed(config.seed)), positive
-
-    advantage = raised_share(rows())
+    if isinstance(config, Config):
+        labelled = [(target["boxes"], target["labels"]) for target in samples[:8]]
+        gradients = class_gradients(config, _untrained(config).output(), labelled)
+    else:
+        gradients = _class_gradients(config, samples[:8])
+    advantage = raised_share(gradients)
     question = "share of positives whose chair logit is raised, less that of the others"
     yield Check("class loss trains the confidence", question, advantage, "at least 0.9", advantage >= 0.9)
 
 
-def _class_gradient(config: PhaseConfig, output: ExitOutput, target: dict, generator: torch.Generator) -> Tensor:
-    """Gradient of the class loss with respect to chair - background of each box, (A,)."""
-    if isinstance(config, Config):
-        targets = Targets(target["boxes"][None], target["labels"][None])
-        iou = pairwise_iou(targets.boxes_xyxy, output.default_boxes)
-        matched = assign(iou, targets, output, config.loss.iou_threshold)
-        loss = detection_loss(output, matched, config.loss.classification, config.loss.box)["classification"]
-    else:
-        # only the full exit's logits are a leaf here, so no box, teacher or order term reaches them
-        still = _maps_of(output._replace(cls_logits=output.cls_logits.detach()), _grids(config))
-        exits, ones = [still, still, _maps_of(output, _grids(config))], [torch.ones(())] * 3
-        loss, _ = recorded_loss(exits, [target], ones, ones[:2], config, config.optim.epochs, generator)
-    (pairs,) = torch.autograd.grad(loss, output.cls_logits)
-    return (pairs[0, :, 1] - pairs[0, :, 0]) / 2
+def _class_gradients(config: PhaseConfig, samples: list[dict]) -> Iterator[tuple[Tensor, Tensor]]:
+    """As :func:`eelib.preflight.class_gradients`, by a phase's own matching and loss."""
+    ones = [torch.ones(())] * 3
+    for target in samples:
+        maps, generator = _untrained(config), torch.Generator().manual_seed(config.seed)
+        positive = _matched(config, target, maps.output().default_boxes, generator) >= 0
+        generator.manual_seed(config.seed)  # the loss draws the same positives
+        # only the full exit's maps are leaves here, so no box, teacher or order term reaches them
+        still = maps._replace(cls=[level.detach() for level in maps.cls])
+        loss, _ = recorded_loss([still, still, maps], [target], ones, ones[:2], config, config.optim.epochs, generator)
+        (pairs,) = flatten_predictions(torch.autograd.grad(loss, maps.cls), 2)
+        yield pairs[:, 1] - pairs[:, 0], positive
 
 
 def _routing(config: PhaseConfig) -> Iterator[Check]:
@@ -224,8 +198,7 @@ def _pushed_temperature(config: PhaseConfig) -> float:
 def _threshold_gradient(config: PhaseConfig) -> float:
     thresholds = [torch.tensor(t, requires_grad=True) for t in (config.thresholds.exit1, config.thresholds.exit2)]
     loss, options = config.loss, {"slope": slope_at(config.loss, 0, config.optim.epochs)}
-    if loss.exit_rates == "gumbel":
-        options |= {"temperature": loss.gumbel_temperature, "generator": torch.Generator().manual_seed(config.seed)}
+    options |= {"temperature": loss.gumbel_temperature, "generator": torch.Generator().manual_seed(config.seed)}
     flat = torch.full((4,), 0.5)
     value = distribution_loss(exit_rates(flat, flat, thresholds, loss.exit_rates, **options), loss)
     if not value.requires_grad:

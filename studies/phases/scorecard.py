@@ -3,14 +3,10 @@
 What a run measured (:func:`summarise`) is judged in :mod:`studies.phases.verdicts`.
 """
 
-import contextlib
-import io
-from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -29,13 +25,12 @@ from studies.phases.analysis import recorded_values
 from studies.phases.confidence import confidence
 from studies.phases.config import EXIT_NAMES, PhaseConfig
 from studies.phases.detector import NMS_THRESHOLD, SIZE_HW, RecordedDetector, decoded_boxes
-from studies.phases.routed import Routed, route_split
 from studies.phases.trainer import (
     final_thresholds,
     identity,
     load_phase,
     optimiser_steps,
-    shipped_path,
+    route_split,
     tag,
     weights_path,
 )
@@ -71,81 +66,25 @@ def phase_times(detector: RecordedDetector, config: PhaseConfig, images: Tensor)
     }
 
 
-def precision_recall(
-    coco: COCO, results: Sequence[dict], image_ids: Sequence[int], score: float = 0.5, iou: float = 0.5
-) -> dict[str, float]:
-    """Precision and recall of the detections at or above a score, matched from an IoU as pycocotools matches.
+def precision_recall(evaluator: RoutedAP, chosen: np.ndarray, score: float = 0.5) -> dict[str, float]:
+    """Precision and recall of a routing's detections at or above a score, matched as pycocotools does at IoU 0.5.
 
     Crowds count neither way.
+
+    Args:
+        chosen: exit of each image, (N,).
 
     Returns:
         ``score``, ``precision`` (0 without a detection), ``recall`` and ``detections_per_image``.
     """
-    kept = [r for r in results if r["score"] >= score]
-    true = false = objects = 0
-    with contextlib.redirect_stdout(io.StringIO()):
-        # pycocotools fails on an empty list of results
-        evaluation = COCOeval(coco, coco.loadRes(kept) if kept else COCO(), "bbox")
-        evaluation.params.imgIds, evaluation.params.catIds = sorted(image_ids), coco.getCatIds()
-        evaluation.params.iouThrs, evaluation.params.maxDets = [iou], [max(1, len(kept))]
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-        evaluation.evaluate()
-    for image in filter(None, evaluation.evalImgs):
-        counted = ~image["dtIgnore"][0].astype(bool)
-        matched = image["dtMatches"][0] > 0
-        true, false = true + int((matched & counted).sum()), false + int((~matched & counted).sum())
-        objects += sum(not ignored for ignored in image["gtIgnore"])
+    taken = (evaluator.exit == chosen[evaluator.image]) & (evaluator.score >= score)
+    right = int(evaluator.matched[0][taken].sum())  # leaves out what is ignored
+    counted = int((~evaluator.ignored[0][taken]).sum())
     return {
         "score": score,
-        "precision": true / max(1, true + false),
-        "recall": true / max(1, objects),
-        "detections_per_image": len(kept) / len(image_ids),
-    }
-
-
-def routed_results(run: Routed) -> list[dict]:
-    """COCO results of the exits that the images of a split took."""
-    category_ids = run.coco.getCatIds()
-    return [
-        result
-        for row, (image_id, k) in enumerate(zip(run.records.image_ids, run.chosen.tolist(), strict=True))
-        for result in run.records.detections(k, row).to_coco(image_id, category_ids)
-    ]
-
-
-def measure_phase(config: PhaseConfig, detector: RecordedDetector, history: list[dict]) -> dict:
-    """Everything measured of a trained phase on ``test``."""
-    run, last = route_split(detector, config, "test"), history[-1]
-    evaluator, count = RoutedAP(run.records, run.coco), len(run.records)
-    routed, scores = routed_results(run), evaluator.scores(run.chosen.numpy())
-    dataset = DetectionDataset("test", open_source(config.data), SIZE, keep_crowd=True, limit=4)
-    images = as_input(torch.stack([dataset[i][0] for i in range(len(dataset))]))
-
-    def by_exit(values: Tensor) -> dict[str, float]:
-        return dict(zip(EXIT_NAMES, values.tolist(), strict=True))
-
-    return {
-        "phase": config.phase,
-        "seed": config.seed,
-        "images": count,
-        "train_images": config.data.limit,
-        "epochs": config.optim.epochs,
-        "steps": optimiser_steps(config),
-        "exit_shares": dict(zip(EXIT_NAMES, exit_shares(run.chosen), strict=True)),
-        "confidence_mean": by_exit(run.confidences.mean(0)),
-        "confidence_std": by_exit(run.confidences.std(0)),
-        "probability_mean": by_exit(run.probabilities.mean(0)),
-        "boxes_above_cut": by_exit(run.above_cut.double().mean(0)),
-        "temperature": {name: last[f"temperature_{name}"] for name in EXIT_NAMES},
-        "thresholds": dict(zip(EXIT_NAMES[:2], final_thresholds(detector, config), strict=True)),
-        "loss": {key.removeprefix("loss_"): last[key] for key in last if key.startswith("loss")},
-        "train_rates": {key.removeprefix("rate_"): last[key] for key in last if key.startswith("rate_")},
-        "time": phase_times(detector, config, images),
-        "AP_exits": {name: evaluator.of_exit(k) for k, name in enumerate(EXIT_NAMES)},
-        **scores,
-        "detections_per_image": len(routed) / count,
-        "at_score": precision_recall(run.coco, routed, run.records.image_ids),
-        "decision": decision(scores["AP"]),
+        "precision": right / max(1, counted),
+        "recall": right / max(1, int(evaluator.positives.sum())),
+        "detections_per_image": int(taken.sum()) / evaluator.images,
     }
 
 
@@ -161,11 +100,10 @@ def validate(config: PhaseConfig, folder: Path | str, *, compute: bool, score: f
         TrainingError: the phase is not trained, or nothing was measured yet.
     """
     if compute:
-        weights = weights_path(folder, config.phase)
-        source = weights if weights.exists() else shipped_path(config.phase)
-        run = route_split(load_phase(config, folder), config, "test")
-        ap = RoutedAP(run.records, run.coco).scores(run.chosen.numpy())
-        ap |= precision_recall(run.coco, routed_results(run), run.records.image_ids, score)
+        detector, source = load_phase(config, folder)
+        run = route_split(detector, config, "test")
+        evaluator, chosen = RoutedAP(run.records, run.coco), run.chosen.numpy()
+        ap = evaluator.scores(chosen) | precision_recall(evaluator, chosen, score)
     else:
         own = Path(folder) / f"final_summary_phase{tag(config.phase)}.json"
         committed, name = resolve("reports") / "metrics" / "phases", f"phase_{tag(config.phase)}_seed{config.seed}.json"
@@ -263,8 +201,41 @@ def recorded_card(phase: str) -> dict:
 
 
 def summarise(config: PhaseConfig, detector: RecordedDetector, history: list[dict], out: Path | str) -> dict:
-    """A phase on ``test`` beside the record; writes ``final_summary_phaseN.json`` to ``out``."""
-    summary = measure_phase(config, detector, history) | {
+    """Everything measured of a trained phase on ``test``, beside the record.
+
+    Writes ``final_summary_phaseN.json`` to ``out``.
+    """
+    run, last = route_split(detector, config, "test"), history[-1]
+    evaluator, chosen = RoutedAP(run.records, run.coco), run.chosen.numpy()
+    scores = evaluator.scores(chosen)
+    dataset = DetectionDataset("test", open_source(config.data), SIZE, keep_crowd=True, limit=4)
+    images = as_input(torch.stack([dataset[i][0] for i in range(len(dataset))]))
+
+    def by_exit(values: Tensor) -> dict[str, float]:
+        return dict(zip(EXIT_NAMES, values.tolist(), strict=True))
+
+    summary = {
+        "phase": config.phase,
+        "seed": config.seed,
+        "images": evaluator.images,
+        "train_images": config.data.limit,
+        "epochs": config.optim.epochs,
+        "steps": optimiser_steps(config),
+        "exit_shares": dict(zip(EXIT_NAMES, exit_shares(run.chosen), strict=True)),
+        "confidence_mean": by_exit(run.confidences.mean(0)),
+        "confidence_std": by_exit(run.confidences.std(0)),
+        "probability_mean": by_exit(run.probabilities.mean(0)),
+        "boxes_above_cut": by_exit(run.above_cut.double().mean(0)),
+        "temperature": {name: last[f"temperature_{name}"] for name in EXIT_NAMES},
+        "thresholds": dict(zip(EXIT_NAMES[:2], final_thresholds(detector, config), strict=True)),
+        "loss": {key.removeprefix("loss_"): last[key] for key in last if key.startswith("loss")},
+        "train_rates": {key.removeprefix("rate_"): last[key] for key in last if key.startswith("rate_")},
+        "time": phase_times(detector, config, images),
+        "AP_exits": {name: evaluator.of_exit(k) for k, name in enumerate(EXIT_NAMES)},
+        **scores,
+        "detections_per_image": precision_recall(evaluator, chosen, 0.0)["detections_per_image"],
+        "at_score": precision_recall(evaluator, chosen),
+        "decision": decision(scores["AP"]),
         "recorded": recorded_card(config.phase),
         "start_sha256": identity(config)["start_sha256"],
         **provenance("test", config, weights_path(out, config.phase)),

@@ -3,20 +3,24 @@
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
+from pycocotools.coco import COCO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from eelib.checkpoints import TrainingError, load_checkpoint, load_weights, save_checkpoint
+from eelib.checkpoints import TrainingError, load_checkpoint, load_fitting, save_checkpoint
 from eelib.coco import open_source
 from eelib.config import resolve
-from eelib.data import as_input, batches, split_sha256
+from eelib.data import DetectionDataset, as_input, batches, split_sha256
+from eelib.detections import Detections
 from eelib.evaluate import coco_ap, detect_exits
 from eelib.files import file_sha256, read_json, write_atomic, write_json
 from eelib.fit import Trainer, fit, learning_rate_factor
 from eelib.model import SIZE, ExitOutput
+from eelib.records import ExitRecords, detections_of_exits
 from eelib.routing import exit_shares
 from studies.phases.confidence import confidence
 from studies.phases.config import EXIT_NAMES, PhaseConfig, parse
@@ -35,12 +39,6 @@ def run_folder(config: PhaseConfig, runs: Path | str | None = None) -> Path:
     return Path(runs or resolve("runs")) / f"phase_{tag(config.phase)}" / f"seed{config.seed}"
 
 
-def _trunk_parts(detector: RecordedDetector) -> list[tuple[nn.Module, str]]:
-    names = ("features.1", *(f"extra.{k}" for k in range(len(detector.backbone_tail))))
-    tail = [(block, f"backbone.{name}.") for block, name in zip(detector.backbone_tail, names, strict=False)]
-    return [(detector.backbone, "backbone.features.0."), *tail]
-
-
 def build_detector(config: PhaseConfig) -> RecordedDetector:
     """The recorded detector of a configuration, its trunk from the start checkpoint.
 
@@ -51,8 +49,11 @@ def build_detector(config: PhaseConfig) -> RecordedDetector:
     detector = RecordedDetector(config)
     if config.model.start:
         state = load_checkpoint(resolve(config.model.start))["model"]
+        parts = [detector.backbone, *detector.backbone_tail]
+        names = ["features.0", "features.1", *(f"extra.{k}" for k in range(len(parts)))]
         try:
-            for part, prefix in _trunk_parts(detector):
+            for part, name in zip(parts, names, strict=False):  # a phase may use fewer parts
+                prefix = f"backbone.{name}."
                 weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
                 part.load_state_dict(weights)
         except RuntimeError as error:
@@ -161,15 +162,14 @@ def parameter_groups(model: nn.Module, config: PhaseConfig) -> list[dict]:
     return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
 
 
-def learning_rate(config: PhaseConfig) -> Callable[[int, int], float]:
-    """Factor on every rate at a step, of so many an epoch: as the library's, or one an epoch and to 0."""
+def learning_rate(config: PhaseConfig) -> Callable[[int, int], float] | None:
+    """Factor on every rate at a step, of so many an epoch: one an epoch and to 0; None is the library's, by step."""
     optim = config.optim
+    if optim.cosine == "step":
+        return None
 
     def factor(step: int, steps: int) -> float:
-        total = steps * optim.epochs
-        if optim.cosine == "step":
-            return learning_rate_factor(step, total, optim.warmup_steps)
-        return learning_rate_factor(step // steps * steps, total, optim.warmup_steps, end=0.0)
+        return learning_rate_factor(step // steps * steps, steps * optim.epochs, optim.warmup_steps, end=0.0)
 
     return factor
 
@@ -311,13 +311,6 @@ def metrics_files(phase: str) -> list[str]:
     return [f"{split}_metrics_phase{tag(phase)}.csv" for split in ("train", "val")]
 
 
-def publish(config: PhaseConfig, out: Path | str, folder: Path | str) -> None:
-    """Copy a run's curves by epoch, under the record's file names, to the reports; its plots can be drawn from them."""
-    for file_name in metrics_files(config.phase):
-        content = (Path(out) / file_name).read_bytes()
-        write_atomic(Path(folder) / file_name, lambda file, content=content: file.write(content))
-
-
 def read_history(folder: Path | str, phase: str) -> pd.DataFrame:
     """A training by epoch, from its published curves."""
     train, val = (pd.read_csv(Path(folder) / name, index_col="epoch") for name in metrics_files(phase))
@@ -327,11 +320,6 @@ def read_history(folder: Path | str, phase: str) -> pd.DataFrame:
 def weights_path(out: Path | str, phase: str) -> Path:
     """The trained weights of a phase, under the record's file name."""
     return Path(out) / f"early_exit_ssdlite_phase{tag(phase)}_final.pth"
-
-
-def shipped_path(phase: str) -> Path:
-    """Where the branches of a phase are in the repository, if they are."""
-    return resolve("checkpoints") / f"phase_{tag(phase)}.pth"
 
 
 def ship(detector: RecordedDetector, config: PhaseConfig, path: Path | str) -> None:
@@ -356,20 +344,60 @@ def load_shipped(path: Path | str) -> tuple[RecordedDetector, PhaseConfig]:
     return detector.eval(), config
 
 
-def load_phase(config: PhaseConfig, out: Path | str) -> RecordedDetector:
-    """A trained phase from its folder, or else from the repository.
+def load_phase(config: PhaseConfig, out: Path | str) -> tuple[RecordedDetector, Path]:
+    """A trained phase from its folder, or else from the repository, and the file of its weights.
 
     Raises:
         TrainingError: it is in neither.
     """
-    path = weights_path(out, config.phase)
-    if not path.exists():
-        if shipped_path(config.phase).exists():
-            return load_shipped(shipped_path(config.phase))[0]
-        raise TrainingError(
-            f"{path}: phase {config.phase} is not trained yet; run `make reproduce` or "
-            f"`eelib study run notebooks/05_routing.ipynb --params params/phase_{tag(config.phase)}.yaml`"
-        )
-    detector = RecordedDetector(config)
-    load_weights(detector, path)
-    return detector.eval()
+    path, shipped = weights_path(out, config.phase), resolve("checkpoints") / f"phase_{tag(config.phase)}.pth"
+    if path.exists():
+        detector = RecordedDetector(config)
+        load_fitting(detector, load_checkpoint(path)["model"], path)
+        return detector.eval(), path
+    if shipped.exists():
+        return load_shipped(shipped)[0], shipped
+    raise TrainingError(
+        f"{path}: phase {config.phase} is not trained yet; run `make reproduce` or "
+        f"`eelib study run notebooks/05_routing.ipynb --params params/phase_{tag(config.phase)}.yaml`"
+    )
+
+
+class Routed(NamedTuple):
+    """A phase on a split.
+
+    Attributes:
+        coco: annotations of the split.
+        records: detections of every exit, ranked without temperature.
+        confidences: (N, 3).
+        probabilities: (N, 3), mean over the boxes after the temperature.
+        above_cut: (N, 3), how many boxes are more probable than ``confidence.cut``, as the rules that count ask.
+        chosen: (N,), exit of each image.
+    """
+
+    coco: COCO
+    records: ExitRecords
+    confidences: Tensor
+    probabilities: Tensor
+    above_cut: Tensor
+    chosen: Tensor
+
+
+@torch.no_grad()
+def route_split(detector: RecordedDetector, config: PhaseConfig, split: str) -> Routed:
+    """Run every exit on a split, then route with the thresholds in force at the end."""
+    source = open_source(config.data)
+    dataset = DetectionDataset(split, source, SIZE, keep_crowd=True, limit=config.data.eval_limit)
+    detections: dict[str, list[Detections]] = {name: [] for name in EXIT_NAMES}
+    c, means, above = ({name: [] for name in EXIT_NAMES} for _ in range(3))
+    for output, _, batch, _ in detections_of_exits(detector, dataset, 4):
+        p = detector.probability(output)
+        detections[output.name] += batch
+        c[output.name].append(confidence(p, config.confidence))
+        means[output.name].append(p.mean(1))
+        above[output.name].append((p > config.confidence.cut).sum(1))
+    columns = ([torch.cat(rows[name]) for name in EXIT_NAMES] for rows in (c, means, above))
+    c, means, above = (torch.stack(by_exit, 1) for by_exit in columns)
+    records = ExitRecords.of((split, split_sha256(split, source), ""), dataset.image_ids, detections)
+    chosen = first_exit_of_groups(c, final_thresholds(detector, config), routing_group(config))
+    return Routed(dataset.coco, records, c, means, above, chosen)

@@ -11,14 +11,13 @@ from pathlib import Path
 import pandas as pd
 
 from eelib.config import ConfigError, resolve
-from eelib.files import read_json, write_json
+from eelib.files import read_json, write_atomic, write_json
 from studies.phases import mechanisms
 from studies.phases.analysis import trajectory
 from studies.phases.config import EXIT_NAMES, PhaseConfig, load, profile_changes
 from studies.phases.scorecard import recorded_card
-from studies.phases.trainer import publish, read_history, tag
+from studies.phases.trainer import metrics_files, read_history, tag
 
-CLAMP = (0.5, 3.0)  # what the record recommends for 1.7, and has in 1.8 and 1.9
 # Keys of phases.json, for its readers.
 ABOUT = {
     "phases": "one entry a phase: recorded, runs (one a seed) and serious (more images, or null: not trained)",
@@ -59,11 +58,16 @@ def run_name(config: PhaseConfig, profile: str = "") -> str:
 
 
 def publish_run(config: PhaseConfig, summary: dict, out: Path | str, reports: Path | str, profile: str = "") -> None:
-    """Put a run into a folder of reports: what it measured, without times if it is of a profile, and its curves."""
+    """Put a run into a folder of reports: what it measured, without times if it is of a profile, and its curves.
+
+    The curves by epoch keep the record's file names; the plots of a run can be drawn from them.
+    """
     name = run_name(config, profile)
     kept = {key: value for key, value in summary.items() if not (profile and key == "time")}
     write_json(Path(reports) / "metrics" / "phases" / f"{name}.json", kept)
-    publish(config, out, Path(reports) / "phases" / name)
+    for file_name in metrics_files(config.phase):
+        content = (Path(out) / file_name).read_bytes()
+        write_atomic(Path(reports) / "phases" / name / file_name, lambda file, content=content: file.write(content))
 
 
 def read_run(reports: Path | str, name: str) -> dict:
@@ -234,21 +238,12 @@ def recommendations(phases: Sequence[dict], progressive: float | None) -> str:
     """
     lines = []
     for entry in phases:
-        if entry["phase"] != "1.7":
-            continue
-        values = [t for run in entry["runs"] for t in run["temperature"].values()]
-        if clamped := entry.get("clamped"):
+        if clamped := entry.get("clamped"):  # of 1.7 alone
             free = entry["serious"] or entry["runs"][0]
             ends = [f"{run['temperature']['exit1']:.2f} after {run['steps']:,} steps" for run in (clamped, free)]
             lines.append(
                 f"Clamped, 1.7 ends with T1 at {ends[0]} (without: {ends[1]}) and sends "
                 f"{shares_text(clamped['exit_shares'])} % to exit1 / exit2 / full."
-            )
-        elif CLAMP[0] <= min(values) and max(values) <= CLAMP[1]:
-            lines.append(
-                f"In the short runs of 1.7 a clamp to [{CLAMP[0]}, {CLAMP[1]}] changes nothing, since it leaves alone "
-                f"what lies inside and they end between {min(values):.2f} and {max(values):.2f}; a longer clamped run "
-                "is not trained."
             )
     lines.append(
         "The clamp bounds a temperature and changes no route: 1.7's rule cannot give less than 0.5 at any temperature, "

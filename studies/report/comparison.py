@@ -14,7 +14,7 @@ from studies.phases import trainer
 from studies.phases.config import EXIT_NAMES
 from studies.phases.verdicts import shares_text
 
-FEW, ALL = 0.05, 0.95  # shares of the images below and above which an exit counts as unused or as the only one
+ALL = 0.95  # share of the images from which an exit counts as the only one
 TEMPERATURE_BOUNDS = (0.5, 3.0)  # of 1.8 and 1.9's clamp
 WARM_UP_EPOCHS = {"1-3": (1, 3), "4": (4, 4), "5-20": (5, 20)}
 
@@ -149,22 +149,18 @@ def patterns(entries: Mapping[str, dict]) -> pd.DataFrame:
     outcomes = final.apply(lambda row: outcome(_recorded_shares(row)), axis=1)
     for text, rows in final.groupby(outcomes, sort=False):
         phases, least = list(rows.index), rows["exit1_threshold_epoch20"] - 1e-6
-        forced = [p for p in phases if record.attainable_range(rules[p])[0] >= least[p]]
+        forced = [p for p in phases if rules[p].infimum >= least[p]]
         runs = [reported(entries[p]) for p in phases if p in entries]
         below = rows["train_confidence_exit1"] - rows["exit1_threshold_epoch20"]
         lines.append({
             "recorded outcome": text, "phases": ", ".join(phases),
-            "confidence of exit1": _span(rows["train_confidence_exit1"]), "confidence minus threshold": _span(below),
-            "ms per batch of 4": _span(rows["latency_ms_per_batch_of_4"]),
+            "confidence of exit1": _range(rows["train_confidence_exit1"]), "confidence minus threshold": _range(below),
+            "ms per batch of 4": _range(rows["latency_ms_per_batch_of_4"]),
             "phases whose rule forces it": ", ".join(forced) or "none",
             "same outcome in our runs": f"{sum(outcome(r['exit_shares']) == text for r in runs)} of {len(runs)}",
             "best AP in our runs": max((r["AP"] for r in runs), default=None),
         })  # fmt: skip
     return _object(lines)
-
-
-def _span(values: pd.Series) -> str:
-    return f"{values.min():.3f} to {values.max():.3f}"
 
 
 def problems(entries: Mapping[str, dict]) -> pd.DataFrame:
@@ -215,7 +211,7 @@ def all_tables(entries: Mapping[str, dict], history: pd.DataFrame | None) -> dic
     """The eight tables by file name, and the ninth that puts comparison, record and ours side by side.
 
     Args:
-        entries: of :func:`studies.report.metrics_files.load_entries`.
+        entries: of :func:`studies.metrics.load_entries`.
         history: of 1.9, by :func:`read_history`.
     """
     return {

@@ -10,11 +10,10 @@ import pandas as pd
 from eelib import tables
 from studies.compress import results
 from studies.goals import load_goals
-from studies.phases.ablation import ladder_table
+from studies.metrics import read_metrics
 from studies.phases.config import EXIT_NAMES
 from studies.phases.mechanisms import quantity, wanted
 from studies.report import comparison
-from studies.report.metrics_files import read_metrics
 
 # Systems of the plane, as its parameter file calls them, in words.
 WORDS = (
@@ -61,41 +60,37 @@ def paying(plane: Mapping) -> dict:
 
     Returns:
         ``processor``; ``images``; ``verdicts``: a table, a row a network and a
-        share of empty images, at how many latencies it lies above each hull; ``above``: by hull, where any does;
+        share of empty images, at how many latencies it lies above each hull; ``above``: by hull, the networks with the
+        latencies and shares at which they do, in words;
         ``missing``: systems that were not trained; ``seeds``: systems with several; ``alternatives``; ``goals``: a
         table of those that were missed, and ``met`` of ``of``.
     """
     lines: dict[tuple, dict] = {}
+    places: dict[str, dict[tuple, list[str]]] = {hull: {} for hull in results.MEMBERS}  # shares, by network and time
     for share in results.prevalences(plane):
         for verdict in results.verdicts(plane, share):
+            for time in verdict["latencies"]:
+                places[verdict["hull"]].setdefault((verdict["system"], time), []).append(f"{100 * share:.0f} %")
             line = {"network": named(verdict["system"]), "seeds": verdict["seeds"]}
             line |= {"empty images": f"{100 * share:.0f} %"}
             line = lines.setdefault((verdict["system"], share), line)
             line[f"above {results.MEMBERS[verdict['hull']]}"] = f"{verdict['above']} of {verdict['compared']}"
+    above = {
+        hull: [
+            f"{named(system)} at {time:.2f} of the plain detector's time with {' and '.join(shares)} empty images"
+            for (system, time), shares in of_hull.items()
+        ]
+        for hull, of_hull in places.items()
+    }
     goals = results.check_goals(plane)
     missed = goals[~goals["met"].astype(bool)].drop(columns="met")
     return {
         "processor": plane["machine"]["processor"], "images": plane["images"], "verdicts": list(lines.values()),
-        "above": {hull: _where_above(plane, hull) for hull in results.MEMBERS},
+        "above": above,
         "missing": [named(name) for name in plane.get("missing", ())], "seeds": _seeds(plane),
         "alternatives": alternatives(plane),
         "goals": missed.assign(goal=missed["goal"].map(named)), "met": len(goals) - len(missed), "of": len(goals),
     }  # fmt: skip
-
-
-def _where_above(plane: Mapping, hull: str) -> list[str]:
-    """Networks with exits with the latencies and shares of empty images at which they lie above a hull, in words."""
-    places: dict[tuple, list[str]] = {}
-    for share in results.prevalences(plane):
-        coins = pd.DataFrame(results.rows_of(plane, "coins", share, None))
-        judged = coins.dropna(subset=f"above_{hull}").groupby(["system", "time_ratio"]) if len(coins) else ()
-        for place, seeds in judged:
-            if seeds[f"above_{hull}"].all():
-                places.setdefault(place, []).append(f"{100 * share:.0f} %")
-    return [
-        f"{named(system)} at {time:.2f} of the plain detector's time with {' and '.join(shares)} empty images"
-        for (system, time), shares in places.items()
-    ]
 
 
 def _seeds(plane: Mapping) -> dict[str, int]:
@@ -145,12 +140,18 @@ def _pair(interval: Sequence[float] | None) -> str | None:
 
 
 def int8_elsewhere(metrics: Path) -> str:
-    """What int8 is worth on the processors that were met: in the bench's run, and in one of an earlier version."""
+    """What int8 is worth on the processors that were met: in the bench's run, and in one of an earlier version.
+
+    Nothing where there is no bench, or one without int8, as a quick one is.
+    """
     if not (metrics / "bench.json").exists():
         return ""
     bench = read_metrics(metrics / "bench.json")
     ms = {(r["runtime"], r["exit"]): r["median_ms"] for r in bench["times"] if r["batch"] == r["threads"] == 1}
-    ratios = {name: ms["onnxruntime int8", name] / ms["onnxruntime", name] for name in ("exit1", "exit2")}
+    exits = "exit1", "exit2"
+    if any(("onnxruntime int8", name) not in ms for name in exits):
+        return ""
+    ratios = {name: ms["onnxruntime int8", name] / ms["onnxruntime", name] for name in exits}
     met = [(ratios, bench["machine"]["processor"], ms["onnxruntime", "baseline"], "the run of `eelib bench`")]
     if (metrics / "int8_elsewhere.json").exists():
         other = read_metrics(metrics / "int8_elsewhere.json")
@@ -177,11 +178,15 @@ def alternatives(plane: Mapping) -> pd.DataFrame:
 
 def causal_means(causal: Mapping) -> pd.DataFrame:
     """Means over seeds of each variant of the causal ladder, a row a variant."""
-    frame = ladder_table(causal["runs"]).drop(columns="seed")
-    means = frame.groupby("variant", sort=False).mean().reset_index()
-    shares = [{name: row[f"{name} %"] / 100 for name in EXIT_NAMES} for _, row in means.iterrows()]
-    means.insert(1, "outcome", [comparison.outcome(s) for s in shares])
-    return means
+    lines = []
+    for row in causal["variants"]:
+        shares = {name: row[f"share_{name}"] for name in EXIT_NAMES}
+        c1 = [run["confidence_mean"]["exit1"] for run in causal["runs"] if run["variant"] == row["variant"]]
+        line = {"variant": row["variant"], "outcome": comparison.outcome(shares)}
+        line |= {f"{name} %": 100 * share for name, share in shares.items()}
+        line |= {"c1": sum(c1) / len(c1), "std c1": row["spread_exit1"]}
+        lines.append(line | {"AP full": row["AP_full"], "AP routed": row["AP"]})
+    return pd.DataFrame(lines)
 
 
 def ladder(causal: Mapping | None) -> dict | None:
@@ -193,7 +198,7 @@ def ladder(causal: Mapping | None) -> dict | None:
     words |= {"c1": "exit1's confidence", "std c1": "its spread"}
     return {
         "rows": means.to_dict("records"),
-        "table": means.replace({"variant": REPAIRS}).rename(columns=words).drop(columns=["AP exit1", "AP exit2"]),
+        "table": means.replace({"variant": REPAIRS}).rename(columns=words),
         "images": runs[0]["images"], "steps": runs[0]["steps"], "seeds": len({run["seed"] for run in runs}),
     }  # fmt: skip
 
@@ -225,8 +230,7 @@ def defects(ablation: Mapping | None) -> dict | None:
             name for name, row in pairs if name not in destroy and row["AP_full_minus_working_interval"][1] < 0
         ],
         "better": [(name, row) for name, row in pairs if row["AP_full_minus_working_interval"][0] > 0],
-        "working": rows[0], "seeds": len(rows[0]["seeds"]), "images": ablation["common"].get("data.eval_limit"),
-        "epochs": ablation["common"].get("optim.epochs"),
+        "working": rows[0], "seeds": len(rows[0]["seeds"]), "epochs": ablation["common"].get("optim.epochs"),
     }  # fmt: skip
 
 

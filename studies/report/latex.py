@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import pandas as pd
+from scipy.optimize import brentq
 
 from eelib import tables
 from eelib.config import ConfigError
@@ -103,12 +104,11 @@ def _widths(headers: list[str], columns: list[list[str]], numeric: list[bool]) -
         if sum(most) <= room:
             return size, [width * points for width in most]
         if sum(least) <= room:
-            low, high = 0.0, 1.0
-            for _ in range(40):
-                middle = (low + high) / 2
-                fits = sum(map(max, least, (middle * m for m in most))) <= room
-                low, high = (middle, high) if fits else (low, middle)
-            return size, [max(a, low * b) * points for a, b in zip(least, most, strict=True)]
+            # the share of what wide columns want at which all together fill the room
+            share = brentq(
+                lambda part, least=least, room=room: sum(map(max, least, (part * m for m in most))) - room, 0, 1
+            )
+            return size, [max(a, share * b) * points for a, b in zip(least, most, strict=True)]
     raise ValueError(f"{len(headers)} columns need {sum(words) * points / TEXT_WIDTH_PT:.2f} times the text's width")
 
 

@@ -8,12 +8,13 @@ import pandas as pd
 
 from eelib import tables
 from eelib.files import write_atomic
-from eelib.release import CHECKPOINTS, read_manifest
+from eelib.hub import read_manifest
+from eelib.release import CHECKPOINTS
 from studies.compress import results
+from studies.metrics import Values, load_entries, read_metrics
 from studies.phases.analysis import final_values
 from studies.phases.verdicts import headline
 from studies.report.facts import int8_elsewhere, named
-from studies.report.metrics_files import Values, load_entries, read_metrics
 from studies.report.reports import routers_above, routers_by_seed
 
 

@@ -5,7 +5,7 @@ sentence that judges an outcome is chosen by a number. A key that a template ask
 metrics file lacks is an error that names both.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
@@ -15,11 +15,11 @@ from eelib import tables
 from eelib.config import ROOT, ConfigError, load_config
 from eelib.files import write_atomic
 from studies.goals import decision, load_goals
+from studies.metrics import Values, load_entries, read_metrics
 from studies.phases import analysis as record
 from studies.phases.config import EXIT_NAMES
 from studies.phases.verdicts import headline, holds, listed, shares_text
 from studies.report import comparison, facts
-from studies.report.metrics_files import Values, load_entries, read_metrics
 from studies.routing.claims import processors_read
 from studies.routing.study import same_but_for_the_processor
 from studies.routing.worth import check_goals, other_seeds, seeds_table
@@ -107,7 +107,7 @@ def _record() -> dict:
             phase: comparison.outcome({n: row[f"val_fraction_{n}"] for n in EXIT_NAMES})
             for phase, row in final.iterrows()
         },
-        "ranges": {phase: record.attainable_range(rule) for phase, rule in rules.items()},
+        "ranges": {phase: (rule.infimum, 1.0) for phase, rule in rules.items()},
         "constant": constant,
         "constant_agrees": int(constant["agrees"].sum()),
         "constant_differs": constant["phase"][~constant["agrees"]].tolist(),
@@ -144,53 +144,40 @@ def _measured(metrics: Path) -> dict:
     }
 
 
-def _comparison(metrics: Path, published: Path) -> dict:
-    phases = _phases(metrics)
-    built = comparison.all_tables(phases["nine"], comparison.read_history(published, "1.9"))
-    return phases | {"tables": built}
-
-
-def _summary(metrics: Path, _: Path) -> dict:
-    phases = _phases(metrics)
-    best = max((comparison.reported(entry)["AP"] for entry in phases["nine"].values()), default=None)
-    return phases | _record() | _measured(metrics) | {"best_phase_ap": best}
-
-
 # Columns of two tables of the narrative.
 CLAIMS = {"topic": "subject", "says": "the phase comparison says", "shows": "the record shows"}
 SLIPS = {"number": "number in the list of defects", "what": "slip", "effect": "effect"}
 
 
-def _renamed(rows: Iterable[Mapping], columns: Mapping[str, str]) -> list[dict]:
-    return [{title: row[key] for key, title in columns.items()} for row in rows]
+def context(metrics: Path, published: Path) -> dict:
+    """Everything that a template may name, from the folders of the metrics files and of the runs by epoch.
 
-
-def _analysis(metrics: Path, _: Path) -> dict:
-    final, narrative = record.final_values(), record.narrative()
-    analysis = {
-        "claims": _renamed(narrative["claims"], CLAIMS),
-        "slips": _renamed(narrative["slips"], SLIPS),
+    Raises:
+        ConfigError: a metrics file, or a key of one, is missing.
+    """
+    phases, final, narrative = _phases(metrics), record.final_values(), record.narrative()
+    nine = phases["nine"]
+    files = {name: read_metrics(metrics / f"{name}.json") for name in ("baseline", "exits", "phases", "detector_1_4")}
+    values = files | phases | _record() | _measured(metrics)
+    return values | {
+        "tables": comparison.all_tables(nine, comparison.read_history(published, "1.9")),
+        "best_phase_ap": max((comparison.reported(entry)["AP"] for entry in nine.values()), default=None),
+        "claims": pd.DataFrame(narrative["claims"])[[*CLAIMS]].rename(columns=CLAIMS),
+        "slips": pd.DataFrame(narrative["slips"])[[*SLIPS]].rename(columns=SLIPS),
         "architecture": narrative["architecture"],
         "weights": record.recovered_weights(final.drop(index="1.9")),
         "weight_full_1_9": float(record.recovered_full_weight(final)["1.9"]),
         "floor": record.column_pair_floor(6),
         "counts": facts.counts(metrics.parent),
         "exit_names": EXIT_NAMES,
+        "detector_record": pd.read_csv(record.FOLDER / "detector_1_4.csv"),
     }
-    return _phases(metrics) | _record() | _measured(metrics) | analysis
 
 
-def _detector(metrics: Path, _: Path) -> dict:
-    return _phases(metrics) | _record() | {"detector_record": pd.read_csv(record.FOLDER / "detector_1_4.csv")}
-
-
-# Report to the metrics files without which it says nothing, and what else its template names.
-REPORTS = {
-    "PHASE_COMPARISON_TABLE.md": (("phases",), _comparison),
-    "EXECUTIVE_SUMMARY.md": (("baseline", "exits", "phases"), _summary),
-    "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md": (("baseline", "exits", "phases"), _analysis),
-    "INFERENCE_ISSUES_PHASE1_4.md": (("detector_1_4", "phases"), _detector),
-}
+REPORTS = (
+    "PHASE_COMPARISON_TABLE.md", "EXECUTIVE_SUMMARY.md", "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md",
+    "INFERENCE_ISSUES_PHASE1_4.md",
+)  # fmt: skip
 
 
 SENTENCES = {  # of :func:`studies.report.comparison.outcome`
@@ -220,16 +207,14 @@ def environment() -> jinja2.Environment:
     return env
 
 
-def render(name: str, metrics: Path | str, published: Path | str) -> str:
-    """Text of one report, from the folders of the metrics files and of the runs by epoch.
+def render(name: str, values: Mapping) -> str:
+    """Text of one report from a :func:`context`.
 
     Raises:
-        ConfigError: a metrics file, or a key of one, is missing.
+        ConfigError: a key of a metrics file is missing.
     """
-    needed, context = REPORTS[name]
-    files = {file: read_metrics(Path(metrics) / f"{file}.json") for file in needed}
     try:
-        return environment().get_template(f"{name}.j2").render(context(Path(metrics), Path(published)) | files)
+        return environment().get_template(f"{name}.j2").render(values)
     except jinja2.UndefinedError as error:
         raise ConfigError(f"{TEMPLATES / name}.j2: {error.message}") from None
 
@@ -237,5 +222,6 @@ def render(name: str, metrics: Path | str, published: Path | str) -> str:
 def write_all(reports: Path | str) -> list[Path]:
     """Write the four reports from ``metrics`` and ``phases`` under ``reports``."""
     folder = Path(reports)
-    texts = {name: render(name, folder / "metrics", folder / "phases") for name in REPORTS}
+    values = context(folder / "metrics", folder / "phases")
+    texts = {name: render(name, values) for name in REPORTS}
     return [write_atomic(folder / name, lambda file, t=text: file.write(t.encode())) for name, text in texts.items()]

@@ -12,11 +12,9 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
-from torchvision.ops import box_convert
 
-from eelib.coco import open_root
+from eelib.data import DetectionDataset
 from eelib.plots import EXIT_COLOURS, OURS_COLOUR, SERIES_COLOURS, TEXT_WIDTH_IN, image_grid
-from eelib.preprocess import read_image
 from eelib.routed_ap import interval
 from eelib.routing import Split
 
@@ -146,15 +144,11 @@ def examples(split: Split, chosen: np.ndarray, root: str) -> Figure:
     """Four images of each exit: boxes above its cut in its colour, the annotated objects in white."""
     rng, names = np.random.default_rng(0), split.records.exit_names
     picked = [(k, row) for k in range(len(names)) for row in rng.permutation(np.flatnonzero(chosen == k))[:4]]
-    _, folder = open_root(root).file_of(split.name)
-    images, boxes = [], []
+    dataset, images, boxes = DetectionDataset(split.name, root, keep_crowd=True), [], []
     for k, row in picked:
-        image_id = split.records.image_ids[row]
-        picture = read_image(folder / split.coco.imgs[image_id]["file_name"])
-        images.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
-        objects = split.coco.loadAnns(split.coco.getAnnIds(image_id, split.coco.getCatIds()))
-        truth = torch.tensor([a["bbox"] for a in objects]).reshape(-1, 4)
+        image, target = dataset[dataset.image_ids.index(split.records.image_ids[row])]
         found = split.records.detections(k, row)
         shown = torch.from_numpy(found.boxes_xyxy[found.scores > split.cuts[k]])
-        boxes.append({"white": box_convert(truth, "xywh", "xyxy"), EXIT_COLOURS[names[k]]: shown})
+        images.append(image)
+        boxes.append({"white": target["boxes"], EXIT_COLOURS[names[k]]: shown})
     return image_grid(images, boxes, [names[k] for k, _ in picked])

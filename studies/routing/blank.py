@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
+from eelib.deploy.evidence import OF_RAW_SCORES
 from eelib.guarantee import certified_gates, fixed_sequence, gate_sequence
 from eelib.plots import TEXT_WIDTH_IN
 from eelib.policies import fit_benefit
@@ -24,17 +25,12 @@ STEPS, WORST = 100, 0.1  # thresholds that are tried, and the share of val's ima
 BOTH = "both gates"
 
 
-def raw_evidence(split: Split) -> tuple[str, ...]:
-    """The evidence that costs next to nothing in a detector whose blank gates are not computed."""
-    return tuple(name for name in split.records.raw_names if name not in split.records.gates)
-
-
 def views(val: Split, splits: Sequence[Split]) -> list[dict[str, np.ndarray]]:
     """Views of every image of each split, (N,) each: the gates in their order, then those of each exit.
 
     The benefit is fitted on ``val``: ``calibrate`` is looked at once, for the threshold.
     """
-    gain, cross_fitted = fit_benefit([val], lambda split: split.gains, raw_evidence(val))
+    gain, cross_fitted = fit_benefit([val], lambda split: split.gains, OF_RAW_SCORES)
     answers = []
     for split in splits:
         seen = {gate: split.holds[:, k] for k, gate in enumerate(split.records.gates)}
@@ -135,7 +131,7 @@ def gate_curve(
                 rows.append(row | {"objects_lost": effect["objects_lost"]} | case.routed(chosen, costs))
             row = told | {"system": "coin", "certified": True, "risk_on_test": epsilon, "blank_ended": epsilon}
             left = (1 - epsilon) * case.exits[:, -1]
-            coin = case.row((1 - epsilon) * float(times.exits[-1]), (1 - epsilon) * float(case.stated[-1]), left)
+            coin = case.row((1 - epsilon) * float(times.exits[-1]), (1 - epsilon) * float(case.ap[-1]), left)
             rows.append(row | {"objects_lost": epsilon} | coin)
     return rows
 

@@ -10,40 +10,26 @@ from functools import cached_property
 
 import numpy as np
 
-from eelib.routed_ap import RoutedAP, bootstrap, interval, resample
+from eelib.routed_ap import interval
 from eelib.routing import Setting, Split, choose, point
 from studies.hull import Hull, above
+from studies.routing.worth import Beside, Static
 
 STEPS = 201  # of the area between two curves
 
 
-class Judge:
+class Judge(Beside):
     """Measures routings of ``test`` beside the coin of the same exits and the hull of static detectors.
 
     Args:
         test: split, all of it or a part; a part is never called above anything.
         resamples: bootstrap draws of scenes.
-        static: time and match flags of static detectors on the same images; none are compared where there are none.
+        static: detectors on the same images; none are compared where there are none.
     """
 
-    def __init__(self, test: Split, resamples: int, static: Sequence[tuple[float, RoutedAP]] = ()):
-        self.test, self.whole = test, len(test.records) == len(test.coco.imgs)
-        self.weights = resample(test.scenes, resamples, seed=0)
-        exits = [np.full(len(test.records), k) for k in range(test.evaluator.exits)]
-        self.ap = np.array([test.evaluator.ap(exit_) for exit_ in exits])
-        self._samples: dict[bytes, np.ndarray] = {}
-        self.coin = Hull(test.costs, np.stack([self.samples(exit_) for exit_ in exits], 1))
-        self.static = None
-        if static and self.whole:
-            firsts = [flags.resampled(np.zeros(flags.images, int), self.weights) for _, flags in static]
-            self.static = Hull(np.array([time for time, _ in static]), np.stack(firsts, 1))
-
-    def samples(self, chosen: np.ndarray) -> np.ndarray:
-        """AP of a routing on every resample, (R,)."""
-        key = chosen.astype(np.int64).tobytes()
-        if key not in self._samples:  # many thresholds give one routing
-            self._samples[key] = bootstrap(self.test.evaluator, [chosen], self.weights)[:, 0]
-        return self._samples[key]
+    def __init__(self, test: Split, resamples: int, static: Sequence[Static] = ()):
+        self.whole = len(test.records) == len(test.coco.imgs)
+        super().__init__(test, test.costs, static if self.whole else (), None, resamples)
 
     def coin_at(self, time: float) -> float:
         """AP of the best coin at a mean time; NaN where every exit is slower."""
@@ -59,7 +45,7 @@ class Judge:
             are None.
         """
         samples = self.samples(chosen)
-        row = point(self.test, chosen, reads_boxes, samples, self.coin.samples[:, -1])
+        row = point(self.test, chosen, reads_boxes, samples, self.exits[:, -1])
         time = row["time_ratio"]
         coin, beside = self.coin_at(time), self.coin.gap(time, samples)
         row |= {
@@ -68,8 +54,8 @@ class Judge:
             "AP_minus_coin_interval": interval(beside),
             "above_coin": above(beside) if self.whole else None,
         }
-        gap = None if self.static is None else self.static.gap(time, samples)
-        if gap is not None:
+        hull = self.hulls.get("static")
+        if hull is not None and (gap := hull.gap(time, samples)) is not None:
             row |= {"minus_static": interval(gap), "above_static": above(gap)}
         return row
 

@@ -3,9 +3,7 @@
 Intervals and differences are paired bootstraps over scenes: every system meets the same resamples.
 """
 
-import contextlib
 import copy
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 
 from eelib.config import resolve
-from eelib.data import load_split
+from eelib.data import as_coco, load_split
 from eelib.plots import EXIT_COLOURS, TEXT_WIDTH_IN
 from eelib.records import records_of
 from eelib.routed_ap import ALL_AREAS, AREAS, RoutedAP, bootstrap, interval, resample, scenes_of
@@ -34,11 +32,7 @@ def only_model(coco: COCO, model: str) -> COCO:
     for annotation in changed["annotations"]:
         if annotation.get("model") != model:
             annotation["area"] = 2 * ALL_AREAS[1]
-    coco = COCO()
-    coco.dataset = changed
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
+    return as_coco(changed)
 
 
 def groups_of(split: Split) -> dict[str, np.ndarray]:

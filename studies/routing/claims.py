@@ -236,20 +236,11 @@ def guarantee_read(answer: Mapping) -> list[str]:
     return lines
 
 
-def metrics(
-    study: Study, curves: Mapping[str, Curve], shares: Mapping[str, Recovered], oracle: Curve, goal: dict
-) -> dict:
-    """What ``routing.json`` holds of the policies, the bounds, the exits and the goal."""
-    judge, names = study.judge, study.model.exit_names
+def metrics(curves: Mapping[str, Curve], shares: Mapping[str, Recovered], goal: dict) -> dict:
+    """What ``routing.json`` holds of the policies and the goal."""
     policies = {
         name: {"points": curve.points, "recovered": shares[name].share, "recovered_interval": shares[name].interval}
         | {"source": SOURCES.get(name), "complex": name in COMPLEX}
         for name, curve in curves.items()
     }
-    exits = {
-        name: {"time_ratio": float(time), "AP": float(ap)}
-        for name, time, ap in zip(names, study.times.costs, judge.ap, strict=True)
-    }
-    budgets = [point["budget"] for point in oracle.points]
-    coin = [{"time_ratio": budget, "AP": judge.coin_at(budget)} for budget in budgets]
-    return {"policies": policies, "bounds": {"coin": coin, "oracle": oracle.points}, "exits": exits, "goal": goal}
+    return {"policies": policies, "goal": goal}

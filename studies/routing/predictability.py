@@ -15,7 +15,6 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 
 from eelib.data import DetectionDataset, batches
 from eelib.deploy.evidence import OF_RAW_SCORES
@@ -28,6 +27,7 @@ from studies.routing.bounds import Area, priced
 from studies.routing.figures import BOUND_COLOUR, HIGHLIGHTS, MARKERS, OTHER_COLOUR
 
 PEARSON = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of what a noisy oracle sees with the true gain
+DRAWS = 5  # of its noise
 LINES = (SERIES_COLOURS[3], "-."), (SERIES_COLOURS[5], ":"), (BOUND_COLOUR, "-")  # colour and dashes of each reference
 
 
@@ -41,19 +41,6 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 def correlations(foreseen: np.ndarray, gains: np.ndarray) -> list[float]:
     """Rank correlation at each early exit, (N, E - 1) and (N, E - 1)."""
     return [rank_correlation(a, b) for a, b in zip(foreseen.T, gains.T, strict=True)]
-
-
-def gain_auroc(setting: Setting, split: Split) -> dict[str, float | None]:
-    """AUROC of a low confidence for "some deeper exit has a higher F1 on this image", an exit each.
-
-    None where that holds for every image or for none.
-    """
-    scores = {}
-    for index, confidence in enumerate(setting.on(split).T):
-        gains = split.f1[:, index + 1 :].max(1) > split.f1[:, index]
-        both = 0 < gains.sum() < len(gains)
-        scores[split.records.exit_names[index]] = float(roc_auc_score(gains, -confidence)) if both else None
-    return scores
 
 
 def noisy(gains: np.ndarray, pearson: float, rng: np.random.Generator) -> np.ndarray:
@@ -72,14 +59,7 @@ def noisy(gains: np.ndarray, pearson: float, rng: np.random.Generator) -> np.nda
     return mean + spread * pearson * seen
 
 
-def noisy_oracle(
-    test: Split,
-    budgets: Sequence[float],
-    area: Area,
-    pearson: Sequence[float] = PEARSON,
-    draws: int = 5,
-    seed: int = 0,
-) -> list[dict]:
+def noisy_oracle(test: Split, budgets: Sequence[float], area: Area, pearson: Sequence[float] = PEARSON) -> list[dict]:
     """What a router that foresees gains with a given correlation would recover between coin and oracle.
 
     It is spared what a real one pays: its view is free, and at exit1 it already has that of exit2. Its noise
@@ -92,10 +72,10 @@ def noisy_oracle(
     Returns:
         For each of ``pearson`` the mean over draws of ``correlation``, of ranks and over the exits, and ``recovered``.
     """
-    rng, gains, points = np.random.default_rng(seed), test.gains, []
+    rng, gains, points = np.random.default_rng(0), test.gains, []
     for each in pearson:
         outcomes = []
-        for _ in range(draws):
+        for _ in range(DRAWS):
             guess = noisy(gains, each, rng)
             value = np.hstack([-guess, np.zeros((len(guess), 1))])
             routings = [priced(value, test.costs, budget) for budget in budgets]
@@ -139,9 +119,8 @@ def pooled_features(model: EarlyExitSSDLite, dataset: DetectionDataset, batch_si
     return [torch.cat(rows).double().numpy() for rows in pooled]
 
 
-def free_evidence(split: Split, index: int) -> np.ndarray:
-    """What an exit knows that costs next to nothing, without blank gates, which take time: (N, F)."""
-    return evidence_features(OF_RAW_SCORES)(split, index)
+# What an exit knows that costs next to nothing, without blank gates, which take time: (N, F).
+free_evidence = evidence_features(OF_RAW_SCORES)
 
 
 def with_pooled(pooled: Mapping[str, Sequence[np.ndarray]]) -> Features:

@@ -105,8 +105,7 @@ def opened(
         for method in (calibration, "none")
     )
     smoke = smoke_of(splits, taken)
-    static = [(peer.time, peer.flags) for peer in static_flags(reports, plane)] if plane and not smoke else []
-    judge = Judge(splits["test"], resamples, static)
+    judge = Judge(splits["test"], resamples, static_flags(reports, plane) if plane and not smoke else ())
     origin: dict = {"images": {name: len(records[name]) for name in SPLITS[1:]}, "smoke": smoke, "resamples": resamples}
     origin |= {"times": dict(zip(model.exit_names, taken.costs.tolist(), strict=True))}
     origin |= {"passing": dict(zip(model.exit_names, taken.passing.tolist(), strict=True))}

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eelib.deploy.router import Times as ExitTimes
 from eelib.files import file_sha256
 from eelib.timing import measured_times, read_times
 from studies.metrics import current_metrics
@@ -35,7 +36,7 @@ class Times(NamedTuple):
 
 def times_of(
     path: Path | str, exit_names: Sequence[str], checkpoint: Path | str, root: str, log: Callable[[str], None] = print
-) -> tuple[list[float], list[float]]:
+) -> ExitTimes:
     """Time of each exit, and what suppression at the exits passed adds; 1 is the same detector without exits.
 
     They are read from the metrics of 04_exits at ``path``, or measured now on images of ``root``.
@@ -43,8 +44,7 @@ def times_of(
     if current_metrics(path, log, checkpoint_sha256=checkpoint) is not None:
         return read_times(path, exit_names, checkpoint)
     log("times are measured now, on eight images: enough for a look, not for a result")
-    times = measured_times(checkpoint, root)
-    return list(times.exits), list(times.passing)
+    return measured_times(checkpoint, root)
 
 
 def plane_exits(plane: dict | None, checkpoint: Path | str) -> dict[str, dict]:
@@ -69,7 +69,8 @@ def common_times(
             now, and 1.00 is the detector itself without its exits.
         path, exit_names, checkpoint, root: as in :func:`times_of`.
     """
-    ratios, passing = (np.array(values) for values in times_of(path, exit_names, checkpoint, root))
+    own = times_of(path, exit_names, checkpoint, root)
+    ratios, passing = np.array(own.exits), np.array(own.passing)
     exits = plane_exits(plane, checkpoint)
     if plane and exits:
         costs = np.array([exits[name]["time_ratio"] for name in exit_names])

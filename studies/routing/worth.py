@@ -51,13 +51,6 @@ class Static(NamedTuple):
     flags: RoutedAP
 
 
-def unit_of(plane: Mapping, size: int) -> float:
-    """Time of the plain detector at an input size on the plane's axis: what 04_exits calls 1."""
-    names = {row["name"]: row for row in plane["systems"] if not row["int8"] and row["seed"] == 0}
-    row = next(row for row in names.values() if row["kind"] in ("plain", "input") and row["input_px"] == size)
-    return row["exits"]["full"]["time_ratio"]
-
-
 def common_times(plane: Mapping, measured: Mapping, checkpoint_sha256: str, size: int) -> Times:
     """Times of a detector with exits: without gates from the plane, with them from 04_exits, as shares of one unit.
 
@@ -68,7 +61,10 @@ def common_times(plane: Mapping, measured: Mapping, checkpoint_sha256: str, size
         size: of its input.
     """
     own = next(r for r in plane["systems"] if r["checkpoint_sha256"] == checkpoint_sha256 and not r["int8"])
-    unit, plain_ms = unit_of(plane, size), plane["systems"][0]["exits"]["full"]["median_ms"]
+    # what 04_exits calls 1: the plain detector at this input size
+    plain = [r for r in plane["systems"] if r["kind"] in ("plain", "input") and not r["int8"] and r["seed"] == 0]
+    unit = next(r["exits"]["full"]["time_ratio"] for r in plain if r["input_px"] == size)
+    plain_ms = plane["systems"][0]["exits"]["full"]["median_ms"]
     told = {
         name: {key: exit_[f"{key}_ms"] / plain_ms for key in ("median", "p95", "p99")}
         for name, exit_ in own["exits"].items()
@@ -97,6 +93,12 @@ class Beside:
 
     Empty images are weighted, so their false alarms and their time count and nothing else changes.
 
+    Attributes:
+        ap: (E,) of each exit alone; exits: (R, E) the same on the resamples.
+        coin: of the exits; hulls: of the static detectors, by the names of :data:`studies.compress.plane.HULLS`.
+        weights, once: (R, N) and (N,) how often each image counts, in the resamples and in AP as stated.
+        prevalence: share of empty images.
+
     Args:
         test: split under raw scores: the coin is of these exits.
         times: (E,) of its exits where nothing routes.
@@ -117,15 +119,23 @@ class Beside:
         self.prevalence = float(self.once @ empty / self.once.sum())
         routings = [np.full(len(empty), k) for k in range(test.evaluator.exits)]
         self.exits = bootstrap(test.evaluator, routings, self.weights)
-        self.stated = np.array([test.evaluator.ap(routing, self.once) for routing in routings])
-        self.coin, self.hulls, whole = Hull(np.asarray(times), self.exits), {}, np.zeros(len(empty), int)
-        samples = [bootstrap(system.flags, [whole], self.weights)[:, 0] for system in static]
+        self.ap = np.array([test.evaluator.ap(routing, self.once) for routing in routings])
+        self.coin, self.hulls = Hull(np.asarray(times), self.exits), {}
+        samples = [bootstrap(system.flags, routings[:1], self.weights)[:, 0] for system in static]
         for hull, kinds in HULLS.items() if static else ():
             of = [k for k, system in enumerate(static) if system.kind in kinds]
             if not of:
                 continue
             self.hulls[hull] = Hull(np.array([static[k].time for k in of]), np.stack([samples[k] for k in of], 1))
-        self._seen: dict[tuple, tuple[float, np.ndarray]] = {}
+        self._samples: dict[tuple, np.ndarray] = {}
+
+    def samples(self, chosen: np.ndarray, evaluator: RoutedAP | None = None) -> np.ndarray:
+        """AP of a routing on every resample, (R,); arguments as in :meth:`routed`."""
+        evaluator, chosen = evaluator or self.test.evaluator, chosen.astype(np.int64)
+        key = chosen.tobytes(), id(evaluator)
+        if key not in self._samples:  # many thresholds give one routing
+            self._samples[key] = bootstrap(evaluator, [chosen], self.weights)[:, 0]
+        return self._samples[key]
 
     def routed(self, chosen: np.ndarray, times: np.ndarray, evaluator: RoutedAP | None = None) -> dict:
         """AP, mean time and verdicts of a routing.
@@ -135,15 +145,13 @@ class Beside:
             times: time of each place.
             evaluator: under the scores that the routing mixes, if they are calibrated.
         """
-        evaluator = evaluator or self.test.evaluator
-        key = chosen.tobytes(), id(evaluator)
-        if key not in self._seen:
-            self._seen[key] = evaluator.ap(chosen, self.once), bootstrap(evaluator, [chosen], self.weights)[:, 0]
-        return self.row(float(self.once @ times[chosen] / self.once.sum()), *self._seen[key])
+        ap = (evaluator or self.test.evaluator).ap(chosen, self.once)
+        time = float(self.once @ times[chosen] / self.once.sum())
+        return self.row(time, ap, self.samples(chosen, evaluator))
 
     def mixed(self, shares: np.ndarray, times: np.ndarray) -> dict:
         """The same of a coin that takes each exit for a share (E,) of whole runs."""
-        return self.row(float(shares @ times), float(shares @ self.stated), self.exits @ shares)
+        return self.row(float(shares @ times), float(shares @ self.ap), self.exits @ shares)
 
     def row(self, time: float, ap: float, samples: np.ndarray) -> dict:
         """``prevalence``, ``time``, ``AP``, and intervals of its differences with what is ``above``.

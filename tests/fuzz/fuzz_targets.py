@@ -204,12 +204,14 @@ def _(case: Case, folder: Path) -> object:
 
 
 def _mask_of(shape: object, content: dict, image_id: int) -> None:
-    from eelib import segmentation
+    from pycocotools.coco import COCO
 
     image = next(image for image in content["images"] if image["id"] == image_id)
     size = image["height"], image["width"]
     if shape is not None and np.prod(size) < 10**7:
-        mask = segmentation.mask(shape, size)
+        coco = COCO()
+        coco.imgs = {image_id: image}
+        mask = coco.annToMask({"image_id": image_id, "segmentation": shape})
         assert mask.shape == size and mask.dtype == np.uint8 and mask.max(initial=0) <= 1
 
 
@@ -416,8 +418,7 @@ def fit_once(made, folder: Path, epochs: int, resume: bool = False) -> object:
 
 @target("manifest of releases", "manifest.json")
 def _(case: Case, folder: Path) -> object:
-    from eelib.hub import path_of
-    from eelib.release import read_manifest
+    from eelib.hub import path_of, read_manifest
 
     shutil.copytree(released(), folder / "checkpoints")
     manifest = folder / "checkpoints" / "manifest.json"
@@ -634,17 +635,17 @@ def _(case: Case, folder: Path) -> object:
 def _(case: Case, folder: Path) -> object:
     from eelib.routers import read_times
 
-    exits = {name: {"ratio": 0.5, "passed_ratio": 0.1} for name in ("exit1", "full")}
+    exits = {name: {"ratio": ratio, "passed_ratio": 0.1} for name, ratio in (("exit1", 0.5), ("full", 1.0))}
     path = folder / "case.json"
     path.write_bytes(as_json({"checkpoint_sha256": file_sha256(checkpoint()), "exits": exits}, case))
-    costs, passing = read_times(path, ("exit1", "full"), checkpoint())
-    assert np.isfinite([*costs, *passing]).all()
-    return costs
+    times = read_times(path, ("exit1", "full"), checkpoint())
+    assert np.isfinite([*times.exits, *times.passing]).all()
+    return times
 
 
 @target("metrics", "case.json")
 def _(case: Case, folder: Path) -> object:
-    from studies.report.metrics_files import read_metrics
+    from studies.metrics import read_metrics
 
     path = folder / "case.json"
     path.write_bytes(as_json({"a": {"b": [1, {"c": 2.5}]}, "exits": {"full": {"AP": 0.4}}}, case))

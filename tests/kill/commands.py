@@ -18,7 +18,8 @@ from eelib.deploy.export import export
 from eelib.deploy.runtime import Session
 from eelib.deploy.video import VideoWriter
 from eelib.files import file_sha256, write_json
-from eelib.release import read_manifest, release
+from eelib.hub import read_manifest
+from eelib.release import release
 from eelib.train import train
 from kill.campaign import Command
 from showroom import __main__ as showroom

@@ -5,6 +5,7 @@ import torch
 
 from eelib.checkpoints import load_released
 from eelib.deploy.manifest import DeploymentError
+from eelib.deploy.runtime import Session
 from studies import bench
 
 
@@ -66,7 +67,7 @@ def test_evidence_is_timed_against_stages_without_it(exported, images, monkeypat
 
 def test_routed_latency_counts_every_image_once(exported, images):
     session, arrays = bench.sessions_of(exported("two exits"), 1)["onnxruntime"], list(images[:11].numpy())
-    rule, plain = bench.even_rule(session, images[:11].numpy()), bench.Baseline(exported("plain"), images).session()
+    rule, plain = bench.even_rule(session, images[:11].numpy()), Session(exported("plain"))
     paths = {"baseline": (plain, plain.at_exit("full"), arrays), "routed": (session, rule, arrays)}
     rows = {(row["path"], row["batch"]): row for row in bench.routed_latency(paths)}
     assert list(rows) == [("baseline", 1), ("routed", 1), ("baseline", 8), ("routed", 8)]

@@ -75,7 +75,7 @@ def test_ending_empty_images_saves_time_and_costs_no_ap(splits):
 def test_a_coin_is_on_the_line_and_above_nothing(splits):
     case = worth.Beside(splits["test"], TIMES, [], None, 50)
     row = case.mixed(np.array([0.5, 0.0, 0.5]), np.array(TIMES))
-    assert row["time"] == 0.65 and row["AP"] == pytest.approx((case.stated[0] + case.stated[2]) / 2)
+    assert row["time"] == 0.65 and row["AP"] == pytest.approx((case.ap[0] + case.ap[2]) / 2)
     assert not row["above_coin"] and "above_static" not in row
 
 
@@ -98,9 +98,9 @@ def test_gates_are_promised_beside_a_coin(splits):
     own, rare = gates[0], gates[1]
     assert rare["time"] < own["time"] and own["risk_on_test"] == rare["risk_on_test"]
     coin = next(row for row in rows if row["system"] == "coin")
-    assert coin["time"] == 0.9 and coin["AP"] == pytest.approx(0.9 * cases[0].stated[-1]) and not coin["above_coin"]
+    assert coin["time"] == 0.9 and coin["AP"] == pytest.approx(0.9 * cases[0].ap[-1]) and not coin["above_coin"]
     shown = [row | {"system": "gates alone"} for row in gates]
-    figure = blank.worth_figure(shown, None, {case.prevalence: (TIMES, case.stated) for case in cases})
+    figure = blank.worth_figure(shown, None, {case.prevalence: (TIMES, case.ap) for case in cases})
     assert [axis.get_title()[-7:] for axis in figure.axes] == ["% empty"] * 2
     plt.close(figure)
 

@@ -20,13 +20,13 @@ def written(tmp_path_factory):
     reports = tmp_path_factory.mktemp("reports")
     coco, records = noisy(60, empty=0.25)
     RoutedAP(records, coco).save(reports / "plane" / "exits_256_seed0.npz", "data", "graphs")
-    system = {"name": "exits_256", "seed": 0, "graphs_sha256": "graphs"}
+    system = {"name": "exits_256", "kind": "exits", "seed": 0, "graphs_sha256": "graphs"}
     system["exits"] = {name: {"time_ratio": time, "cut": 0.1} for name, time in TIMES.items()}
     alone = RoutedAP(*reversed(noisy(60, empty=0.25, sigma=(9.0,))))
     alone.save(reports / "plane" / "static_seed0.npz", "data", "graphs")
-    static = system | {"name": "static", "exits": {"full": {"time_ratio": 0.9, "cut": 0.1}}}
+    static = system | {"name": "static", "kind": "input", "exits": {"full": {"time_ratio": 0.9, "cut": 0.1}}}
     (reports / "metrics").mkdir()
-    report = {"split": "test", "split_sha256": "data", "systems": [system, static]}
+    report = {"plane": {"name": "plane"}, "split": "test", "split_sha256": "data", "systems": [system, static]}
     (reports / "metrics" / "plane.json").write_text(json.dumps(report))
     return reports, records, RoutedAP(records, coco)
 

@@ -6,8 +6,9 @@ from matplotlib import pyplot as plt
 from synthetic import noisy
 
 from eelib import guarantee
+from eelib.deploy.evidence import OF_RAW_SCORES
 from eelib.routing import Setting, prepare
-from studies.routing import blank, guarantees, worth
+from studies.routing import guarantees, worth
 
 TIMES = (0.3, 0.5, 1.0)
 
@@ -19,7 +20,7 @@ def splits():
 
 
 def test_a_walk_goes_from_full_down_and_a_coin_loses_its_expectation(splits):
-    walks = guarantees.walks(splits["val"], guarantee.f1_of, blank.raw_evidence(splits["val"]))
+    walks = guarantees.walks(splits["val"], guarantee.f1_of, OF_RAW_SCORES)
     assert list(walks) == ["router", "best score", "coin"]
     assert walks["coin"][0].tolist() == [0, 0, 1] and walks["coin"][-1].tolist() == [1, 0, 0]
     calibrate = splits["calibrate"]
@@ -42,7 +43,7 @@ def test_a_promise_at_another_share_of_empty_images_counts_them_by_their_weight(
 def test_curves_have_a_row_for_each_promise(splits):
     cases = [worth.Beside(splits["test"], TIMES, [], share, 10) for share in (None, 0.8)]
     for loss in guarantees.QUALITIES:
-        rows = guarantees.curve(splits, loss, blank.raw_evidence(splits["val"]), (0.1, 0.3), 0.1, cases)
+        rows = guarantees.curve(splits, loss, OF_RAW_SCORES, (0.1, 0.3), 0.1, cases)
         assert len(rows) == 3 * 2 * 2
         for system in ("router", "best score", "coin"):
             own = [row for row in rows if row["system"] == system and row["prevalence"] == cases[0].prevalence]
@@ -79,6 +80,6 @@ def test_the_check_finds_rules_that_promise_nothing():
 
 
 def test_every_step_is_a_setting_or_a_coin(splits):
-    walks = guarantees.walks(splits["val"], guarantees.recall_of, blank.raw_evidence(splits["val"]))
+    walks = guarantees.walks(splits["val"], guarantees.recall_of, OF_RAW_SCORES)
     kinds = {name: {isinstance(step, Setting) for step in steps} for name, steps in walks.items()}
     assert kinds == {"router": {True}, "best score": {True}, "coin": {False}}

@@ -89,7 +89,9 @@ def test_run_files_carry_the_names_of_the_record(tiny, tmp_path):
     # 1.5, check 8 of B.11: the thresholds are float32 of their start
     thresholds = phases.final_thresholds(run["detector"], config)
     assert thresholds == tuple(float(torch.tensor(t)) for t in (0.55, 0.65))
-    assert phases.load_phase(config, tmp_path).heads.thresholds["exit1"] == torch.tensor(0.55)
+    detector, path = phases.load_phase(config, tmp_path)
+    assert detector.heads.thresholds["exit1"] == torch.tensor(0.55)
+    assert path == phases.weights_path(tmp_path, "1.5")
 
 
 @pytest.mark.slow

@@ -152,9 +152,8 @@ def test_what_policies_are_said_to_add_is_counted(splits):
     assert claims.pays(curves, "static").startswith("Of 0 routed points 0 lie above the hull")
     best = claims.pays({"oracle": oracle}, "coin")
     assert "above it are points of oracle" in best
-    content = claims.metrics(of, curves, shares, oracle, {})
+    content = claims.metrics(curves, shares, {})
     assert content["policies"]["fixed"]["recovered_interval"] == shares["fixed"].interval
-    assert content["exits"]["full"] == {"time_ratio": 0.8, "AP": pytest.approx(of.judge.ap[-1])}
     for drawn in (
         figures.ap_time_plane(curves, oracle, of.judge, "it", [{"time_ratio": 0.3, "AP": 0.1}]),
         figures.recovered_bars(shares),

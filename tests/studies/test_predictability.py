@@ -7,9 +7,9 @@ from synthetic import noisy as synthetic_records
 
 from eelib.data import DetectionDataset, as_input
 from eelib.model import EarlyExitSSDLite
-from eelib.policies import BEST_SCORE, FEW_UNDECIDED, PENALTIES, fit_gain, swept
+from eelib.policies import FEW_UNDECIDED, PENALTIES, fit_gain, swept
 from eelib.routed_ap import RoutedAP
-from eelib.routing import Setting, prepare
+from eelib.routing import prepare
 from studies.compress.plane import flags_of
 from studies.routing import predictability
 from studies.routing.bounds import Judge, areas, oracle_curve, policy_curve, priced, recovered
@@ -18,7 +18,6 @@ from studies.routing.predictability import (
     correlations,
     foreseen,
     free_evidence,
-    gain_auroc,
     gains_of,
     needed,
     noisy,
@@ -44,16 +43,6 @@ def test_rank_correlation_by_hand():
     # ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4
     assert rank_correlation(np.array([0.0, 5, 5, 9]), np.array([1.0, 2, 3, 4])) == pytest.approx(np.sqrt(0.9))
     assert rank_correlation(np.zeros(3), np.array([1.0, 2, 3])) == 0
-
-
-def test_auroc_of_a_low_confidence(splits):
-    test = splits["test"]
-    sure = np.where(test.f1[:, 1:].max(1) > test.f1[:, 0], 0.2, 0.8)
-    values = np.stack((sure, np.full(len(sure), 0.5)), 1)
-    setting = Setting((0.5, 0.5), BEST_SCORE, {test.images: values})
-    assert gain_auroc(setting, test) == {"exit1": 1.0, "exit2": 0.5}
-    test = replace(test, records=test.records, cuts=np.ones(3))  # no box counts, so no exit is better than another
-    assert gain_auroc(setting, test) == {"exit1": None, "exit2": None}
 
 
 def test_noise_leaves_the_correlation_asked_for():

@@ -7,12 +7,12 @@ import pytest
 
 from eelib import tables
 from eelib.config import ConfigError
+from studies.metrics import load_entries
 from studies.phases import analysis as record
 from studies.phases.config import EXIT_NAMES
 from studies.phases.scorecard import recorded_card
 from studies.phases.verdicts import headline, holds
 from studies.report import comparison, facts, reports
-from studies.report.metrics_files import load_entries
 
 FINAL = record.final_values()
 
@@ -76,6 +76,10 @@ def change(results, name: str, edit) -> None:
     path.write_text(json.dumps(content))
 
 
+def rendered(name: str, results) -> str:
+    return reports.render(name, reports.context(results / "metrics", results / "phases"))
+
+
 def test_all_four_reports_are_written_and_repeatable(results):
     paths = reports.write_all(results)
     assert [p.name for p in paths] == list(reports.REPORTS)
@@ -86,23 +90,23 @@ def test_all_four_reports_are_written_and_repeatable(results):
 
 def test_judging_sentences_follow_the_numbers(results):
     name = "EXECUTIVE_SUMMARY.md"
-    before = reports.render(name, results / "metrics", results / "phases")
+    before = rendered(name, results)
     assert "required AP of 0.400 is missed by 0.3" in before
     assert "Train the plain detector until it reaches the required AP" in before
     assert (
         "After 320 steps the switches give the recorded exit shares in 8 of 9 phases with every seed. Every" in before
     )
     change(results, "baseline", lambda c: c.update(AP=0.45))
-    after = reports.render(name, results / "metrics", results / "phases")
+    after = rendered(name, results)
     assert "required AP of 0.400 is met" in after
     assert "The foundation stands" in after
 
 
 def test_a_wide_score_range_changes_the_verdict_on_the_detector(results):
     name = "INFERENCE_ISSUES_PHASE1_4.md"
-    assert "say nothing about the image" in reports.render(name, results / "metrics", results / "phases")
+    assert "say nothing about the image" in rendered(name, results)
     change(results, "detector_1_4", lambda c: c["chair_probability"].update(greatest=0.97))
-    text = reports.render(name, results / "metrics", results / "phases")
+    text = rendered(name, results)
     assert "say nothing about the image" not in text and "wider than on record" in text
 
 
@@ -128,14 +132,16 @@ def test_a_missing_file_is_named(results):
 
 
 def test_causal_means_state_the_outcome_of_the_mean():
-    run = {"confidence_mean": {"exit1": 0.5}, "confidence_std": {"exit1": 0.1}, "AP_exits": {"full": 0.2}, "AP": 0.1}
-    runs = [
-        run | {"variant": "as recorded", "seed": s, "exit_shares": {"exit1": 1.0, "exit2": 0.0, "full": 0.0}}
-        for s in (0, 1)
+    means = {"spread_exit1": 0.1, "AP_full": 0.2, "AP": 0.1}
+    variants = [
+        means | {"variant": name, **{f"share_{exit_}": share for exit_, share in zip(EXIT_NAMES, shares, strict=True)}}
+        for name, shares in (("as recorded", (1.0, 0.0, 0.0)), ("all", (0.5, 0.2, 0.3)))
     ]
-    runs.append(run | {"variant": "all", "seed": 0, "exit_shares": {"exit1": 0.5, "exit2": 0.2, "full": 0.3}})
-    rows = facts.causal_means({"runs": runs}).to_dict("records")
+    confidences = (("as recorded", 0.4), ("as recorded", 0.6), ("all", 0.7))
+    runs = [{"variant": name, "confidence_mean": {"exit1": c}} for name, c in confidences]
+    rows = facts.causal_means({"variants": variants, "runs": runs}).to_dict("records")
     assert [(r["variant"], r["outcome"]) for r in rows] == [("as recorded", "all at exit1"), ("all", "mixed")]
+    assert [(r["c1"], r["exit2 %"]) for r in rows] == [(0.5, 0.0), (0.7, 20.0)]
 
 
 def test_nine_tables_hold_recorded_beside_ours(results):
@@ -164,7 +170,7 @@ def test_the_run_with_most_images_is_the_one_that_is_reported(results):
     change(results, "phases", lambda c: c["phases"][3].update(serious=c["phases"][3]["runs"][0] | longer))
     entries = load_entries(results / "metrics" / "phases.json")
     assert comparison.reported(entries["1.4"])["steps"] == 10980 and comparison.reported(entries["1.5"])["steps"] == 320
-    text = reports.render("PHASE_COMPARISON_TABLE.md", results / "metrics", results / "phases")
+    text = rendered("PHASE_COMPARISON_TABLE.md", results)
     assert holds(entries["1.4"])
     assert "; after 10,980 steps, with one seed, in 1 of 1. Every" in text and "after 10,980 steps |" in text
     entries["1.4"]["serious"]["mechanisms"][0]["holds"] = False
@@ -172,7 +178,7 @@ def test_the_run_with_most_images_is_the_one_that_is_reported(results):
     assert not holds(entries["1.4"]) and holds(entries["1.5"])
     change(results, "phases", lambda c: c["phases"][3]["serious"].update(agrees=False))
     analysis = "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md"
-    open_questions = reports.render(analysis, results / "metrics", results / "phases").split("What is still open")[1]
+    open_questions = rendered(analysis, results).split("What is still open")[1]
     assert "differ from the record in some training: 1.2 and 1.4;" in open_questions
     said = headline(list(entries.values()))
     assert "in 0 of 1 (not in 1.4). Every" in said and said.endswith("longest training; not all do in 1.4")
@@ -266,7 +272,7 @@ def add_studies(results, weights: dict[str, str] | None = None) -> None:
 )
 def test_a_study_is_reported_where_it_is_of_the_present_weights(results, name, title):
     def text():
-        return reports.render(name, results / "metrics", results / "phases")
+        return rendered(name, results)
 
     assert title not in text()
     add_studies(results)
@@ -277,7 +283,7 @@ def test_a_study_is_reported_where_it_is_of_the_present_weights(results, name, t
 
 def test_numbers_of_the_studies_stand_in_the_summary(results):
     add_studies(results)
-    text = reports.render("EXECUTIVE_SUMMARY.md", results / "metrics", results / "phases")
+    text = rendered("EXECUTIVE_SUMMARY.md", results)
     for part in (
         "goal at most 0.750: met",
         "-2.0 %",
@@ -288,16 +294,16 @@ def test_numbers_of_the_studies_stand_in_the_summary(results):
         assert part in text
     change(results, "guarantee", lambda content: content["stated"].update(thresholds=None))
     change(results, "predictability", lambda content: content.update(needed=None, between_seeds=None))
-    text = reports.render("EXECUTIVE_SUMMARY.md", results / "metrics", results / "phases")
+    text = rendered("EXECUTIVE_SUMMARY.md", results)
     assert "No threshold could be certified" in text
     assert "none of the correlations that were tried meets the goal" in text
 
 
 @pytest.mark.parametrize("name", ["EXECUTIVE_SUMMARY.md", "COMPREHENSIVE_TRAINING_ANALYSIS_AND_RECOMMENDATIONS.md"])
 def test_a_plane_that_is_missing_is_said_to_be(results, name):
-    assert "Not measured yet" in reports.render(name, results / "metrics", results / "phases")
+    assert "Not measured yet" in rendered(name, results)
     add_studies(results)
-    assert "Not measured yet" not in reports.render(name, results / "metrics", results / "phases")
+    assert "Not measured yet" not in rendered(name, results)
 
 
 def test_what_pays_is_counted_over_seeds():
@@ -313,3 +319,16 @@ def test_what_pays_is_counted_over_seeds():
     assert not any(goal.startswith("AP of plain detector") for goal in paying["goals"]["goal"])  # met, so not listed
     assert paying["goals"]["goal"].str.startswith("latencies").sum() == 1 and paying["met"] == 1
     assert paying["alternatives"]["AP"].tolist() == ["0.450 [0.400, 0.500]", "0.400 [0.350, 0.450]"]
+
+
+def test_a_bench_without_int8_says_nothing_of_int8(tmp_path):
+    def bench(*runtimes):
+        names = [("onnxruntime", "baseline"), *((runtime, f"exit{k}") for runtime in runtimes for k in (1, 2))]
+        times = [{"runtime": r, "exit": e, "median_ms": 10.0 + len(r), "batch": 1, "threads": 1} for r, e in names]
+        (tmp_path / "bench.json").write_text(json.dumps({"times": times, "machine": {"processor": "some"}}))
+        return facts.int8_elsewhere(tmp_path)
+
+    assert facts.int8_elsewhere(tmp_path) == bench("onnxruntime") == ""
+    assert "1.24 and 1.24 in the run of `eelib bench` (some, the baseline taking 21.0 ms)" in bench(
+        "onnxruntime", "onnxruntime int8"
+    )

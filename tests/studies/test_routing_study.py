@@ -16,10 +16,10 @@ from eelib.routed_ap import RoutedAP
 from eelib.routing import choose, prepare
 from studies.routing import times
 from studies.routing.bounds import Area, Judge, along, areas, oracle_curve, policy_curve, recovered
-from studies.routing.experiments import EXPERIMENTS, fit_temperature
-from studies.routing.gates import train_exit_gates
+from studies.routing.experiments import EXPERIMENTS, fit_temperature, train_exit_gates
 from studies.routing.reliability import compare, d_ece, reliability
 from studies.routing.resplits import naive, resplit_risks, resplits
+from studies.routing.worth import Static
 
 COSTS = (0.5, 0.7, 1.0)
 OPTIONS = read_yaml(ROOT / "params" / "report_policies.yaml") | {
@@ -122,11 +122,11 @@ def test_the_coin_lies_on_the_line_between_two_exits(splits):
 
 def test_above_is_said_of_a_whole_split_alone(splits):
     test = splits["test"]
-    oracle = oracle_curve(Judge(test, 30, [(0.1, test.evaluator)]), [0.6])
+    oracle = oracle_curve(Judge(test, 30, [Static("plain", 0.1, test.evaluator)]), [0.6])
     assert oracle.points[0]["above_coin"] is True and oracle.points[0]["above_static"] is True
     part = replace(test, records=test.records.rows(range(40)), evaluator=test.evaluator.rows(range(40)))
-    judge = Judge(part, 30, [(0.1, part.evaluator)])
-    assert judge.static is None and judge.point(np.zeros(40, int))["above_coin"] is None
+    judge = Judge(part, 30, [Static("plain", 0.1, part.evaluator)])
+    assert judge.hulls == {} and judge.point(np.zeros(40, int))["above_coin"] is None
 
 
 def test_d_ece_by_hand():
@@ -178,12 +178,12 @@ def test_times_of_other_weights_are_measured_anew(tmp_path, monkeypatch):
     checkpoint.write_bytes(b"weights")
     rows = {name: {"ratio": ratio, "passed_ratio": 0.01} for name, ratio in (("exit1", 0.4), ("full", 1.1))}
     path.write_text(json.dumps({"exits": rows, "checkpoint_sha256": file_sha256(checkpoint)}))
-    assert times.times_of(path, ("exit1", "full"), checkpoint, "root", lines.append) == ([0.4, 1.1], [0.01, 0.01])
-    assert not lines
+    read = times.times_of(path, ("exit1", "full"), checkpoint, "root", lines.append)
+    assert (read.exits, read.passing) == ((0.4, 1.1), (0.01, 0.01)) and not lines
     checkpoint.write_bytes(b"other weights")
     measured = Times((0.5, 1.2), (0.0, 0.02), (), "the plain detector", {})
     monkeypatch.setattr(times, "measured_times", lambda *_: measured)
-    assert times.times_of(path, ("exit1", "full"), checkpoint, "root", lines.append) == ([0.5, 1.2], [0.0, 0.02])
+    assert times.times_of(path, ("exit1", "full"), checkpoint, "root", lines.append) is measured
     assert "other weights" in lines[0] and "measured now" in lines[1]
 
 

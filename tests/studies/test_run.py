@@ -1,7 +1,11 @@
 """``eelib study run``: what is wrong with a notebook or its kernel is one line."""
 
+import base64
+import io
+
 import nbformat
 import pytest
+from PIL import Image
 
 from eelib.cli import main
 
@@ -34,3 +38,14 @@ def test_a_kernel_that_dies_is_told(tmp_path, capsys):
     path = notebook(tmp_path / "a.ipynb", "seed = 0", "import os; os._exit(1)")
     assert main(["study", "run", path, "--out", str(tmp_path / "out.ipynb")]) == 1
     assert "its kernel died, which a lack of memory does" in capsys.readouterr().err
+
+
+def test_an_executed_copy_holds_small_pictures_of_the_same_size(tmp_path):
+    draw = "import numpy as np, PIL.Image as I\ndisplay(I.fromarray(np.indices((90, 120)).sum(0).astype('uint8')))"
+    path = notebook(tmp_path / "a.ipynb", "seed = 0", draw)
+    assert main(["study", "run", path, "--out", str(tmp_path / "out.ipynb")]) == 0
+    ran = nbformat.read(tmp_path / "out.ipynb", nbformat.NO_CONVERT)
+    (text,) = [o.data["image/png"] for cell in ran.cells for o in cell.outputs if "image/png" in o.get("data", {})]
+    picture = Image.open(io.BytesIO(base64.b64decode(text)))
+    assert picture.mode == "P" and picture.size == (120, 90)
+    assert picture.convert("L").getpixel((20, 10)) == 30
