@@ -6,6 +6,7 @@ refused with the nearest known name, and so are settings that have no effect in 
 
 import copy
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -229,7 +230,9 @@ def _explain(kind: type[BaseModel], error: dict) -> str:
         return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
     if error["type"] == "missing":
         return f"key '{key}' is missing"
-    return f"key '{key}' is {shorten(value)}: {error['msg'].lower()}"
+    number = isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", value)  # text where papermill reads it
+    hint = "; write it without quotes and with a point, such as 1.0e-4" if number else ""
+    return f"key '{key}' is {shorten(value)}: {error['msg'].lower()}{hint}"
 
 
 def _known_keys(kind: type[BaseModel], path: tuple) -> list[str]:

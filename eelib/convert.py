@@ -99,7 +99,7 @@ def _yolo_names(folder: Path) -> list[str]:
                     raise DataError(f"{path}: key 'names' is not a list of classes") from None
         for path in (place / "classes.txt", place / "obj.names"):
             if path.is_file():
-                return _text(path).rstrip().splitlines()
+                return _text(path).rstrip().replace("\r\n", "\n").split("\n")
     return []
 
 

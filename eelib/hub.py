@@ -90,9 +90,10 @@ def read_manifest(folder: Path | str) -> dict[str, dict]:
     except FileNotFoundError:
         return {}
     for file, entry in entries.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str) or Path(file).name != file:
-            expected = "a file's name, and an object with 'sha256'"
-            raise HubError(f"{path}: entry {shorten(file)} is {shorten(entry)}; expected {expected}")
+        if Path(file).name != file:
+            raise HubError(f"{path}: entry {shorten(file)} is not of a released file; expected a file's name")
+        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+            raise HubError(f"{path}: entry {shorten(file)} is {shorten(entry)}; expected an object with text 'sha256'")
     return entries
 
 

@@ -57,7 +57,7 @@ def save_to(figure: Figure, stem: Path) -> None:
 
 
 def png_of(image: Image.Image) -> bytes:
-    """An RGB image as PNG of 256 colours, about a third of its bytes otherwise."""
+    """An RGB image as PNG of 256 colours, which takes about a third of the bytes."""
     drawn = io.BytesIO()
     image.quantize(256).save(drawn, "PNG", optimize=True)
     return drawn.getvalue()

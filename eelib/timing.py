@@ -63,17 +63,17 @@ def exit_times(
     """Time of leaving at each exit, from tensor to detections: what a routed image pays, the exits passed included.
 
     The boxes of exits that are passed are not suppressed: routers read the raw scores. One that reads boxes after
-    suppression pays ``passed_ratio`` on top.
+    suppression pays ``passed_ratio``, which a session states, on top.
 
     Args:
         model: in evaluation mode.
         images: (N, 3, H, W) in [0, 1]; they take turns in a session, the first one is taken in eager mode.
-        session: an export of the model, which is timed in place of eager torch on one thread.
+        session: an export of the model, which is timed in place of eager torch; the latter runs on one thread.
 
     Returns:
-        For each exit ``median_ms``, ``p95_ms``, ``p99_ms`` and ``ratio``, in eager torch to the last exit with all
-        exits before it. A session has ``ratio`` to :data:`UNIT` and adds ``passed_ratio``, ``batch_8_ms``, the median
-        for an image of a batch of 8, and the times of ending at its blank gates.
+        For each exit ``median_ms``, ``p95_ms``, ``p99_ms`` and ``ratio``. In eager torch the ratio is to the last exit,
+        all exits before it included; in a session it is to :data:`UNIT`. A session adds ``passed_ratio``,
+        ``batch_8_ms``, which is the median for an image of a batch of 8, and the times of ending at its blank gates.
     """
     if session is not None:
         return _session_times(session, np.ascontiguousarray(images.numpy()), repeats)
@@ -154,8 +154,8 @@ def read_times(path: Path | str, exit_names: Sequence[str], checkpoint: Path | s
             raise PolicyError(f"{path}: a time in exits is {shorten(value)}; expected a share from 0")
     if content.get("checkpoint_sha256") != file_sha256(checkpoint):
         raise PolicyError(f"{path}: times of other weights than {checkpoint}; run 04_exits with that checkpoint")
-    if content.get("unit", UNIT) != UNIT:
-        raise PolicyError(f"{path}: unit is {shorten(content['unit'])}; expected '{UNIT}': run 04_exits")
+    if content.get("unit", UNIT) != UNIT:  # a file without it is older than the key
+        raise PolicyError(f"{path}: key 'unit' is {shorten(content['unit'])}; expected '{UNIT}'; run 04_exits again")
     try:
         return Times(tuple(both[0]), tuple(both[1]), (), UNIT, {"file": str(path)})
     except RouterError as error:

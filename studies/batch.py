@@ -14,6 +14,7 @@ from PIL import Image
 from eelib.config import ConfigError, merged, of_the_run, override, read_yaml, resolve
 from eelib.files import shorten, write_atomic
 from eelib.plots import png_of
+from eelib.preprocess import upright_rgb
 from studies.phases.config import PhaseConfig, parse
 
 
@@ -88,8 +89,9 @@ def shrink_pictures(path: Path) -> None:
     outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())]
     for data in outputs:
         if "image/png" in data:
-            picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
-            data["image/png"] = base64.b64encode(png_of(picture.convert("RGB"))).decode()
+            drawn = base64.b64decode(data["image/png"])
+            small = png_of(upright_rgb(Image.open(io.BytesIO(drawn))))
+            data["image/png"] = base64.b64encode(min(drawn, small, key=len)).decode()
     papermill_io.write(nbformat.writes(notebook), str(path))
 
 

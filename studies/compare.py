@@ -22,9 +22,9 @@ TOLERANCES = (
     (r"^(phase|scorecard|detector)", 0.05),  # trained again
     (r"", 0.001),
 )
-# Keys, and whole files or keys of a file, that say where or how fast something ran.
+# Keys anywhere, and files or keys of one file, that say where or how fast something ran.
 MACHINE_KEYS = re.compile(r"(^|[ _])ms($|[ _])|time|second|machine|versions|passed|ratio$")
-MACHINE_FILES = re.compile(r"^(bench|acceleration|exits\.(gates|eager))")
+MACHINE_PLACES = re.compile(r"^(bench|acceleration|exits\.(gates|eager))")
 # The weights of a trained phase hold the seconds of its epochs, so that their hash is new with every training.
 TRAINED = re.compile(r"phase|detector")
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?")
@@ -71,7 +71,7 @@ def judge(name: str, path: tuple[str, ...], ours: object, committed: object) -> 
     size, keys = distance(ours, committed), ".".join(path)
     tolerance = next(value for pattern, value in TOLERANCES if re.search(pattern, f"{name}.{keys}"))
     example = f"{keys}: {ours} against {committed}"
-    machine = MACHINE_FILES.search(f"{name}.{keys}") or any(MACHINE_KEYS.search(key) for key in path)
+    machine = MACHINE_PLACES.search(f"{name}.{keys}") or any(MACHINE_KEYS.search(key) for key in path)
     if machine or (path[-1] == "checkpoint_sha256" and TRAINED.search(name)):
         return Difference("machine", size, example)
     return Difference("within" if size <= tolerance else "different", size, example)

@@ -9,7 +9,10 @@ MINIMAL = {"name": "t"}
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"optim": {"lr": "1e-4"}}, "key 'optim.lr' is '1e-4': input should be a valid number"),
+        (
+            {"optim": {"lr": "1e-4"}},
+            "key 'optim.lr' is '1e-4': input should be a valid number; write it without quotes",
+        ),
         ({"loss": {"clasification": "giou"}}, "unknown key 'loss.clasification'; did you mean 'classification'"),
         ({"optm": {}}, "unknown key 'optm'; did you mean 'optim'"),
         ({"name": 1.4}, "key 'name' is 1.4"),

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from eelib.checkpoints import load_released
+from eelib.deploy.runtime import Session
 from eelib.model import EarlyExitSSDLite
 from eelib.timing import exit_times, machine, measure, part_of, run_to
 
@@ -75,3 +77,11 @@ def test_the_machine_is_described():
 )
 def test_parts_of_a_profile(operator, part):
     assert part_of(operator) == part
+
+
+def test_a_session_states_what_suppression_at_the_exits_passed_adds(checkpoint, exported, looks):
+    session = Session(exported("gates"))
+    times = exit_times(load_released(checkpoint("gates")).eval(), torch.from_numpy(looks[:2]), 2, session)
+    assert set(times) == {*session.exits, "blank1", "blank2"}
+    assert times["exit1"]["passed_ratio"] == 0 and all(times[name]["passed_ratio"] >= 0 for name in session.exits)
+    assert all(time["batch_8_ms"] > 0 and time["ratio"] > 0 for time in times.values())

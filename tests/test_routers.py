@@ -216,7 +216,7 @@ def test_times_that_do_not_fit_are_refused(tmp_path):
     times.write_text(json.dumps(json.loads(times.read_text()) | {"checkpoint_sha256": file_sha256(weights)}))
     assert read_times(times, ("full",), weights) == Times((1,), (0.1,), (), UNIT, {"file": str(times)})
     times.write_text(json.dumps(json.loads(times.read_text()) | {"unit": "the last exit in eager torch"}))
-    with pytest.raises(PolicyError, match="times.json: unit is 'the last exit in eager torch'; expected 'this"):
+    with pytest.raises(PolicyError, match="times.json: key 'unit' is 'the last exit in eager torch'; expected 'this"):
         read_times(times, ("full",), weights)
 
 

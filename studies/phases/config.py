@@ -208,10 +208,9 @@ _NEEDS = (
 )
 
 
-def idle_switches(config: PhaseConfig) -> list[str]:
-    """What is set in a phase's configuration and cannot act beside the rest of it, one line each.
-
-    A threshold that the confidence rule cannot miss is among it.
+def contradictions(config: PhaseConfig) -> list[str]:
+    """What is set in a phase's configuration and cannot act beside the rest of it, and a threshold that every image
+    reaches, one line each.
     """
     default, problems = type(config)(phase=config.phase), []
     for key, other, allowed in _NEEDS:
@@ -242,7 +241,7 @@ def idle_switches(config: PhaseConfig) -> list[str]:
 def parse(values: object, source: str = "configuration") -> PhaseConfig:
     """Validate a mapping; :class:`ConfigError` which tells all problems."""
     config = validate(PhaseConfig, values, source)
-    if problems := idle_switches(config):
+    if problems := contradictions(config):
         raise ConfigError(f"{source}: {'; '.join(problems)}")
     return config
 

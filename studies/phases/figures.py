@@ -266,8 +266,8 @@ def gate_of_1_9(trajectory: pd.DataFrame) -> Figure:
     return figure
 
 
-def beside_record(recorded: pd.DataFrame, ours: pd.DataFrame, panels: list[tuple[str, str, str]]) -> Figure:
-    """A phase by epoch, recorded and reproduced, one panel a quantity.
+def beside_record(recorded: pd.DataFrame, ours: pd.DataFrame | None, panels: list[tuple[str, str, str]]) -> Figure:
+    """A phase by epoch, recorded and reproduced, if it was, one panel a quantity.
 
     Args:
         panels: (axis label, recorded column, our column); a label that ends in "(log)" has a logarithmic axis.
@@ -276,7 +276,8 @@ def beside_record(recorded: pd.DataFrame, ours: pd.DataFrame, panels: list[tuple
     figure, axes = plt.subplots(rows, 2, figsize=(TEXT_WIDTH_IN, 1.9 * rows), sharex=True, squeeze=False)
     for axis, (label, old, new) in zip(axes.flat, panels, strict=True):
         axis.plot(recorded.index, recorded[old], "o", markersize=3.5, color=RECORDED_COLOUR, label="recorded")
-        axis.plot(ours.index, ours[new], color=OURS_COLOUR, linewidth=1.4, label="ours")
+        if ours is not None:
+            axis.plot(ours.index, ours[new], color=OURS_COLOUR, linewidth=1.4, label="ours")
         if label.endswith("(log)"):
             axis.set_yscale("log")
         axis.set_ylabel(label.replace(" (log)", "\n(logarithmic)"))
@@ -285,7 +286,7 @@ def beside_record(recorded: pd.DataFrame, ours: pd.DataFrame, panels: list[tuple
     return figure
 
 
-def phase_page(phase: str, history: pd.DataFrame) -> Figure:
+def phase_page(phase: str, history: pd.DataFrame | None) -> Figure:
     """A phase by epoch, ours as lines beside the record as dots: confidence and threshold, loss, where images leave."""
     figure, (confidences, losses, shares) = plt.subplots(1, 3, figsize=(TEXT_WIDTH_IN, 2.2))
     final = record.final_values().loc[phase]
@@ -298,10 +299,17 @@ def phase_page(phase: str, history: pd.DataFrame) -> Figure:
         ):
             dots = path[key] if path is not None and key in path else pd.Series({record.EPOCHS: last})
             axis.plot(dots.index, dots, "o", markersize=3, markerfacecolor="white", clip_on=False, **colour)
-            axis.plot(history.index, history[key], linewidth=1.2, **colour)
-        confidences.plot(history.index, history[f"threshold_{name}"], linestyle="--", linewidth=0.8, **colour)
-    values = history[[f"val_share_{name}" for name in EXIT_COLOURS]].T
-    shares.stackplot(history.index, values, colors=EXIT_COLOURS.values(), step="mid", linewidth=0)
+            if history is not None:
+                axis.plot(history.index, history[key], linewidth=1.2, **colour)
+        if history is not None:
+            threshold = history.get(f"threshold_{name}")
+            if threshold is None or threshold.isna().all():
+                confidences.axhline(final[f"{name}_threshold_epoch20"], linestyle="--", linewidth=0.8, **colour)
+            else:
+                confidences.plot(history.index, threshold, linestyle="--", linewidth=0.8, **colour)
+    if history is not None:
+        values = history[[f"val_share_{name}" for name in EXIT_COLOURS]].T
+        shares.stackplot(history.index, values, colors=EXIT_COLOURS.values(), step="mid", linewidth=0)
     small = final["loss_exit2"] < 1  # of 1.1 alone
     losses.set(yscale="log" if small else "linear", ylabel="loss (logarithmic)" if small else "loss")
     confidences.set(ylabel="confidence")

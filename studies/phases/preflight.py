@@ -81,7 +81,8 @@ def object_mask(dataset: DetectionDataset, index: int) -> Tensor:
     for annotation in dataset.coco.imgToAnns[image["id"]]:
         shape = annotation.get("segmentation")
         if shape is None or (isinstance(shape, dict) and tuple(shape["size"]) != size_hw):
-            raise DataError(f"{dataset.file}: annotation {annotation['id']} has no 'segmentation' of the image's size")
+            state = "has no 'segmentation'" if shape is None else f"has a 'segmentation' of size {shape['size']}"
+            raise DataError(f"{dataset.file}: annotation {annotation['id']} {state}; expected one of {list(size_hw)}")
         mask |= torch.from_numpy(dataset.coco.annToMask(annotation)).bool()
     return mask.flip(-1) if isinstance(dataset, PhaseImages) and dataset.mirrors(index) else mask
 

@@ -11,7 +11,7 @@ from studies.report import reports
 
 @pytest.fixture(scope="module")
 def values():
-    if not all((ROOT / "reports" / name).exists() for name in reports.REPORTS):
+    if not any((ROOT / "reports" / name).exists() for name in reports.REPORTS):
         pytest.skip("not released yet")
     return reports.context(ROOT / "reports" / "metrics", ROOT / "reports" / "phases")
 

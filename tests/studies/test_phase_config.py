@@ -14,7 +14,10 @@ def test_every_phase_file_is_valid(path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"phase": "1.4", "optim": {"lr": "1e-4"}}, "key 'optim.lr' is '1e-4': input should be a valid number"),
+        (
+            {"phase": "1.4", "optim": {"lr": "1e-4"}},
+            "key 'optim.lr' is '1e-4': input should be a valid number; write it without quotes",
+        ),
         (
             {"phase": "1.4", "targets": {"class_layuot": "permuted"}},
             "unknown key 'targets.class_layuot'; did you mean 'class_layout'",

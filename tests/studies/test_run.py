@@ -41,11 +41,10 @@ def test_a_kernel_that_dies_is_told(tmp_path, capsys):
 
 
 def test_an_executed_copy_holds_small_pictures_of_the_same_size(tmp_path):
-    draw = "import numpy as np, PIL.Image as I\ndisplay(I.fromarray(np.indices((90, 120)).sum(0).astype('uint8')))"
+    draw = "import numpy as np, PIL.Image as I\ndisplay(I.fromarray(np.indices((90, 120, 3)).prod(0).astype('uint8')))"
     path = notebook(tmp_path / "a.ipynb", "seed = 0", draw)
     assert main(["study", "run", path, "--out", str(tmp_path / "out.ipynb")]) == 0
     ran = nbformat.read(tmp_path / "out.ipynb", nbformat.NO_CONVERT)
     (text,) = [o.data["image/png"] for cell in ran.cells for o in cell.outputs if "image/png" in o.get("data", {})]
     picture = Image.open(io.BytesIO(base64.b64decode(text)))
-    assert picture.mode == "P" and picture.size == (120, 90)
-    assert picture.convert("L").getpixel((20, 10)) == 30
+    assert (picture.mode, picture.size) == ("P", (120, 90))
