@@ -13,9 +13,9 @@ from PIL import Image
 
 from eelib.config import ConfigError, merged, of_the_run, override, read_yaml, resolve
 from eelib.files import shorten, write_atomic
-from eelib.plots import png_of
 from eelib.preprocess import upright_rgb
 from studies.phases.config import PhaseConfig, parse
+from studies.plots import png_of
 
 
 class _Whole(LocalHandler):

@@ -29,15 +29,16 @@ from eelib.data import DetectionDataset, as_input
 from eelib.deploy.export import export
 from eelib.deploy.manifest import DeploymentError
 from eelib.deploy.router import Rule
-from eelib.deploy.runtime import Session, open_graph
+from eelib.deploy.runners import open_graph
+from eelib.deploy.runtime import Session
 from eelib.evaluate import source_for, versions
 from eelib.files import file_sha256
 from eelib.hub import path_of
 from eelib.model import EarlyExitSSDLite
-from eelib.plots import EXIT_COLOURS, TEXT_WIDTH_IN
 from eelib.timing import machine, measure, run_to
 from studies.compress.systems import leaving_at, summary
 from studies.goals import load_goals, met
+from studies.plots import EXIT_COLOURS, TEXT_WIDTH_IN
 
 BASELINE = ("onnxruntime", "baseline")  # what 1.00 is
 PLAIN = ("onnxruntime", "plain")  # the measured detector without its exits, at the same input

@@ -64,7 +64,7 @@ def test_detections_are_the_models(kind, checkpoint, exported, looks):
 
 @pytest.mark.parametrize("kind", DETECTORS)
 def test_whole_graphs_agree_with_the_stages(kind, exported, looks):
-    from eelib.deploy.runtime import open_graph
+    from eelib.deploy.runners import open_graph
 
     session = Session(exported(kind))
     every = open_graph(session.folder, session.manifest.monolithic).run(None, {"features": looks[:3]})

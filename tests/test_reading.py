@@ -12,7 +12,6 @@ from detectors import random_detector, room
 from PIL import Image
 from synthetic import noisy
 
-from eelib import tables
 from eelib.checkpoints import TrainingError, load_checkpoint, load_released, save_checkpoint
 from eelib.config import ConfigError, saved_config
 from eelib.deploy.manifest import DeploymentError
@@ -23,6 +22,7 @@ from eelib.preprocess import read_image, read_sizes
 from eelib.records import RecordsError, load_records, save_records
 from eelib.routed_ap import RoutedAP
 from eelib.routers import PolicyError, read_times
+from studies import tables
 from studies.metrics import current_metrics
 
 

@@ -11,8 +11,9 @@ from eelib.evaluate import file_sha256
 from eelib.hub import HubError, read_manifest
 from eelib.model import EarlyExitSSDLite
 from eelib.records import RecordsError
-from eelib.release import find_released, release, stages_table
+from eelib.release import release
 from eelib.routed_ap import RoutedAP
+from studies.released import find_released, stages_table
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from eelib.deploy import runtime
 from eelib.deploy.evidence import Column, Function, Raw, RouterError
 from eelib.deploy.manifest import DeploymentError
 from eelib.deploy.router import Gate, Rule
+from eelib.deploy.runners import open_graph
 from eelib.deploy.runtime import Session
 from eelib.preprocess import ImageError
 
@@ -60,7 +61,7 @@ def probabilities(session, images) -> np.ndarray:
     """What each gate gives for each image, by its graph: (N, 2)."""
     columns = []
     for stage in session.manifest.stages[:2]:
-        run = runtime.open_graph(session.folder, stage).run
+        run = open_graph(session.folder, stage).run
         holds, images = run(["holds_object", "next_features"], {"features": images})
         columns.append(holds)
     return np.stack(columns, 1)

@@ -26,7 +26,7 @@ from eelib.config import saved_config
 from eelib.data import DetectionDataset, as_input
 from eelib.deploy.export import install, named_by_hash, new_graphs
 from eelib.deploy.manifest import MANIFEST, Manifest, Stage, read_manifest
-from eelib.deploy.runtime import open_graph
+from eelib.deploy.runners import open_graph
 from eelib.timing import part_of
 
 PERCENTILE = 99.9  # of an activation's values inside its range; chosen on val among 99.5 to 99.999

@@ -5,22 +5,18 @@ images that go on; decoding sits in the stage's graph. Suppression sits beside i
 its own: inside, images that go on would pay it too, and in numpy it takes four times as long.
 """
 
-import ctypes
-import io
-import sys
 import timeit
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from eelib.deploy.evidence import OF_BOXES, Column, Confidence, Never, Raw, RouterError
-from eelib.deploy.manifest import DeploymentError, Graph, Stage, read_graph, read_manifest
+from eelib.deploy.manifest import DeploymentError, Stage, read_manifest
 from eelib.deploy.observe import MAX_DETECTIONS, evidence_of
 from eelib.deploy.router import Gate, Router, Rule, check_range
+from eelib.deploy.runners import RUNNERS, Run, open_graph, refused
 from eelib.detections import Detections
 from eelib.preprocess import ImageSource, as_image, to_input
 
@@ -28,8 +24,6 @@ from eelib.preprocess import ImageSource, as_image, to_input
 # thread, an image costs a sixth more at exit1 in one call of 32 than in calls of 1 to 4.
 CHUNK = 4
 _faster: dict[tuple, str] = {}  # the runtime that "auto" measured to be the faster, by graphs and threads
-
-Run = Callable[[np.ndarray], Sequence[np.ndarray]]  # features to a graph's outputs
 
 
 class Session:
@@ -257,7 +251,7 @@ class Session:
         except DeploymentError:
             raise
         except Exception as error:  # the runtimes raise types of their own
-            raise _refused(self.folder / stage.file, self.runtime, error) from None
+            raise refused(self.folder / stage.file, self.runtime, error) from None
         outputs, images = dict(zip(stage.outputs, values, strict=False)), len(features)
         places = outputs["scores"].shape[-1:] if "scores" in outputs else ()
         shapes = {
@@ -324,7 +318,7 @@ class Session:
                 chosen = chosen[:, 2]
                 candidates, best, labels = candidates[chosen], best[chosen], labels[chosen]
             except Exception as error:  # a graph that is none of suppression
-                raise _refused(self.folder / self.manifest.suppression.file, "onnxruntime", error) from None
+                raise refused(self.folder / self.manifest.suppression.file, "onnxruntime", error) from None
         return Detections(candidates, best, labels + 1, exit_name, self.classes)
 
 
@@ -335,77 +329,3 @@ def _finite(values: np.ndarray, exit_name: str, rows: np.ndarray) -> np.ndarray:
         image = rows[int(np.argmin(sound))]
         raise DeploymentError(f"image {image}: output at {exit_name} is not finite; expected finite pixels")
     return values
-
-
-def open_graph(folder: Path, graph: Graph, threads: int = 1) -> onnxruntime.InferenceSession:
-    """Open a graph whose SHA-256 is the manifest's.
-
-    Raises:
-        DeploymentError: the file is missing, is not the one that was exported, or is refused by onnxruntime.
-    """
-    content = read_graph(folder, graph)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # a warning for each initialiser that an optimisation dropped helps nobody
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a type of its own for each way of being no graph
-        raise _refused(folder / graph.file, "onnxruntime", error) from None
-
-
-def _refused(path: Path, runtime: str, error: Exception) -> DeploymentError:
-    return DeploymentError(f"{path}: {runtime} refuses the graph ({' '.join(str(error).split())[:200]})")
-
-
-def _by_onnxruntime(folder: Path, graph: Graph, threads: int) -> Run:
-    session = open_graph(folder, graph, threads)
-    return lambda features: session.run(None, {"features": features})
-
-
-def _by_openvino(folder: Path, graph: Graph, threads: int) -> Run:
-    try:
-        import openvino
-    except ImportError:
-        raise DeploymentError("runtime 'openvino' is not installed: pip install 'eelib[openvino]'") from None
-    content = read_graph(folder, graph)
-    # float means float: on some processors it would take bfloat16
-    options = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
-    try:
-        with _kept_signal_stack():
-            core = openvino.Core()
-            request = core.compile_model(core.read_model(io.BytesIO(content)), "CPU", options).create_infer_request()
-    except Exception as error:  # whatever its front end stumbles over
-        raise _refused(folder / graph.file, "openvino", error) from None
-    names = range(len(graph.outputs))
-
-    def run(features: np.ndarray) -> list[np.ndarray]:
-        results = request.infer({0: features})
-        return [results[k] for k in names]
-
-    return run
-
-
-class _SignalStack(ctypes.Structure):
-    _fields_ = (("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))  # stack_t of Linux
-
-
-@contextmanager
-def _kept_signal_stack() -> Iterator[None]:
-    """Give the thread back the stack on which its signals are handled.
-
-    A graph that OpenVINO 2026 compiles puts its own in that place, and frees it with the graph: the next signal that
-    Python handles then ends the process.
-    """
-    if sys.platform != "linux":
-        yield
-        return
-    set_stack, before = ctypes.CDLL(None).sigaltstack, _SignalStack()
-    set_stack(None, ctypes.byref(before))
-    try:
-        yield
-    finally:
-        set_stack(ctypes.byref(before), None)
-
-
-RUNNERS = {"onnxruntime": _by_onnxruntime, "openvino": _by_openvino}

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from eelib.detections import exit_colour
-from eelib.plots import OURS_COLOUR, TEXT_WIDTH_IN
 from studies.goals import load_goals, met
 from studies.hull import Hull
+from studies.plots import OURS_COLOUR, TEXT_WIDTH_IN
 
 INT8 = " int8"  # ends the names of quantised systems
 STATIC_COLOUR = "black"

@@ -19,7 +19,8 @@ from eelib.evaluate import provenance
 from eelib.files import read_json, write_json
 from eelib.routed_ap import RoutedAP, bootstrap, interval, resample, scenes_of
 from studies.phases.config import EXIT_NAMES, PhaseConfig, parse
-from studies.phases.trainer import identity, optimiser_steps, route_split, train_phase, weights_path
+from studies.phases.trained import optimiser_steps, route_split, weights_path
+from studies.phases.trainer import identity, train_phase
 
 DESTROYED = 0.1  # share of the working AP below which nothing is detected any more
 ALL = 0.95  # share of the images from which an exit counts as the only one

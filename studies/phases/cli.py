@@ -64,7 +64,8 @@ def train(
     if (start := settings.model.start) and not resolve(start).is_file():
         raise InputError(f"{config}: key 'model.start' is '{start}': no such checkpoint")
     from studies.phases.scorecard import summarise
-    from studies.phases.trainer import run_folder, ship, train_phase
+    from studies.phases.trained import run_folder, ship
+    from studies.phases.trainer import train_phase
     from studies.phases.verdicts import publish_run
 
     out = run_folder(settings, runs / profile)
@@ -104,7 +105,7 @@ def validate(
 
     configs = [load(path) for path in paths]
     from studies.phases.scorecard import validate as measure
-    from studies.phases.trainer import run_folder
+    from studies.phases.trained import run_folder
 
     answers = []
     for config in configs:

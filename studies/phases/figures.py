@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from scipy.special import expit
 
-from eelib.plots import ALARM_COLOUR, EXIT_COLOURS, OURS_COLOUR, RECORDED_COLOUR, TEXT_WIDTH_IN
 from studies.phases import analysis as record
 from studies.phases.config import ConfidenceConfig
+from studies.plots import ALARM_COLOUR, EXIT_COLOURS, OURS_COLOUR, RECORDED_COLOUR, TEXT_WIDTH_IN
 
 HOLDS_COLOUR, FAILS_COLOUR = "#BFDDEE", "#EFA47A"
 

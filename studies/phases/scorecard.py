@@ -25,15 +25,8 @@ from studies.phases.analysis import recorded_values
 from studies.phases.confidence import confidence
 from studies.phases.config import EXIT_NAMES, PhaseConfig
 from studies.phases.detector import NMS_THRESHOLD, SIZE_HW, RecordedDetector, decoded_boxes
-from studies.phases.trainer import (
-    final_thresholds,
-    identity,
-    load_phase,
-    optimiser_steps,
-    route_split,
-    tag,
-    weights_path,
-)
+from studies.phases.trained import final_thresholds, load_phase, optimiser_steps, route_split, tag, weights_path
+from studies.phases.trainer import identity
 
 FEW_STEPS = 2500  # a tenth of the record's, below which boxes in pixels have not been learnt
 SCORES = (0.5, 0.4, 0.35)  # least scores that the record's script tried

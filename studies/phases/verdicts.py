@@ -16,7 +16,7 @@ from studies.phases import mechanisms
 from studies.phases.analysis import trajectory
 from studies.phases.config import EXIT_NAMES, PhaseConfig, load, profile_changes
 from studies.phases.scorecard import recorded_card
-from studies.phases.trainer import metrics_files, read_history, tag
+from studies.phases.trained import metrics_files, read_history, tag
 
 # Keys of phases.json, for its readers.
 ABOUT = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from studies.phases import analysis as record
-from studies.phases import trainer
+from studies.phases import trained
 from studies.phases.config import EXIT_NAMES
 from studies.phases.verdicts import shares_text
 
@@ -201,9 +201,9 @@ def _range(values: pd.Series) -> str:
 
 def read_history(folder: Path | str, phase: str) -> pd.DataFrame | None:
     """A published run by epoch, of the first seed, the serious one first; None when there is none."""
-    for run in (f"serious/phase_{trainer.tag(phase)}_seed0", f"phase_{trainer.tag(phase)}_seed0"):
-        if all((Path(folder) / run / name).exists() for name in trainer.metrics_files(phase)):
-            return trainer.read_history(Path(folder) / run, phase)
+    for run in (f"serious/phase_{trained.tag(phase)}_seed0", f"phase_{trained.tag(phase)}_seed0"):
+        if all((Path(folder) / run / name).exists() for name in trained.metrics_files(phase)):
+            return trained.read_history(Path(folder) / run, phase)
     return None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from eelib import tables
+from studies import tables
 from studies.compress import results
 from studies.goals import load_goals
 from studies.metrics import read_metrics

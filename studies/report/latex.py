@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 from scipy.optimize import brentq
 
-from eelib import tables
 from eelib.config import ConfigError
 from eelib.files import write_atomic
+from studies import tables
 
 TEXT_WIDTH_CM = 16.0  # of A4 with margins of 2.5 cm, the one width that every table is made for
 TEXT_WIDTH_PT = TEXT_WIDTH_CM / 2.54 * 72.27

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from eelib import tables
 from eelib.files import write_atomic
 from eelib.hub import read_manifest
 from eelib.release import CHECKPOINTS
+from studies import tables
 from studies.compress import results
 from studies.metrics import Values, load_entries, read_metrics
 from studies.phases.analysis import final_values

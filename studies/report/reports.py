@@ -11,9 +11,9 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from eelib import tables
 from eelib.config import ROOT, ConfigError, load_config
 from eelib.files import write_atomic
+from studies import tables
 from studies.goals import decision, load_goals
 from studies.metrics import Values, load_entries, read_metrics
 from studies.phases import analysis as record

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from eelib.data import DetectionDataset
-from eelib.plots import EXIT_COLOURS, OURS_COLOUR, SERIES_COLOURS, TEXT_WIDTH_IN, image_grid
 from eelib.routed_ap import interval
 from eelib.routing import Split
+from studies.plots import EXIT_COLOURS, OURS_COLOUR, SERIES_COLOURS, TEXT_WIDTH_IN, image_grid
 
 QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99)
 LEVELS = (0.25, 0.5)  # of a loss; the figure counts images between them

@@ -14,10 +14,10 @@ from sklearn.metrics import roc_auc_score
 
 from eelib.deploy.evidence import OF_RAW_SCORES
 from eelib.guarantee import certified_gates, fixed_sequence, gate_sequence
-from eelib.plots import TEXT_WIDTH_IN
 from eelib.policies import fit_benefit
 from eelib.routing import Split
 from studies.compress.results import ROUTERS
+from studies.plots import TEXT_WIDTH_IN
 from studies.routing.answers import share_of
 from studies.routing.worth import Beside, Times
 

@@ -15,10 +15,10 @@ from pycocotools.coco import COCO
 
 from eelib.config import resolve
 from eelib.data import as_coco, load_split
-from eelib.plots import EXIT_COLOURS, TEXT_WIDTH_IN
 from eelib.records import records_of
 from eelib.routed_ap import ALL_AREAS, AREAS, RoutedAP, bootstrap, interval, resample, scenes_of
 from eelib.routing import Split
+from studies.plots import EXIT_COLOURS, TEXT_WIDTH_IN
 
 
 def only_model(coco: COCO, model: str) -> COCO:

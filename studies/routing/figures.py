@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from eelib.plots import EXIT_COLOURS, OURS_COLOUR, TEXT_WIDTH_IN
 from studies.hull import Hull
+from studies.plots import EXIT_COLOURS, OURS_COLOUR, TEXT_WIDTH_IN
 from studies.routing.bounds import Curve, Judge, Recovered
 from studies.routing.published import SOURCES
 

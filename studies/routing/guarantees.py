@@ -15,10 +15,10 @@ from scipy.stats import norm
 
 from eelib import guarantee
 from eelib.guarantee import BOUNDS, Quality, drops, fixed_sequence
-from eelib.plots import SERIES_COLOURS, TEXT_WIDTH_IN
 from eelib.policies import BEST_SCORE
 from eelib.routing import Setting, Split, hull_mixture
 from studies.hull import at_prevalence
+from studies.plots import SERIES_COLOURS, TEXT_WIDTH_IN
 from studies.routing.answers import share_of
 from studies.routing.worth import Beside
 

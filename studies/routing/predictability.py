@@ -19,10 +19,10 @@ from scipy.stats import spearmanr
 from eelib.data import DetectionDataset, batches
 from eelib.deploy.evidence import OF_RAW_SCORES
 from eelib.model import EarlyExitSSDLite
-from eelib.plots import SERIES_COLOURS, TEXT_WIDTH_IN
 from eelib.policies import Features, evidence_features, fit_gain
 from eelib.routing import Setting, Split, choose
 from studies.compress.plane import load_flags
+from studies.plots import SERIES_COLOURS, TEXT_WIDTH_IN
 from studies.routing.bounds import Area, priced
 from studies.routing.figures import BOUND_COLOUR, HIGHLIGHTS, MARKERS, OTHER_COLOUR
 

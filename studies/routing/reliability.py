@@ -11,9 +11,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from eelib.calibrate import METHODS, calibrated, fit_calibrators, outcomes
-from eelib.plots import EXIT_COLOURS, RECORDED_COLOUR, TEXT_WIDTH_IN
 from eelib.records import ExitRecords
 from eelib.routed_ap import RoutedAP
+from studies.plots import EXIT_COLOURS, RECORDED_COLOUR, TEXT_WIDTH_IN
 
 BINS = 20
 SURE = 0.3  # Küppers et al. look at detections from this score on; most recorded ones are far below

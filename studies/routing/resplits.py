@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from eelib.guarantee import fixed_sequence
-from eelib.plots import OURS_COLOUR, TEXT_WIDTH_IN
+from studies.plots import OURS_COLOUR, TEXT_WIDTH_IN
 from studies.routing.answers import share_of
 
 

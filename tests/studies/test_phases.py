@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from eelib.config import ROOT, ConfigError, override
+from studies.phases import trained
 from studies.phases import trainer as phases
 from studies.phases.ablation import ladder
 from studies.phases.config import EXIT_NAMES, load, parse, profile_changes
@@ -80,18 +81,18 @@ def test_another_configuration_starts_over(tiny, tmp_path):
 def test_run_files_carry_the_names_of_the_record(tiny, tmp_path):
     config = small("1_5", tiny, **{"optim.epochs": 1})
     run = phases.train_phase(config, tmp_path, log=lambda _: None)
-    assert phases.weights_path(tmp_path, "1.5").name == "early_exit_ssdlite_phase1_5_final.pth"
+    assert trained.weights_path(tmp_path, "1.5").name == "early_exit_ssdlite_phase1_5_final.pth"
     header, row = (tmp_path / "val_metrics_phase1_5.csv").read_text().splitlines()
     assert {"val_share_exit1", "val_rate_hard_exit1", "val_rate_soft_exit2", "val_confidence_full"} <= set(
         header.split(",")
     )
     assert row.startswith("1,")
     # 1.5, check 8 of B.11: the thresholds are float32 of their start
-    thresholds = phases.final_thresholds(run["detector"], config)
+    thresholds = trained.final_thresholds(run["detector"], config)
     assert thresholds == tuple(float(torch.tensor(t)) for t in (0.55, 0.65))
-    detector, path = phases.load_phase(config, tmp_path)
+    detector, path = trained.load_phase(config, tmp_path)
     assert detector.heads.thresholds["exit1"] == torch.tensor(0.55)
-    assert path == phases.weights_path(tmp_path, "1.5")
+    assert path == trained.weights_path(tmp_path, "1.5")
 
 
 @pytest.mark.slow
@@ -264,11 +265,11 @@ def test_runs_are_joined_and_judged_from_what_they_wrote(tmp_path, tiny, monkeyp
     runs = [("", small("1_4", tiny, seed=s, **{"optim.epochs": 1})) for s in (0, 1)]
     for profile, config in [*runs, ("serious", runs[0][1])]:
         out = tmp_path / "runs" / profile / str(config.seed)
-        trained = phases.train_phase(config, out, log=lambda _: None)
-        summary = summarise(config, trained["detector"], trained["history"], out)
+        run = phases.train_phase(config, out, log=lambda _: None)
+        summary = summarise(config, run["detector"], run["history"], out)
         assert not {"mechanisms", "difference"} & summary.keys()
         publish_run(config, summary, out, tmp_path, profile)
-        judged = judge(config, summary, trained["history"])
+        judged = judge(config, summary, run["history"])
     (entry,) = join_runs(tmp_path)["phases"]
     assert entry["runs"][0]["mechanisms"] == entry["serious"]["mechanisms"] == judged["mechanisms"]
     assert (entry["phase"], entry["seeds"]) == ("1.4", 2) and "time" not in entry["serious"]
@@ -292,18 +293,18 @@ def test_runs_are_joined_and_judged_from_what_they_wrote(tmp_path, tiny, monkeyp
 
 def test_shipped_branches_come_back(tiny, tmp_path, monkeypatch):
     config = small("1_4", tiny, **{"optim.epochs": 1, "model.start": "checkpoints/phases_start.pth"})
-    trained = phases.build_detector(config).eval()
-    phases.ship(trained, config, tmp_path / "phase_1_4.pth")
+    detector = trained.build_detector(config).eval()
+    trained.ship(detector, config, tmp_path / "phase_1_4.pth")
     assert (tmp_path / "phase_1_4.pth").stat().st_size < 3_000_000
-    detector, read = phases.load_shipped(tmp_path / "phase_1_4.pth")
+    again, read = trained.load_shipped(tmp_path / "phase_1_4.pth")
     assert read == config
     image = torch.rand(1, 3, 320, 320)
     with torch.no_grad():
-        pairs = zip(trained.exits(image), detector.exits(image), strict=True)
+        pairs = zip(detector.exits(image), again.exits(image), strict=True)
         assert all(torch.allclose(a.cls_logits, b.cls_logits, atol=0.02) for a, b in pairs)
-    monkeypatch.setattr(phases, "file_sha256", lambda _: "another")
+    monkeypatch.setattr(trained, "file_sha256", lambda _: "another")
     with pytest.raises(phases.TrainingError, match="trained on another checkpoints/phases_start.pth"):
-        phases.load_shipped(tmp_path / "phase_1_4.pth")
+        trained.load_shipped(tmp_path / "phase_1_4.pth")
 
 
 def test_recorded_cards_of_all_phases():

@@ -19,7 +19,7 @@ from studies.phases.confidence import confidence, mean_max
 from studies.phases.config import EXIT_NAMES, load, parse
 from studies.phases.detector import ExitMaps, RecordedDetector, RecordedExits, prior_boxes
 from studies.phases.loss import assign, class_rows, exit_weights, recorded_loss
-from studies.phases.trainer import build_detector, route_split
+from studies.phases.trained import build_detector, route_split
 
 PHASE_1_4 = load(ROOT / "params" / "phase_1_4.yaml")
 WORKING = load(ROOT / "params" / "phase_2_0_recorded.yaml")

@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from eelib import tables
 from eelib.config import ConfigError
+from studies import tables
 from studies.metrics import load_entries
 from studies.phases import analysis as record
 from studies.phases.config import EXIT_NAMES

@@ -16,7 +16,7 @@ import json, sys
 from pathlib import Path
 import matplotlib
 matplotlib.use("agg")
-from eelib import plots, tables
+from studies import plots, tables
 from studies.compress import results
 from studies.report import latex
 
