@@ -47,7 +47,7 @@ class Explorer:
         self.exit_names, self.times = tuple(row["exits"]), times_of(row)
         self.cuts = [exit_["cut"] for exit_ in row["exits"].values()]
         self.empty = self.flags.positives == 0
-        self._static = static_flags(reports, self.report)
+        self._static = static_flags(reports, self.report, seed)
         self._hulls: dict[float | None, Hull] = {}  # a slider asks for the same shares of empty images again
 
     def evidence(self, index: int) -> dict[str, np.ndarray]:

@@ -78,13 +78,13 @@ def common_times(plane: Mapping, measured: Mapping, checkpoint_sha256: str, size
     )
 
 
-def static_flags(reports: Path | str, plane: Mapping) -> list[Static]:
-    """Every static system of a plane, int8 ones and truncated ones too; of several seeds the first."""
-    flags = []
+def static_flags(reports: Path | str, plane: Mapping, seed: int = 0) -> list[Static]:
+    """Every static system of a plane, int8 and truncated ones too: as a seed trained it, or as the first seed did."""
+    flags, trained = [], {row["name"] for row in plane["systems"] if row["seed"] == seed}
     for row in plane["systems"]:
-        if row["kind"] in HULLS["static"] and row["seed"] == 0:
+        if row["kind"] in HULLS["static"] and row["seed"] == (seed if row["name"] in trained else 0):
             time = next(iter(row["exits"].values()))["time_ratio"]
-            flags.append(Static(row["kind"], time, load_flags(reports, plane, row["name"])[row["name"], 0]))
+            flags.append(Static(row["kind"], time, load_flags(reports, plane, row["name"])[row["name"], row["seed"]]))
     return flags
 
 

@@ -1,6 +1,7 @@
 """The explorer on made-up flags: its routings are those of the library, its evidence that of the records."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from synthetic import noisy
 from eelib.config import ConfigError
 from eelib.routed_ap import RoutedAP
 from studies.explorer import Explorer
+from studies.routing.worth import static_flags
 
 TIMES = {"exit1": 0.3, "exit2": 0.5, "full": 1.0}
 
@@ -29,6 +31,18 @@ def written(tmp_path_factory):
     report = {"plane": {"name": "plane"}, "split": "test", "split_sha256": "data", "systems": [system, static]}
     (reports / "metrics" / "plane.json").write_text(json.dumps(report))
     return reports, records, RoutedAP(records, coco)
+
+
+def test_the_hull_is_of_the_seed_where_it_trained_a_static_detector(written):
+    reports = written[0]
+    report = json.loads((reports / "metrics" / "plane.json").read_text())
+    report["systems"] += [row | {"seed": 1} for row in report["systems"]]
+    report["systems"] += [report["systems"][1] | {"name": "other"}]
+    for name, kind in (("static_seed1", "exits_256_seed0"), ("other_seed0", "static_seed0")):
+        shutil.copy(reports / "plane" / f"{kind}.npz", reports / "plane" / f"{name}.npz")
+    first, second = (static_flags(reports, report, seed) for seed in (0, 1))
+    # the flags that stand for another seed are told by their three exits
+    assert [static.flags.exits for static in first] == [1, 1] and [static.flags.exits for static in second] == [3, 1]
 
 
 def test_evidence_is_that_of_the_records(written):
