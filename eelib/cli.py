@@ -112,7 +112,7 @@ def route(
 ) -> None:  # fmt: skip
     """Choose thresholds for a budget of time, and measure them on test.
 
-    Example: eelib route runs/mine/released.pth --budget 0.6 --out router.json
+    Example: eelib route runs/mine/released.pth --budget 0.75 --out router.json
 
     Args:
         checkpoint: a released name, or a path.

@@ -147,7 +147,7 @@ def route(
         RecordsError: the folder's records are of another detector or data set.
 
     Examples:
-        >>> system = eelib.route(model, "my", budget=0.6)
+        >>> system = eelib.route(model, "my", budget=0.75)
         >>> path = system.save("router.json")
     """
     check_policy(policy)
